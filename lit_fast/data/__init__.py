@@ -1,0 +1,84 @@
+"""Datasets with train, validation and test kept apart, and batches that are pure functions of (seed, epoch, step)."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from lit_fast.data.augment import Augmentation
+from lit_fast.data.base import Batch, Data, Split, TensorSplit
+from lit_fast.data.errors import DataError
+from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, floats
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Augmentation",
+    "Batch",
+    "Data",
+    "DataError",
+    "Split",
+    "TensorSplit",
+    "names",
+    "open_data",
+]
+
+
+def names() -> tuple[str, ...]:
+    """Names `open_data` knows."""
+    return ("digits", "cifar10", "cifar100")
+
+
+def open_data(
+    name: str,
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    val_size: int | None = None,
+    val_seed: int = 0,
+    train_size: int | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+) -> Data:
+    """Open a dataset by name.
+
+    Args:
+        name: "digits" (bundled with scikit-learn), "cifar10" or "cifar100".
+        data_dir: where the files lie (not for digits): the unpacked CIFAR folder, the .tar.gz as downloaded, or a folder
+            that holds either.
+        val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR.
+            0 gives an empty validation split.
+        val_seed: fixes which images validate, and which `train_size` keeps.
+        train_size: train on a stratified subset of this many of the remaining images. None: all.
+        image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR.
+        mean, std: per-channel normalisation in units of full scale (0..1). None: the dataset's own; published checkpoints may
+            have been trained with others (`IMAGENET_MEAN`, `IMAGENET_STD`).
+        augmentation: None: crops after padding by an eighth of the image size, and flips except for digits.
+
+    Raises:
+        DataError: naming the argument or file, what was expected and what was found.
+
+    Example:
+        >>> data = open_data("digits")
+        >>> len(data.train), len(data.val), len(data.test), data.shape
+        (1257, 180, 360, (1, 16, 16))
+    """
+    options = Options(
+        data_dir=None if data_dir is None else Path(data_dir),
+        val_size=val_size,
+        val_seed=val_seed,
+        train_size=train_size,
+        image_size=image_size,
+        mean=floats(mean, "mean"),
+        std=floats(std, "std"),
+        augmentation=augmentation,
+    )
+    if name == "digits":
+        from lit_fast.data import digits
+
+        return digits.load(options)
+    if name in ("cifar10", "cifar100"):
+        from lit_fast.data import cifar
+
+        return cifar.load(name, options)
+    raise DataError(f"there is no dataset {name!r}; choose from {', '.join(names())}")

@@ -1,0 +1,234 @@
+"""`Data`: one dataset in three splits that are kept apart, and the batches made from them."""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
+from lit_fast.data.errors import DataError
+from lit_fast.data.tables import epoch_tables
+
+Batch = tuple[Tensor, Tensor]  # images float32 [B, C, H, W], labels int64 [B]
+SplitName = Literal["train", "val", "test"]
+
+
+class Split(ABC):
+    """Images and labels of one split.
+
+    `labels` is int64 [N]. `ahead` says that `fetch` takes long enough (decoding files) for the next batch to be fetched in
+    a thread while the current one is used.
+    """
+
+    labels: Tensor
+    ahead: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def fetch(self, indices: Tensor) -> Tensor:
+        """Images at `indices` (int64 [B]) as uint8 [B, C, H, W]."""
+
+    @abstractmethod
+    def digest(self) -> bytes:
+        """A hash of the images in their order; the labels are hashed by `Data`."""
+
+
+class TensorSplit(Split):
+    """A split held in memory: the rows `indices` of a uint8 tensor that several splits may share.
+
+    Args:
+        images: uint8 [M, C, H, W].
+        labels: int64 [M], one per image of `images`.
+        indices: int64 [N], which rows make the split, in order; None: all.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        self.images = images
+        self.indices = torch.arange(len(images)) if indices is None else indices
+        self.labels = labels[self.indices]
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        return self.images[self.indices[indices]]
+
+    def digest(self) -> bytes:
+        sha = hashlib.sha256()
+        for rows in self.indices.split(4096):
+            sha.update(self.images[rows].contiguous().numpy().data)
+        return sha.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """One dataset: three splits kept apart, and how their images become network input.
+
+    Args:
+        name: what the dataset is called in messages and reports.
+        shape: (C, H, W) of one image.
+        classes: class names; their number is `num_classes`, and labels are positions in it.
+        mean, std: per-channel normalisation in units of full scale (0..1).
+        augmentation: what training batches go through; `Augmentation()` is none.
+        train, val, test: the splits; `val` may be empty.
+
+    Raises:
+        DataError: if a split's labels, the channel counts or the standard deviations do not fit.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    train: Split
+    val: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        channels = self.shape[0]
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels or not all(math.isfinite(v) for v in values):
+                raise DataError(f"{self.name}: {what} needs {channels} finite values (one per channel), got {values}")
+        if min(self.std) <= 0:
+            raise DataError(f"{self.name}: std must be > 0 in every channel, got {self.std}")
+        if not len(self.train):
+            raise DataError(f"{self.name}: the training split is empty")
+        for split in ("train", "val", "test"):
+            labels = self.split(split).labels
+            bad = ((labels < 0) | (labels >= self.num_classes)).nonzero()
+            if len(bad):
+                at = int(bad[0])
+                raise DataError(
+                    f"{self.name}: label {int(labels[at])} of image {at} in the {split} split is outside 0..{self.num_classes - 1}"
+                    f" ({self.num_classes} classes)"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def split(self, name: str) -> Split:
+        """The split called "train", "val" or "test"."""
+        if name not in ("train", "val", "test"):
+            raise DataError(f"{self.name}: there is no split {name!r}; choose train, val or test")
+        split: Split = getattr(self, name)
+        return split
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal hash of everything that decides the batches: files, labels, split, shape, normalisation, augmentation.
+
+        A checkpoint keeps it, so that a run is never resumed on other data.
+        """
+        sha = hashlib.sha256()
+        sha.update(repr((self.name, self.shape, self.classes, self.mean, self.std, self.augmentation)).encode())
+        for split in (self.train, self.val, self.test):
+            sha.update(len(split).to_bytes(8, "little"))
+            sha.update(split.labels.contiguous().numpy().data)
+            sha.update(split.digest())
+        return sha.hexdigest()
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Training batches per epoch; the last one may be smaller."""
+        return -(-len(self.train) // _checked(batch_size, "batch_size", 1))
+
+    def train_batches(
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        augment: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Batches of one training epoch in random order, the last one possibly smaller.
+
+        Every batch is a pure function of (seed, epoch, step) and the batch size: a run resumed with `start_step` gets the
+        batches an uninterrupted run would get, bit by bit, and the skipped ones are not computed.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            batch_size: images per batch.
+            seed: any integer.
+            start_step: batches to skip, 0..steps_per_epoch.
+            augment: apply `augmentation`; False gives the images as they are, in the same order.
+            device: where the batches go; pixels travel as uint8 and are augmented there.
+
+        Yields:
+            (images float32 [B, C, H, W] contiguous and normalised, labels int64 [B]).
+
+        Raises:
+            DataError: at the call, if an argument is out of range.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        if not 0 <= start_step <= steps:
+            raise DataError(f"start_step: expected 0..{steps} (steps per epoch), got {start_step}")
+        augmentation = self.augmentation if augment else Augmentation()
+        tables = epoch_tables(len(self.train), seed, _checked(epoch, "epoch", 0), augmentation)
+        target = torch.device(device)
+
+        def batch(positions: slice, images: Tensor) -> Batch:
+            rows, columns, flips = (
+                None if table is None else table[positions].to(target, non_blocking=True)
+                for table in (tables.rows, tables.columns, tables.flips)
+            )
+            moved = images.to(target, non_blocking=True)
+            pixels = crop_and_flip(moved, augmentation.pad if rows is not None else 0, rows, columns, flips)
+            labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
+            return normalise(pixels, self.mean, self.std), labels
+
+        places = [slice(s * batch_size, (s + 1) * batch_size) for s in range(start_step, steps)]
+        fetched = _fetch(self.train, [tables.order[place] for place in places])
+        return (batch(place, images) for place, images in zip(places, fetched))
+
+    def eval_batches(self, split: SplitName, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """All images of a split in their fixed order, without augmentation; the last batch may be smaller.
+
+        Yields:
+            (images float32 [B, C, H, W] contiguous and normalised, labels int64 [B]); nothing for an empty split.
+
+        Raises:
+            DataError: at the call, if there is no such split or `batch_size` < 1.
+        """
+        chosen = self.split(split)
+        target = torch.device(device)
+        places = list(torch.arange(len(chosen)).split(_checked(batch_size, "batch_size", 1))) if len(chosen) else []
+        fetched = _fetch(chosen, places)
+        return (
+            (
+                normalise(images.to(target, non_blocking=True), self.mean, self.std),
+                chosen.labels[place].to(target, non_blocking=True),
+            )
+            for place, images in zip(places, fetched)
+        )
+
+
+def _checked(value: int, what: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError(f"{what}: expected an integer >= {least}, got {value!r}")
+    return value
+
+
+def _fetch(split: Split, places: list[Tensor]) -> Iterator[Tensor]:
+    """Images of each batch in turn, read one batch ahead in a thread if the split asks for it."""
+    if not split.ahead:
+        yield from map(split.fetch, places)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="lit_fast-fetch") as thread:
+        pending = None
+        for place in places:
+            following = thread.submit(split.fetch, place)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -1,0 +1,55 @@
+"""scikit-learn's bundled handwritten digits: 1,797 real 8x8 images in ten classes, no download (UCI, Alpaydin and Kaynak 1998)."""
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.augment import Augmentation, resize
+from lit_fast.data.base import Data, TensorSplit
+from lit_fast.data.errors import DataError
+from lit_fast.data.options import Options, channel_statistics
+from lit_fast.data.splits import stratified, train_val_indices
+
+TEST_SIZE = 360
+VAL_SIZE = 180
+IMAGE_SIZE = 16
+
+
+def load(options: Options) -> Data:
+    """Digits as one-channel images, upscaled once; 1,257 train, 180 val and 360 test images by default, stratified.
+
+    The test split never changes; `val_seed` moves only the border between training and validation. Mirrored digits are
+    other signs, so the default augmentation crops and does not flip.
+
+    Raises:
+        DataError: if scikit-learn is missing or a size cannot be given.
+    """
+    pixels, labels = _read()
+    size = options.image_size or IMAGE_SIZE
+    images = resize(pixels, size)
+    test, rest = stratified(labels, TEST_SIZE, ("digits test",))
+    val_size = VAL_SIZE if options.val_size is None else options.val_size
+    train, val = (rest[part] for part in train_val_indices(labels[rest], val_size, options.val_seed, options.train_size))
+    mean, std = channel_statistics(images[train])
+    return Data(
+        name="digits",
+        shape=(1, size, size),
+        classes=tuple(str(digit) for digit in range(10)),
+        mean=options.mean or mean,
+        std=options.std or std,
+        augmentation=options.augmentation or Augmentation(pad=size // 8, flip=False),
+        train=TensorSplit(images, labels, train),
+        val=TensorSplit(images, labels, val),
+        test=TensorSplit(images, labels, test),
+    )
+
+
+def _read() -> tuple[Tensor, Tensor]:
+    """(uint8 [1797, 1, 8, 8] in 0..255, int64 [1797])."""
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError("digits: needs scikit-learn, which is not installed; pip install 'lit_fast[demo]'") from error
+    bunch = load_digits()
+    images = torch.as_tensor(bunch.images, dtype=torch.float32)  # [1797, 8, 8], values 0..16
+    labels = torch.as_tensor(bunch.target, dtype=torch.int64)
+    return (images * (255 / 16)).round_().to(torch.uint8)[:, None], labels

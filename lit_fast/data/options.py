@@ -1,0 +1,75 @@
+"""Options every dataset understands, checked once before any file is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.augment import Augmentation
+from lit_fast.data.errors import DataError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `open_data`; None means the dataset's own default.
+
+    Raises:
+        DataError: if a number is of the wrong kind or out of range.
+    """
+
+    data_dir: Path | None = None
+    val_size: int | None = None
+    val_seed: int = 0
+    train_size: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, least in (
+            ("val_size", self.val_size, 0),
+            ("train_size", self.train_size, 1),
+            ("image_size", self.image_size, 1),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise DataError(f"{what}: expected an integer >= {least}, got {value!r}")
+        if isinstance(self.val_seed, bool) or not isinstance(self.val_seed, int):
+            raise DataError(f"val_seed: expected an integer, got {self.val_seed!r}")
+        if self.augmentation is not None and not isinstance(self.augmentation, Augmentation):
+            raise DataError(f"augmentation: expected lit_fast.data.Augmentation(pad=..., flip=...), got {self.augmentation!r}")
+
+
+def floats(values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
+    """A tuple of floats, or None; strings and other things are refused by name."""
+    if values is None:
+        return None
+    try:
+        if isinstance(values, str):
+            raise TypeError
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise DataError(f"{what}: expected a list of numbers, one per channel, got {values!r}") from None
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images [N, C, H, W], in units of full scale (0..1).
+
+    Computed from integer histograms, so the values do not depend on the number of threads. A constant channel gets the
+    standard deviation 1.
+    """
+    means, deviations = [], []
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean = float((share * levels).sum())
+        deviation = float((share * (levels - mean) ** 2).sum().sqrt())
+        means.append(mean)
+        deviations.append(deviation if deviation > 0 else 1.0)
+    return tuple(means), tuple(deviations)

@@ -1,0 +1,117 @@
+"""Read the pickles of CIFAR's python version without running anything they name.
+
+Unpickling a downloaded file with `pickle.load` runs whatever code the file asks for. Here every global a pickle may name is
+one of a handful that NumPy arrays need, and even these are replaced by inert stand-ins that only remember what they are given:
+no NumPy function sees the file's contents. Anything else is refused with an error.
+"""
+
+import io
+import pickle
+from typing import Any
+
+from lit_fast.data.errors import DataError
+
+
+class _Type:
+    """Stands for `numpy.dtype(code, ...)`."""
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        self.code = code.decode("latin-1") if isinstance(code, bytes) else code
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like: of no meaning for single bytes, the only type accepted."""
+
+
+class _Array:
+    """Stands for a NumPy array: shape, element type and raw bytes as they lie in the file."""
+
+    def __init__(self) -> None:
+        self.shape: Any = None
+        self.type: Any = None
+        self.column_major: Any = None
+        self.raw: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.type, self.column_major, self.raw = state
+
+
+class _ArrayClass:
+    """Stands for the class `numpy.ndarray`, which pickles pass to the function that makes an array."""
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """`numpy.core.multiarray._reconstruct`: an empty array whose state follows."""
+    return _Array()
+
+
+def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    """`numpy.core.numeric._frombuffer`, used by pickle protocol 5."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", raw))
+    return array
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """`_codecs.encode` as protocol 2 uses it to spell bytes; other codecs are not needed."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
+    return text.encode("latin-1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy", "ndarray"): _ArrayClass,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs") from None
+
+
+def read_pickle(content: bytes, path: str) -> Any:
+    """Unpickle plain containers, numbers, bytes and arrays; arrays become stand-ins for `array_bytes`.
+
+    Args:
+        content: the whole file.
+        path: the file as messages name it.
+
+    Raises:
+        DataError: if the pickle is malformed, truncated, or names anything else.
+    """
+    try:
+        return _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a malformed pickle can raise nearly anything
+        raise DataError(
+            f"{path}: refused as a CIFAR pickle of {len(content)} bytes: {error or type(error).__name__};"
+            " the file is truncated, corrupt or not what it claims to be: download it again"
+        ) from error
+
+
+def array_bytes(value: Any, shape: tuple[int, ...], path: str) -> bytes:
+    """Raw bytes of an unpickled uint8 array of the given shape, in row-major order.
+
+    Raises:
+        DataError: if it is anything else.
+    """
+    size = 1
+    for side in shape:
+        size *= side
+    if not isinstance(value, _Array):
+        raise DataError(f"{path}: expected an array of uint8 {shape}, got {type(value).__name__}")
+    code = value.type.code if isinstance(value.type, _Type) else value.type
+    if code not in ("u1", "|u1", "uint8", "B") or value.shape != shape or value.column_major:
+        raise DataError(f"{path}: expected a row-major array of uint8 {shape}, got {code} {value.shape}")
+    raw = value.raw
+    if not isinstance(raw, bytes | bytearray) or len(raw) != size:
+        got = len(raw) if isinstance(raw, bytes | bytearray) else type(raw).__name__
+        raise DataError(f"{path}: expected {size} bytes of pixels, got {got}")
+    return bytes(raw)
