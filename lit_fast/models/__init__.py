@@ -1,0 +1,72 @@
+"""Built-in models, by function or by name, and loading of published checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from torch import nn
+
+from lit_fast.models.checkpoint import CheckpointError, load_checkpoint
+from lit_fast.models.resnet import ResNet, resnet20, resnet32, resnet44, resnet56, resnet110
+from lit_fast.models.resnext import ResNeXt, resnext20, resnext32, resnext44, resnext56, resnext110
+
+_RESNETS: dict[str, Callable[..., nn.Module]] = {
+    f.__name__: f for f in (resnet20, resnet32, resnet44, resnet56, resnet110)
+}
+_RESNEXTS: dict[str, Callable[..., nn.Module]] = {
+    f.__name__: f for f in (resnext20, resnext32, resnext44, resnext56, resnext110)
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``create`` knows."""
+    return (*_RESNETS, *_RESNEXTS)
+
+
+def create(name: str, *, num_classes: int = 10, in_channels: int = 3, cardinality: int | None = None) -> nn.Module:
+    """Build a model by name, with fresh weights.
+
+    Args:
+        name: one of ``names()``.
+        num_classes: width of the logits.
+        in_channels: channels of the images.
+        cardinality: groups of a ResNeXt's 3x3 convolutions; None means 32. Not for ResNets.
+
+    Raises:
+        ValueError: unknown name, a cardinality for a ResNet, or a count that is not positive.
+
+    Example:
+        >>> sum(p.numel() for p in create("resnet20", num_classes=10).parameters())
+        269722
+    """
+    if name in _RESNETS:
+        if cardinality is not None:
+            raise ValueError(f"cardinality={cardinality} given for {name}: only the resnext models have a cardinality")
+        return _RESNETS[name](num_classes=num_classes, in_channels=in_channels)
+    if name in _RESNEXTS:
+        groups = 32 if cardinality is None else cardinality
+        return _RESNEXTS[name](num_classes=num_classes, in_channels=in_channels, cardinality=groups)
+    close = difflib.get_close_matches(str(name), names(), n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"unknown model {name!r}{hint} Known models: {', '.join(names())}")
+
+
+__all__ = [
+    "CheckpointError",
+    "ResNeXt",
+    "ResNet",
+    "create",
+    "load_checkpoint",
+    "names",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnext20",
+    "resnext32",
+    "resnext44",
+    "resnext56",
+    "resnext110",
+]
