@@ -1,0 +1,241 @@
+"""One LIT training step, eager (method, "One training step"): teacher once, two student passes, one backward.
+
+The six variants of the paper's table 3 are two switches: which sections carry an IR loss, and what their input is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_fast.backends.options import LossParts
+from lit_fast.losses import LITLoss
+from lit_fast.projector import Projectors
+from lit_fast.running_stats import RunningStats
+from lit_fast.sections import SplitModel
+
+__all__ = ["LITStep", "PRECISIONS"]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+StudentInput = Literal["teacher", "composed"]
+
+
+class LITStep:
+    """``parts = step(images, labels)``: forward, loss, backward and optimizer update of one batch.
+
+    Args:
+        teacher: the split teacher; frozen here (``eval()``, no parameter requires a gradient). ``None`` when the loss
+            needs none: ``alpha=1, beta=1`` (training from scratch).
+        student: the split student, in the mode its caller sets (``train()`` for training).
+        criterion: a `lit_fast.LITLoss`; ``beta=1`` is plain KD, ``beta=0`` needs no labels.
+        optimizer: any torch optimizer that holds the student's trainable parameters (and the projector's).
+        ir_sections: ``"all"``, or the 1-based numbers of the sections that carry an IR loss (hint: the middle one).
+            Frozen sections never do: copied from the teacher, their IR loss is zero.
+        student_input: input of those sections: the ``"teacher"``'s previous section output (LIT), or the student's
+            own, ``"composed"`` (hint, multi_ir).
+        bn_policy: whose batch statistics enter the BatchNorm running statistics: ``"composed"`` (default, the deployed
+            path's own), ``"both"`` (section 1 counts double), ``"teacher_fed"``, or ``"recalibrate"`` (as ``composed``
+            here; call `lit_fast.recalibrate` after the LIT phase).
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a `torch.amp.GradScaler`).
+        scaler: the GradScaler to use for fp16; default a new one.
+        projector: `lit_fast.Projectors` where the widths of teacher and student differ.
+
+    Raises:
+        ValueError: pair, switches, precision or optimizer that cannot work, naming the part and the mend.
+
+    Source: paper, section 3 and table 3.
+    """
+
+    def __init__(
+        self,
+        teacher: SplitModel | None,
+        student: SplitModel,
+        criterion: LITLoss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        ir_sections: Literal["all"] | Sequence[int] = "all",
+        student_input: StudentInput = "teacher",
+        bn_policy: str = "composed",
+        precision: str = "fp32",
+        scaler: torch.amp.GradScaler | None = None,
+        projector: Projectors | None = None,
+    ) -> None:
+        self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
+        self.projector = projector
+        self.options = criterion.options
+        if student_input not in ("teacher", "composed"):
+            raise ValueError(f"student_input: expected 'teacher' or 'composed', got {student_input!r}")
+        self.teacher_fed = student_input == "teacher"
+        self.ir_sections = self._resolve_sections(ir_sections) if self.options.beta < 1.0 else ()
+        self._check_pair()
+        self._check_optimizer()
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+
+        self.device = next(student.parameters()).device
+        self.amp_dtype = _amp_dtype(precision, self.device)
+        self.scaler = scaler
+        if precision == "fp16" and scaler is None:
+            self.scaler = torch.amp.GradScaler(self.device.type)
+        self._one = torch.ones((), device=self.device)
+
+        fed = [i for i in self.ir_sections if self.teacher_fed]
+        self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
+        self._checked_inplace = False
+
+    # -- construction ------------------------------------------------------------------------------------------------
+
+    def _resolve_sections(self, wanted: Literal["all"] | Sequence[int]) -> tuple[int, ...]:
+        """0-based indices of the sections with an IR loss; frozen ones are left out."""
+        count = self.student.num_sections
+        numbers = range(1, count + 1) if wanted == "all" else wanted
+        bad = [n for n in numbers if not 1 <= n <= count]
+        if bad or not list(numbers):
+            raise ValueError(f"ir_sections: expected numbers from 1 to {count}, got {wanted!r}")
+        kept = tuple(sorted({n - 1 for n in numbers if f"section{n}" not in self.student.frozen}))
+        if not kept and self.options.beta < 1.0:
+            raise ValueError(
+                f"ir_sections {wanted!r}: every one of them is frozen, so there is no IR loss to train on; "
+                "unfreeze a section or set beta=1"
+            )
+        weights = self.options.section_weights
+        if weights is not None and len(weights) != len(kept):
+            raise ValueError(
+                f"section_weights: expected {len(kept)} (one for each section with an IR loss), got {len(weights)}"
+            )
+        return kept
+
+    def _check_pair(self) -> None:
+        needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
+        if self.teacher is None:
+            if needs_teacher:
+                raise ValueError("teacher: the loss needs one unless alpha=1 and beta=1 (training from scratch), got None")
+        elif self.teacher.num_sections != self.student.num_sections:
+            raise ValueError(
+                f"teacher has {self.teacher.num_sections} sections {list(self.teacher.at)}, the student "
+                f"{self.student.num_sections} {list(self.student.at)}: split both at the same number of places"
+            )
+        self._needs_teacher = needs_teacher
+
+    def _check_optimizer(self) -> None:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        modules: list[tuple[str, nn.Module]] = [("student", self.student.model)]
+        if self.projector is not None:
+            modules.append(("projector", self.projector))
+        for owner, module in modules:
+            missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+            if missing:
+                raise ValueError(
+                    f"optimizer: it does not hold {len(missing)} trainable parameters of the {owner}, first "
+                    f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
+                )
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> LossParts:
+        """Train on one batch.
+
+        Args:
+            images: model input, [B, ...], on the student's device.
+            labels: class indices, [B] int64; not needed with ``beta=0`` or ``alpha=0``.
+
+        Returns:
+            The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
+        """
+        loss = self.loss(images, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is None:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        assert self.criterion.parts is not None  # set by the call in `loss`
+        return self.criterion.parts
+
+    def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
+        with self._autocast():
+            teacher_irs, teacher_logits = self._run_teacher(images)
+            student_irs, student_logits = self._run_student(images, teacher_irs)
+        return self.criterion(
+            student_irs,
+            [teacher_irs[i] for i in self.ir_sections],
+            student_logits,
+            teacher_logits,
+            labels,
+            grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
+        )
+
+    def _autocast(self) -> Any:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+    def _run_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        if self.teacher is None or not self._needs_teacher:
+            return [], None
+        if self.teacher.training:
+            raise RuntimeError("teacher: expected eval mode, got train mode since the step was built; call teacher.eval()")
+        with torch.no_grad():
+            return self.teacher.run(images)
+
+    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Both student passes. Returns the IRs to compare (those of ``ir_sections``) and the composed logits."""
+        student, stats = self.student, self.running_stats
+        sections = student.sections
+        composed_grad = self.options.beta > 0.0 or not self.teacher_fed
+        last_needed = len(sections) if composed_grad or stats.needs_composed_pass else 1
+
+        composed: list[Tensor] = []
+        h = student.stem(images)
+        for i, section in enumerate(sections[:last_needed]):
+            # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
+            grad = nullcontext() if composed_grad or i == 0 else torch.no_grad()
+            with stats.composed_pass(i), grad:
+                h = section(h)
+            composed.append(h)
+        logits = student.head(h) if self.options.beta > 0.0 else None
+
+        irs = []
+        for i in self.ir_sections:
+            if i == 0 or not self.teacher_fed:
+                ir = composed[i]
+            else:
+                fed = teacher_irs[i - 1] if self.projector is None else self.projector.feed(i - 1, teacher_irs[i - 1])
+                with self._watch_inplace(i, fed), stats.teacher_fed_pass(i):
+                    ir = sections[i](fed)
+            irs.append(ir if self.projector is None else self.projector.compare(i, ir))
+        self._checked_inplace = True
+        return irs, logits
+
+    @contextmanager
+    def _watch_inplace(self, i: int, fed: Tensor) -> Iterator[None]:
+        """On the first step: a section that overwrites its input would corrupt the IR kept as target."""
+        if self._checked_inplace:
+            yield
+            return
+        before = fed._version
+        yield
+        if fed._version != before:
+            raise RuntimeError(
+                f"section {i + 1} of the student overwrites its input in place, which is the teacher's IR {i} kept as a "
+                "target; make its first operation out of place (for example nn.ReLU(inplace=False))"
+            )
+
+
+def _amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
+    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ValueError(
+            f"precision: bf16 needs compute capability 8.0 or higher, got {major}.{minor} "
+            f"({torch.cuda.get_device_name(device)}); use precision='fp16'"
+        )
+    return PRECISIONS[precision]

@@ -1,0 +1,1 @@
+"""Training: configs, the trainer, checkpoints, experiments, evaluation, export and reports."""

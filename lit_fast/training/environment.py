@@ -1,0 +1,52 @@
+"""What a result was made with: versions and the device."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lit_fast
+
+__all__ = ["describe_environment", "resolve_device"]
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """``"auto"``: CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"step.device: {wanted!r} is not usable here ({reason}); 'cpu' always is") from error
+    return device
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, processor and device, for reports."""
+    return {
+        "lit_fast": lit_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

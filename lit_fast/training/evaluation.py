@@ -1,0 +1,51 @@
+"""Accuracy and loss of a classifier over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Scores", "evaluate"]
+
+
+class Scores(NamedTuple):
+    """Top-1 ``accuracy`` in percent, mean cross-entropy ``loss``, number of images ``count``."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+    """Run ``model`` in eval mode over ``batches``; its mode is as before afterwards.
+
+    Args:
+        model: images [B, ...] -> logits [B, classes].
+        batches: (images, labels [B] int64) on the model's device.
+
+    Raises:
+        ValueError: no batch.
+    """
+    was_training = model.training
+    model.eval()
+    totals: Tensor | None = None
+    count = 0
+    try:
+        for images, labels in batches:
+            logits = model(images).float()
+            right = (logits.argmax(1) == labels).sum().double()
+            loss = F.cross_entropy(logits, labels, reduction="sum").double()
+            batch = torch.stack([right, loss])
+            totals = batch if totals is None else totals + batch
+            count += len(labels)
+    finally:
+        model.train(was_training)
+    if totals is None:
+        raise ValueError("evaluate: expected at least one batch, got none")
+    right_sum, loss_sum = totals.tolist()
+    return Scores(100.0 * right_sum / count, loss_sum / count, count)

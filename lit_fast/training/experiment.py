@@ -1,0 +1,327 @@
+"""An experiment from its config: the teacher, then every student by seed and variant, each a resumable run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from lit_fast import models
+from lit_fast.counting import count_layers, count_macs, count_parameters
+from lit_fast.data import Data, open_data
+from lit_fast.projector import Projectors, make_projectors
+from lit_fast.sections import SplitModel, split
+from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
+from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.evaluation import evaluate
+from lit_fast.training.files import write_json
+from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.run_folder import RunFolder
+from lit_fast.training.trainer import Outcome, RunSpec, Trainer
+from lit_fast.training.variants import VARIANTS
+from lit_fast.training.weights import WeightInfo, normalization_of, save_weights
+
+__all__ = ["Session", "Teacher", "run_experiment", "train_model"]
+
+
+@dataclass
+class Teacher:
+    """A split network in the role of teacher: its run, its label, and its size for the compression factor."""
+
+    name: str
+    label: str
+    split: SplitModel
+    parameters: int
+
+
+class Session:
+    """Everything the runs of one experiment share.
+
+    Args:
+        experiment: the resolved config.
+        data: the dataset, opened.
+        folder: where it is written.
+        console: where progress goes.
+        signals: who may ask to stop.
+    """
+
+    def __init__(
+        self, experiment: Experiment, data: Data, folder: RunFolder, console: Console, signals: SignalWatch
+    ) -> None:
+        self.experiment, self.data, self.folder = experiment, data, folder
+        self.console, self.signals = console, signals
+        self.device = resolve_device(experiment.step.device)
+        self.results: list[dict[str, Any]] = []
+        if not len(data.val):
+            raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def build(self, config: ModelConfig, seed: int) -> SplitModel:
+        """A built-in network with the weights that ``seed`` gives, split, on the device."""
+        torch.manual_seed(seed)
+        model = models.create(
+            config.model,
+            num_classes=self.data.num_classes,
+            in_channels=self.data.shape[0],
+            cardinality=config.cardinality,
+        )
+        return self.place(split(model))
+
+    def place(self, model: SplitModel) -> SplitModel:
+        """Move ``model`` to the device, in the layout of the step."""
+        model.to(self.device)
+        if self.experiment.step.channels_last:
+            model.to(memory_format=torch.channels_last)
+        return model
+
+    def info(self, config: ModelConfig) -> WeightInfo:
+        data = self.data
+        return WeightInfo(
+            model=config.model,
+            num_classes=data.num_classes,
+            in_channels=data.shape[0],
+            image_size=data.shape[1],
+            dataset=data.name,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            cardinality=config.cardinality,
+        )
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def teacher(self) -> Teacher:
+        """The teacher, from its checkpoint or trained here, with its result recorded."""
+        config = self.experiment.teacher
+        if config.checkpoint is None:
+            spec = RunSpec(f"teacher-{config.label}", "scratch", config.seed, self.experiment.teacher_plan())
+            model = self.build(config, config.seed)
+            self.train(spec, model, None, config, role="teacher")
+            return self._as_teacher(spec.name, config, model)
+        model = self.build(config, config.seed)
+        models.load_checkpoint(model.model, config.checkpoint)
+        teacher = self._as_teacher(f"teacher-{config.label}", config, model)
+        self.record_given_teacher(teacher)
+        return teacher
+
+    def record_given_teacher(self, teacher: Teacher) -> None:
+        """Measure and record a teacher that was not trained here.
+
+        Raises:
+            ValueError: it is no better than chance, so it was never trained or is fed what it does not know.
+        """
+        done = self.folder.finished(teacher.name)
+        if done is None:
+            val = self._accuracy(teacher.split, "val")
+            _refuse_chance(teacher.label, val, len(self.data.val), self.data.num_classes)
+            test = self._accuracy(teacher.split, "test")
+            self.folder.run(teacher.name)
+            done = {
+                "name": teacher.name,
+                "role": "teacher",
+                "model": teacher.label,
+                "variant": "checkpoint",
+                "seed": None,
+                "teacher": None,
+                **self._size(teacher.split.model, teacher.parameters),
+                "accuracy": _accuracies(val, val, 0, test, test),
+                "epochs": 0,
+                "seconds": 0.0,
+                "images_per_second": None,
+                "history": [],
+                "files": {},
+            }
+            write_json(self.folder.path / "runs" / teacher.name / "result.json", done)
+        self._record(done)
+
+    def train(
+        self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
+    ) -> dict[str, Any]:
+        """Run ``spec`` to its end (or find it ended); ``student`` then holds its last weights."""
+        done = self.folder.finished(spec.name)
+        folder = self.folder.run(spec.name)
+        if done is not None:
+            models.load_checkpoint(student.model, self.folder.path / done["files"]["last"])
+            self._record(done)
+            return done
+        needs_teacher = VARIANTS[spec.variant].needs_teacher
+        trainer = Trainer(
+            spec,
+            folder,
+            self.data,
+            student,
+            teacher.split if teacher is not None and needs_teacher else None,
+            self.experiment,
+            console=self.console,
+            signals=self.signals,
+            projector=self._projector(spec, student, teacher),
+        )
+        outcome = trainer.run()
+        result = self._finish(spec, trainer, outcome, teacher, config, role)
+        self._record(result)
+        return result
+
+    def _projector(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> Projectors | None:
+        if not self.experiment.student.projector or teacher is None or VARIANTS[spec.variant].ir == "none":
+            return None
+        torch.manual_seed(spec.seed)
+        example = torch.zeros(2, *self.data.shape, device=self.device)
+        return make_projectors(teacher.split, student, example).to(self.device)
+
+    def _finish(
+        self, spec: RunSpec, trainer: Trainer, outcome: Outcome, teacher: Teacher | None, config: ModelConfig, role: str
+    ) -> dict[str, Any]:
+        """Write the weights, touch the test split for the first and only time, write the result."""
+        student = trainer.student
+        files = {}
+        tests = {}
+        for which, tensors in (("best", outcome.best), ("last", outcome.last)):  # last stays loaded
+            path = trainer.folder / f"{which}.safetensors"
+            save_weights(path, tensors, self.info(config))
+            files[which] = path.relative_to(self.folder.path).as_posix()
+            student.model.load_state_dict(tensors)
+            tests[which] = trainer.scores("test").accuracy
+        vals = [entry["val_accuracy"] for entry in outcome.history]
+        result = {
+            "name": spec.name,
+            "role": role,
+            "model": config.label,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "teacher": teacher.name if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
+            **self._size(student.model, None if teacher is None else teacher.parameters),
+            "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, tests["last"], tests["best"]),
+            "epochs": spec.epochs,
+            "seconds": outcome.seconds,
+            "images_per_second": outcome.images / outcome.seconds,
+            "history": outcome.history,
+            "files": files,
+        }
+        write_json(trainer.folder / "result.json", result)
+        return result
+
+    def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
+        return Teacher(name, config.label, model, count_parameters(model.model))
+
+    def _size(self, model: nn.Module, teacher_parameters: int | None) -> dict[str, Any]:
+        parameters = count_parameters(model)
+        example = torch.zeros(1, *self.data.shape, device=self.device)
+        return {
+            "layers": count_layers(model),
+            "parameters": parameters,
+            "mmacs": count_macs(model, example) / 1e6,
+            "compression": 1.0 if teacher_parameters is None else teacher_parameters / parameters,
+        }
+
+    def _accuracy(self, model: SplitModel, which: str) -> float:
+        return evaluate(model.model, self.data.eval_batches(which, batch_size=256, device=self.device)).accuracy
+
+    def _record(self, result: dict[str, Any]) -> None:
+        self.results.append(result)
+        write_json(
+            self.folder.path / "results.json",
+            {
+                "experiment": self.experiment.model_dump(mode="json"),
+                "environment": describe_environment(self.device),
+                "results": self.results,
+            },
+        )
+
+
+def _accuracies(val_last: float, val_best: float, best_epoch: int, test_last: float, test_best: float) -> dict[str, Any]:
+    return {
+        "val_last": val_last,
+        "val_best": val_best,
+        "best_epoch": best_epoch,
+        "test_last": test_last,
+        "test_best": test_best,
+    }
+
+
+def _refuse_chance(label: str, accuracy: float, count: int, classes: int) -> None:
+    """A teacher within three standard errors of guessing teaches nothing."""
+    chance = 1.0 / classes
+    limit = 100.0 * (chance + 3.0 * (chance * (1.0 - chance) / count) ** 0.5)
+    if accuracy <= limit:
+        raise ValueError(
+            f"teacher {label}: {accuracy:.1f} % on {count} validation images is no better than chance "
+            f"({100.0 * chance:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation (data.mean, data.std)"
+        )
+
+
+def open_experiment_data(experiment: Experiment) -> Data:
+    """The experiment's dataset, normalised as a given teacher's checkpoint was trained, unless the config says how."""
+    config = experiment.data
+    if config.mean is None and config.std is None and experiment.teacher.checkpoint is not None:
+        known = normalization_of(experiment.teacher.checkpoint)
+        if known is not None:
+            config = config.model_copy(update={"mean": known[0], "std": known[1]})
+    return open_data(config.name, **_data_options(config))
+
+
+def _data_options(config: DataConfig) -> dict[str, Any]:
+    options = config.model_dump(exclude={"name", "dir", "augment"})
+    return {"data_dir": config.dir, **options}
+
+
+def _specs(experiment: Experiment) -> Iterator[tuple[RunSpec, ModelConfig]]:
+    for config in experiment.student.models:
+        for seed in experiment.seeds:
+            for variant in experiment.variants:
+                name = f"{config.label}-{variant}-seed{seed}"
+                yield RunSpec(name, variant, seed, experiment.plan(variant)), config
+
+
+def run_experiment(
+    experiment: Experiment, run_dir: Path, *, resume: bool = False, console: Console | None = None
+) -> list[dict[str, Any]]:
+    """Train (or load) the teacher, then every student; what has ended before is not done again.
+
+    Args:
+        experiment: see `lit_fast.training.config.load_experiment`.
+        run_dir: where everything is written.
+        resume: continue what an earlier call with the same experiment left there.
+        console: where progress goes; default: standard output.
+
+    Returns:
+        One result per run, the teacher's first, as in ``run_dir/results.json``.
+
+    Raises:
+        ValueError, OSError, Interrupted, NonFiniteLoss: see there.
+    """
+    with SignalWatch() as signals:
+        session = _open(experiment, run_dir, resume, console, signals)
+        teacher = session.teacher()
+        teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
+        for spec, config in _specs(experiment):
+            student = session.build(config, spec.seed)
+            session.train(spec, student, teachers[spec.seed], config)
+            if experiment.student.sequence:
+                next_teacher = Teacher(spec.name, config.label, student, teacher.parameters)
+                teachers[spec.seed] = next_teacher
+    return session.results
+
+
+def train_model(
+    experiment: Experiment, run_dir: Path, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
+    if experiment.teacher.checkpoint is not None:
+        raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")
+    with SignalWatch() as signals:
+        session = _open(experiment, run_dir, resume, console, signals)
+        session.teacher()
+    return session.results[0]
+
+
+def _open(
+    experiment: Experiment, run_dir: Path, resume: bool, console: Console | None, signals: SignalWatch
+) -> Session:
+    data = open_experiment_data(experiment)
+    folder = RunFolder(run_dir, experiment, data.fingerprint, resume=resume)
+    return Session(experiment, data, folder, console or Console(), signals)

@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all: written beside, flushed to the disk, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["atomic_write", "fsync_path", "write_json"]
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's (or folder's) content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call ``write(temporary_path)``, then move the result to ``path``; on an error ``path`` is as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write ``tree`` as indented JSON, atomically."""
+    atomic_write(path, lambda p: p.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8"))

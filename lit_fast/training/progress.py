@@ -1,0 +1,66 @@
+"""The progress of a run: a live bar on a terminal, one line per epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["RunProgress"]
+
+
+class RunProgress:
+    """Shows one run's steps.
+
+    Args:
+        console: where to.
+        name: the run's name.
+        total_steps: of all phases.
+        done: steps done before (a resumed run).
+    """
+
+    def __init__(self, console: Console, name: str, total_steps: int, done: int) -> None:
+        self._console, self._name = console, name
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(name, total=total_steps, completed=done, status="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+    def status(self, parts: Mapping[str, Any], images_per_second: float) -> None:
+        self._bar.update(self._task, status=f"{describe(parts)}  {images_per_second:,.0f} images/s")
+
+    def epoch(self, entry: Mapping[str, Any], epochs: int) -> None:
+        self._console.print(
+            f"{self._name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  {describe(entry)}  "
+            f"val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def describe(parts: Mapping[str, Any]) -> str:
+    """The loss parts on one line."""
+    irs = " ".join(f"{value:.3g}" for value in parts["ir"])
+    return f"loss {parts['loss']:.4f}  ce {parts['ce']:.4f}  kl {parts['kl']:.4f}" + (f"  ir {irs}" if irs else "")

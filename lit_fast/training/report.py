@@ -1,0 +1,131 @@
+"""``report.md`` and ``report.png`` of a run folder, rendered from its ``results.json`` alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_fast.training import plots
+from lit_fast.training.files import atomic_write
+from lit_fast.training.results import ReportError, Row, legend, load_results, table
+
+__all__ = ["ReportError", "ReportPaths", "load_results", "table", "write_report"]
+
+_COLUMNS = (
+    "network",
+    "training",
+    "seeds",
+    "layers",
+    "parameters",
+    "MMACs",
+    "compression",
+    "test %, last",
+    "test %, best",
+    "seconds",
+    "images/s",
+)
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What was written; ``figure`` is ``None`` where it could not be drawn, and ``note`` says why."""
+
+    markdown: Path
+    figure: Path | None
+    note: str | None = None
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
+    """Render ``report.md`` and ``report.png`` from ``run_dir/results.json``, replacing those of before.
+
+    Without matplotlib the figure is left out, and the report says so.
+
+    Raises:
+        ReportError: no results, or unreadable ones; names the file.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(run_dir)
+    content = load_results(folder)
+    figure: Path | None = folder / "report.png"
+    note = None
+    try:
+        plots.draw(content, folder / "report.png")
+    except ImportError:
+        figure = None
+        note = "no figure: matplotlib is not installed (pip install matplotlib), then `lit-fast report` draws it"
+    markdown = folder / "report.md"
+    text = _markdown(content, figure, note)
+    atomic_write(markdown, lambda p: p.write_text(text, encoding="utf-8"))
+    return ReportPaths(markdown, figure, note)
+
+
+def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None) -> str:
+    results: Sequence[Mapping[str, Any]] = content["results"]
+    experiment: Mapping[str, Any] = content.get("experiment") or {}
+    environment: Mapping[str, Any] = content.get("environment") or {}
+    rows = table(results)
+    dataset = (experiment.get("data") or {}).get("name", "")
+    title = " on ".join(part for part in (experiment.get("recipe", ""), dataset) if part)
+    parts = [
+        f"# lit_fast: {title or 'results'}",
+        _md_table(_COLUMNS, [_cells(row) for row in rows]),
+        legend(rows) + " Compression: the first teacher's parameters over the network's own. MMACs: millions of "
+        "multiply-accumulates for one image. Seconds and images/s: training alone, without evaluation.",
+        "## Curves",
+        f"![accuracy against size, losses, IR losses, accuracy against time]({figure.name})" if figure else f"({note})",
+        "## Runs",
+        _md_table(
+            ("run", "val %, last", "val %, best (epoch)", "test %, last", "test %, best", "epochs", "weights"),
+            [_run_cells(result) for result in results],
+        ),
+        "## Environment",
+        _md_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()]),
+        "## Config",
+        "As resolved from recipe, file and command line; `lit-fast distill --config FILE` repeats it.",
+        "```yaml\n" + yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).rstrip() + "\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    network, training, layers, _, mmacs, compression, last, best, seconds, speed = row.cells()
+    parameters = f"{row.parameters:,}"
+    return (network, training, str(row.seeds), layers, parameters, mmacs, compression, last, best, seconds, speed)
+
+
+def _run_cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+    accuracy = result["accuracy"]
+    epoch = accuracy.get("best_epoch")
+    files = result.get("files") or {}
+    return (
+        str(result["name"]),
+        _percent(accuracy.get("val_last")),
+        _percent(accuracy.get("val_best")) + ("" if epoch is None else f" ({epoch})"),
+        _percent(accuracy.get("test_last")),
+        _percent(accuracy.get("test_best")),
+        str(result.get("epochs") or "-"),
+        ", ".join(f"[{name}]({path})" for name, path in files.items() if path) or "-",
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _md_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    rule = ["---" if i == 0 else "---:" for i in range(len(columns))] if len(columns) > 2 else ["---", "---"]
+    lines = [columns, rule, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

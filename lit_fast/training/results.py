@@ -1,0 +1,167 @@
+"""What an experiment found: ``results.json`` read back, and one table row per network and way of training it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HEADERS", "ReportError", "Row", "Spread", "grouped", "legend", "load_results", "plain_table", "table"]
+
+# Two lines each, so that the table stays readable on a terminal of 100 columns.
+HEADERS = (
+    ("", "network"),
+    ("", "training"),
+    ("", "layers"),
+    ("", "params"),
+    ("", "MMACs"),
+    ("compres-", "sion"),
+    ("test %", "last"),
+    ("test %", "best"),
+    ("", "seconds"),
+    ("", "images/s"),
+)
+_NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
+
+
+class ReportError(ValueError):
+    """A run folder without results, or with results that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean, and the sample standard deviation where there are several values."""
+
+    mean: float
+    deviation: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Of the values that are there; ``None`` where none is."""
+        known = [float(value) for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f}±{self.deviation:.2f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network trained one way, over its seeds. Accuracies are percent of the test split."""
+
+    role: str
+    network: str
+    training: str
+    seeds: int
+    layers: int
+    parameters: int
+    mmacs: float
+    compression: float
+    last: Spread | None
+    best: Spread | None
+    seconds: Spread | None
+    images_per_second: Spread | None
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of ``HEADERS``."""
+        return (
+            self.network,
+            "teacher" if self.role == "teacher" and self.training != "checkpoint" else self.training,
+            str(self.layers),
+            f"{self.parameters / 1e6:.3f}M",
+            f"{self.mmacs:.1f}",
+            f"{self.compression:.2f}x",
+            _text(self.last),
+            _text(self.best),
+            "-" if self.seconds is None else f"{self.seconds.mean:,.0f}",
+            "-" if self.images_per_second is None else f"{self.images_per_second.mean:,.0f}",
+        )
+
+
+def load_results(run_dir: Path) -> dict[str, Any]:
+    """The content of ``run_dir/results.json``.
+
+    Raises:
+        ReportError: there is none, or it is not what an experiment writes; names the file.
+    """
+    path = run_dir / "results.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ReportError(
+            f"{path} does not exist: {run_dir} is not the run folder of an experiment, or none of its runs has ended"
+        ) from None
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
+        raise ReportError(f"{path}: expected a mapping with a list under 'results', as an experiment writes it")
+    if not content["results"]:
+        raise ReportError(f"{path} holds no result yet: let a run end, or --resume the experiment")
+    for i, result in enumerate(content["results"]):
+        missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+        if missing:
+            raise ReportError(f"{path}: result {i + 1} lacks {', '.join(missing)}; this file is not an experiment's")
+    return content
+
+
+def grouped(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """Results of the same (role, model, variant) together: they differ by their seed. Teachers come first."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=lambda r: r["role"] != "teacher"):
+        groups.setdefault((result["role"], result["model"], result["variant"]), []).append(result)
+    return groups
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One `Row` for each network and way of training it: means, and deviations over the seeds."""
+    rows = []
+    for (role, model, variant), runs in grouped(results).items():
+        rows.append(
+            Row(
+                role=role,
+                network=model,
+                training=variant,
+                seeds=len(runs),
+                layers=runs[0]["layers"],
+                parameters=runs[0]["parameters"],
+                mmacs=runs[0]["mmacs"],
+                compression=runs[0]["compression"],
+                last=Spread.of(run["accuracy"].get("test_last") for run in runs),
+                best=Spread.of(run["accuracy"].get("test_best") for run in runs),
+                seconds=Spread.of(run.get("seconds") for run in runs),
+                images_per_second=Spread.of(run.get("images_per_second") for run in runs),
+            )
+        )
+    return rows
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns mean, in one sentence or two."""
+    seeds = sorted({row.seeds for row in rows if row.seeds > 1})
+    text = "last: after the last epoch; best: the weights that were best on validation; both on the untouched test split."
+    if seeds:
+        text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
+    return text
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """The table as aligned text, for a pipe or a file."""
+    lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADERS))]
+    aligned = [
+        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+        for line in lines
+    ]
+    aligned.insert(2, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def _text(value: Spread | None) -> str:
+    return "-" if value is None else str(value)

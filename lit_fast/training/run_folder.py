@@ -1,0 +1,77 @@
+"""The folder of one experiment: whose it is, and whether this command may write there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_fast.training.config import Experiment
+from lit_fast.training.files import atomic_write, write_json
+
+__all__ = ["RunFolder", "RunFolderError"]
+
+
+class RunFolderError(ValueError):
+    """The run directory holds something else, or cannot be written."""
+
+
+class RunFolder:
+    """``run_dir`` of ``experiment`` on the data of ``fingerprint``.
+
+    Args:
+        path: made if absent.
+        experiment: the resolved config; saved as ``experiment.yaml``.
+        fingerprint: of the data, see `lit_fast.data.Data`.
+        extra: further identity (the structure of a user's own models).
+        resume: continue what is there.
+
+    Raises:
+        RunFolderError: it holds another experiment (the differing keys are named), or one that was begun and
+            ``resume`` is not set, or it cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, experiment: Experiment, fingerprint: str, *, resume: bool, extra: dict[str, Any] | None = None
+    ) -> None:
+        self.path = path
+        identity = {**experiment.identity(), "data.fingerprint": fingerprint, **(extra or {})}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / "identity.json").exists():
+                self._check(identity, resume)
+            elif any(path.iterdir()):
+                raise RunFolderError(f"{path} is not empty and holds no experiment; choose an empty or new folder")
+            write_json(path / "identity.json", identity)
+            atomic_write(path / "experiment.yaml", lambda p: p.write_text(experiment.to_yaml(), encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(f"cannot write to the run directory {path}: {error.strerror or error}") from error
+
+    def _check(self, identity: dict[str, Any], resume: bool) -> None:
+        try:
+            there = json.loads((self.path / "identity.json").read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise RunFolderError(f"{self.path / 'identity.json'} is damaged ({error}); choose another folder") from error
+        mine = json.loads(json.dumps(identity))
+        differing = [
+            f"{key} ({there.get(key)!r} there, {mine.get(key)!r} now)"
+            for key in sorted(there.keys() | mine.keys())
+            if there.get(key) != mine.get(key)
+        ]
+        if differing:
+            raise RunFolderError(
+                f"{self.path} holds another experiment; it differs in {'; '.join(differing)}. Choose another folder"
+            )
+        if not resume:
+            raise RunFolderError(f"{self.path} holds this experiment already; pass --resume to go on with it")
+
+    def run(self, name: str) -> Path:
+        """The folder of run ``name``, made if absent."""
+        folder = self.path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """The result of run ``name`` if it has ended."""
+        file = self.path / "runs" / name / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

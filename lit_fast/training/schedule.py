@@ -1,0 +1,43 @@
+"""A phase of training and its learning rate: a pure function of the step, so that resuming needs no state of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Phase(BaseModel):
+    """``epochs`` at learning rate ``lr``, multiplied by ``gamma`` at each milestone (in epochs, fractions allowed).
+
+    Source: paper, appendix A ("milestones ... decaying the learning rate by a factor of 10").
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: Annotated[float, Field(gt=0.0)]
+    epochs: Annotated[int, Field(ge=1)]
+    milestones: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Phase:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        if self.milestones and self.milestones[-1] > self.epochs:
+            raise ValueError(f"milestone {self.milestones[-1]:g} lies after the phase's {self.epochs} epochs")
+        return self
+
+    def named(self, name: str) -> Phase:
+        return self.model_copy(update={"name": name})
+
+    def scaled_to(self, epochs: int) -> Phase:
+        """The same schedule over ``epochs``: milestones move in proportion, learning rates stay."""
+        factor = epochs / self.epochs
+        return self.model_copy(update={"epochs": epochs, "milestones": tuple(m * factor for m in self.milestones)})
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of step ``step`` (0-based, counted from the start of the phase)."""
+        passed = sum(step >= round(m * steps_per_epoch) for m in self.milestones)
+        return self.lr * self.gamma**passed

@@ -1,0 +1,406 @@
+"""One run: the phases of one student (or teacher), from its first step to its weights and scores.
+
+A training batch is a pure function of (seed, epoch, step) and a learning rate one of the step, so a checkpoint needs
+only the tensors, the position and the generators' states to make a resumed run bit-identical to one never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from lit_fast.backends.options import LossParts
+from lit_fast.data import Data
+from lit_fast.losses import LITLoss
+from lit_fast.projector import Projectors
+from lit_fast.running_stats import recalibrate
+from lit_fast.sections import SplitModel, copy_parts
+from lit_fast.step import LITStep
+from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.training.config import Experiment
+from lit_fast.training.evaluation import Scores, evaluate
+from lit_fast.training.interrupt import Interrupted, SignalWatch
+from lit_fast.training.logs import RunLog
+from lit_fast.training.progress import RunProgress, describe
+from lit_fast.training.schedule import Phase
+from lit_fast.training.variants import VARIANTS
+
+__all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
+
+_EVAL_BATCH = 256
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What one run trains: its name, its variant, its seed and the phases it goes through."""
+
+    name: str
+    variant: str
+    seed: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases)
+
+
+@dataclass
+class _Position:
+    """Where a run stands: everything of its state that is not a tensor of the model or the optimizer."""
+
+    phase: int = 0
+    epoch: int = 0  # of the phase
+    step: int = 0  # of the epoch
+    total_epochs: int = 0
+    total_steps: int = 0
+    images: int = 0
+    seconds: float = 0.0  # of training: evaluation and checkpoints are not counted
+    sums: list[float] = field(default_factory=list)  # loss parts of this epoch, weighted by batch size
+    epoch_images: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with: weights (last, and best on validation), the history, and its cost."""
+
+    last: dict[str, Tensor]
+    best: dict[str, Tensor]
+    best_epoch: int
+    history: list[dict[str, Any]]
+    seconds: float
+    images: int
+
+
+class Trainer:
+    """Trains ``student`` through ``spec.phases``, with checkpoints under ``folder``.
+
+    Args:
+        spec: the run.
+        folder: its folder; a checkpoint found there is continued.
+        data: the dataset, train and validation splits of which are used.
+        student: the split student, on its device, freshly initialised. Trained in place.
+        teacher: the split teacher; ``None`` for the variant ``scratch``.
+        settings: batch size, loss, optimizer, step, copied parts.
+        projector: where the widths differ.
+        console, signals: where progress goes; who may ask to stop.
+
+    Raises:
+        NonFiniteLoss, Interrupted, CheckpointError: see there; in each case ``--resume`` goes on from the last checkpoint.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        folder: Path,
+        data: Data,
+        student: SplitModel,
+        teacher: SplitModel | None,
+        settings: Experiment,
+        *,
+        console: Console,
+        signals: SignalWatch,
+        projector: Projectors | None = None,
+    ) -> None:
+        self.spec, self.folder, self.data, self.settings = spec, folder, data, settings
+        self.student, self.teacher, self.projector = student, teacher, projector
+        self.console, self.signals = console, signals
+        self.device = next(student.parameters()).device
+        self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
+        self.switches = VARIANTS[spec.variant]
+        self.position = _Position()
+        self.best: dict[str, Tensor] | None = None
+        self.store = CheckpointStore(folder / "checkpoints")
+        self.step: LITStep | None = None
+        self._window: list[tuple[int, float, Tensor]] = []  # (global step, lr, parts on the device), not read yet
+
+    # -- the whole run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train what is left to train."""
+        if self.teacher is not None and self.switches.ir != "none":
+            copy_parts(self.teacher, self.student, self.settings.student.copied)
+        pending = self._restore()
+        self.log = RunLog(
+            self.folder, resume_step=self.position.total_steps, tensorboard=self.settings.logging.tensorboard
+        )
+        total = self.spec.epochs * self.steps_per_epoch
+        try:
+            with RunProgress(self.console, self.spec.name, total, self.position.total_steps) as self.progress:
+                while self.position.phase < len(self.spec.phases):
+                    phase = self.spec.phases[self.position.phase]
+                    self._enter(phase, pending)
+                    pending = None
+                    while self.position.epoch < phase.epochs:
+                        self._train_epoch(phase)
+                        self._end_epoch(phase)
+                    self.position.phase += 1
+                    self.position.epoch = 0
+                    self.step = None
+                    self._save()
+        finally:
+            self.log.close()
+        return Outcome(
+            last=self._weights(),
+            best=self.best if self.best is not None else self._weights(),
+            best_epoch=self.position.best_epoch,
+            history=self.position.history,
+            seconds=self.position.seconds,
+            images=self.position.images,
+        )
+
+    def scores(self, split: str) -> Scores:
+        """Accuracy and loss of the student as it is now on a split of the data."""
+        return evaluate(self.student.model, self.data.eval_batches(split, batch_size=_EVAL_BATCH, device=self.device))
+
+    # -- phases ------------------------------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase, pending: Mapping[str, Any] | None) -> None:
+        """Freeze what the phase freezes and build its step; ``pending`` is a checkpoint's state for it."""
+        in_lit = phase.name == "lit"
+        chosen = self.settings.student
+        if self.switches.ir != "none":
+            self.student.unfreeze(*self.student.part_names)
+            frozen = chosen.copied if in_lit else chosen.frozen_in_finetune
+            self.student.freeze(*frozen)
+        self.student.train()
+        self.step = self._build_step(in_lit)
+        if pending is not None and pending["optimizer"] is not None:
+            self.step.optimizer.load_state_dict(pending["optimizer"])
+            if self.step.scaler is not None:
+                self.step.scaler.load_state_dict(pending["scaler"])
+
+    def _build_step(self, in_lit: bool) -> LITStep:
+        loss, chosen = self.settings.loss, self.settings.optimizer
+        count = self.student.num_sections
+        sections = [n for n in self.switches.ir_sections(count) if f"section{n}" not in self.student.frozen]
+        weights = loss.section_weights
+        if weights is not None and len(weights) != count:
+            raise ValueError(f"loss.section_weights: expected {count} (one per section), got {len(weights)}")
+        criterion = LITLoss(
+            alpha=loss.alpha if self.switches.needs_teacher else 1.0,
+            beta=loss.beta if in_lit else 1.0,
+            tau=loss.tau,
+            ir=loss.ir,
+            tau_squared=loss.tau_squared,
+            section_weights=None if weights is None or not in_lit else [weights[n - 1] for n in sections],
+            label_smoothing=loss.label_smoothing,
+        ).to(self.device)
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        if self.projector is not None and in_lit:
+            parameters += self.projector.parameters()
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=1.0,  # set before every step
+            momentum=chosen.momentum,
+            weight_decay=chosen.weight_decay,
+            nesterov=chosen.nesterov,
+        )
+        return LITStep(
+            self.teacher if self.switches.needs_teacher else None,
+            self.student,
+            criterion,
+            optimizer,
+            ir_sections=sections if in_lit else "all",
+            student_input=self.switches.student_input,
+            bn_policy=self.settings.step.bn_policy,
+            precision=self.settings.step.precision,
+            projector=self.projector if in_lit else None,
+        )
+
+    def _train_epoch(self, phase: Phase) -> None:
+        step, at = self.step, self.position
+        assert step is not None
+        every = self.settings.logging.every
+        logged_at, logged_images = time.perf_counter(), at.images
+        saved_at = started = time.perf_counter()
+        before = at.seconds
+        batches = self.data.train_batches(
+            at.total_epochs,
+            batch_size=self.settings.batch_size,
+            seed=self.spec.seed,
+            start_step=at.step,
+            augment=self.settings.data.augment,
+            device=self.device,
+        )
+        for images, labels in batches:
+            lr = phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch)
+            for group in step.optimizer.param_groups:
+                group["lr"] = lr
+            parts = step(self._laid_out(images), labels)
+            at.step += 1
+            at.total_steps += 1
+            at.images += len(labels)
+            self._window.append((len(labels), lr, _row(parts)))
+            self.progress.step(at.total_steps)
+            if at.total_steps % every == 0:
+                row = self._read_window(phase)
+                now = time.perf_counter()
+                self._log_step(phase, lr, row, (at.images - logged_images) / (now - logged_at))
+                logged_at, logged_images = now, at.images
+            stop = self.signals.requested is not None
+            if stop or time.perf_counter() - saved_at > self.settings.checkpoint.every_seconds:
+                self._read_window(phase)
+                at.seconds = before + time.perf_counter() - started
+                self._save()
+                saved_at = time.perf_counter()
+                before, started = at.seconds, saved_at
+            if stop:
+                self._leave()
+        self._read_window(phase)
+        at.seconds = before + time.perf_counter() - started
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        if self.settings.step.channels_last and images.dim() == 4:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _end_epoch(self, phase: Phase) -> None:
+        at = self.position
+        at.epoch, at.step = at.epoch + 1, 0
+        at.total_epochs += 1
+        ends_lit = phase.name == "lit" and at.epoch == phase.epochs
+        if ends_lit and self.settings.step.bn_policy == "recalibrate":
+            self._recalibrate()
+        scores = self.scores("val")
+        means = [total / at.epoch_images for total in at.sums]
+        entry = {
+            "epoch": at.total_epochs,
+            "phase": phase.name,
+            "lr": phase.lr_at(at.epoch * self.steps_per_epoch - 1, self.steps_per_epoch),
+            **_named(means),
+            "val_accuracy": scores.accuracy,
+            "val_loss": scores.loss,
+            "seconds": at.seconds,
+            "images": at.images,
+        }
+        at.history.append(entry)
+        at.sums, at.epoch_images = [], 0
+        if scores.accuracy > at.best_accuracy:
+            at.best_accuracy, at.best_epoch = scores.accuracy, at.total_epochs
+            self.best = self._weights()
+        self.log.write("epoch", at.total_steps, **entry)
+        self.progress.epoch(entry, self.spec.epochs)
+        if at.epoch < phase.epochs:  # the end of a phase is saved once the next one's position is known
+            self._save()
+        if self.signals.requested is not None and at.epoch < phase.epochs:
+            self._leave()
+
+    def _recalibrate(self) -> None:
+        batches = self.data.train_batches(
+            self.position.total_epochs,
+            batch_size=self.settings.batch_size,
+            seed=self.spec.seed,
+            augment=self.settings.data.augment,
+            device=self.device,
+        )
+        recalibrate(self.student, (self._laid_out(images) for images, _ in batches))
+
+    # -- loss parts --------------------------------------------------------------------------------------------------
+
+    def _read_window(self, phase: Phase) -> list[float]:
+        """Bring the loss parts since the last reading to the host (one sync), check and add them up.
+
+        Returns the last step's parts, or nothing where no step has been made since.
+        """
+        if not self._window:
+            return []
+        at = self.position
+        rows = torch.stack([row for _, _, row in self._window]).tolist()
+        first = at.total_steps - len(rows) + 1
+        for i, (row, (size, lr, _)) in enumerate(zip(rows, self._window, strict=True)):
+            if not all(math.isfinite(value) for value in row):
+                self._window.clear()
+                raise NonFiniteLoss(self._advice(first + i, phase, lr, row))
+            at.sums = [a + size * b for a, b in zip(at.sums or [0.0] * len(row), row, strict=True)]
+            at.epoch_images += size
+        self._window.clear()
+        return rows[-1]
+
+    def _advice(self, step: int, phase: Phase, lr: float, row: list[float]) -> str:
+        precision = self.settings.step.precision
+        tries = [f"a smaller learning rate (phases.{phase.name}.lr, now {phase.lr:g}: {lr:g} at this step)"]
+        if precision != "fp32":
+            tries.append(f"step.precision=fp32 (now {precision})")
+        if phase.name == "lit":
+            tries.append(f"a larger loss.beta (now {self.settings.loss.beta:g}), which weighs the IR loss less")
+        return (
+            f"{self.spec.name}: the loss is not finite at step {step} (phase {phase.name}): {describe(_named(row))}. "
+            f"The last good checkpoint is kept in {self.store.folder}. Try {', or '.join(tries)}"
+        )
+
+    def _log_step(self, phase: Phase, lr: float, row: list[float], speed: float) -> None:
+        named = _named(row)
+        at = self.position
+        self.log.write(
+            "step", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, lr=lr, **named, images_per_second=speed
+        )
+        self.progress.status(named, speed)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.student.model.state_dict().items()}
+
+    def _save(self) -> None:
+        tensors = {f"student.{name}": tensor for name, tensor in self.student.model.state_dict().items()}
+        if self.projector is not None:
+            tensors |= {f"projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
+        step = self.step
+        state = {
+            "position": asdict(self.position),
+            "optimizer": None if step is None else step.optimizer.state_dict(),
+            "scaler": None if step is None or step.scaler is None else step.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        self.store.save(Checkpoint(self.position.total_steps, tensors, self.best, state))
+
+    def _restore(self) -> dict[str, Any] | None:
+        """Continue from the newest checkpoint, if there is one; returns the state the phase's step is owed."""
+        checkpoint = self.store.load()
+        if checkpoint is None:
+            return None
+        self.student.model.load_state_dict(_under("student.", checkpoint.model))
+        if self.projector is not None:
+            self.projector.load_state_dict(_under("projector.", checkpoint.model))
+        self.best = checkpoint.best
+        state = checkpoint.state
+        self.position = _Position(**state["position"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        return state
+
+    def _leave(self) -> None:
+        raise Interrupted(
+            f"{self.spec.name}: stopped by {self.signals.requested} after step {self.position.total_steps}; everything "
+            "up to it is saved. The same command with --resume goes on from there"
+        )
+
+
+def _row(parts: LossParts) -> Tensor:
+    return torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
+
+
+def _named(row: list[float]) -> dict[str, Any]:
+    loss, ce, kl, *irs = row
+    return {"loss": loss, "ce": ce, "kl": kl, "ir": irs}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
