@@ -1,0 +1,191 @@
+"""The LIT loss in plain PyTorch operations with autograd: the oracle of every other backend.
+
+Maths (paper section 3; d = student IR - teacher IR, p = softmax(z_t / tau), q = softmax(z_s / tau))::
+
+    L    = beta * L_KD + (1 - beta) * sum_i w_i * mean(l(d_i))       eq. 1 and 3
+    L_KD = alpha * CE(z_s, y) + (1 - alpha) * tau^2 * KL(p || q)     eq. 2
+    l    = d^2 (l2) | |d| (l1) | smooth l1 with threshold 1
+
+All arithmetic is in float32 (float64 when any input is float64), whatever the inputs' dtype: a difference of 300
+squared overflows float16. Autograd casts each gradient back to its input's dtype last, after grad_output was
+multiplied in: a loss scale therefore always acts before the rounding, and ``grad_scale`` has nothing to add here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_fast.backends.options import LossOptions, LossParts
+
+
+def lit_loss(
+    student_irs: Sequence[Tensor],
+    teacher_irs: Sequence[Tensor],
+    student_logits: Tensor | None,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None,
+    class_weight: Tensor | None,
+    grad_scale: Tensor | None,
+    options: LossOptions,
+) -> LossParts:
+    """Compute the LIT loss; the arguments are already checked (``lit_fast.functional`` does that).
+
+    Args:
+        student_irs: k tensors of any shape, floating; gradients flow to them. Unused if beta is 1.
+        teacher_irs: k tensors of the same shapes.
+        student_logits: [B, C], floating; gradients flow to it. Unused if beta is 0.
+        teacher_logits: [B, C], floating. Unused if alpha is 1 or beta is 0.
+        labels: [B], int64. Unused if alpha or beta is 0.
+        class_weight: [C], floating, or None.
+        grad_scale: 0-d, the loss scale that grad_output will be. Unused: see the module's docstring.
+        options: the loss's settings.
+
+    Raises:
+        IndexError: a label on the CPU is neither a class nor ``ignore_index`` (on CUDA: torch's device assert).
+        RuntimeError: in backward, if called with ``create_graph=True``.
+    """
+    use_kd, use_irs = options.beta > 0, options.beta < 1
+    irs = (*student_irs, *teacher_irs) if use_irs else ()
+    logits = [z for z in (student_logits, teacher_logits) if z is not None] if use_kd else []
+    inputs = [*irs, *logits]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
+    device = inputs[0].device
+
+    # Nothing here is on autocast's list of low-precision operations; switching it off keeps that true for ever.
+    with torch.autocast(device.type, enabled=False):
+        zero = torch.zeros((), dtype=dtype, device=device)
+        total = ce = kl = zero
+        if use_kd and student_logits is not None:
+            z_s = student_logits.to(dtype)
+            if options.alpha > 0 and labels is not None:
+                weight = None if class_weight is None else class_weight.detach().to(dtype)
+                ce = _cross_entropy(z_s, labels, weight, options)
+                total = total + options.beta * options.alpha * ce
+            if options.alpha < 1 and teacher_logits is not None:
+                kl = _kl(z_s, teacher_logits.detach().to(dtype), options.tau)
+                kl = options.tau**2 * kl if options.tau_squared else kl
+                total = total + options.beta * (1 - options.alpha) * kl
+        ir = zero.new_zeros(0)
+        if use_irs:
+            element_loss = _ELEMENT_LOSS[options.ir]
+            means = [element_loss(s.to(dtype) - t.detach().to(dtype)).mean() for s, t in zip(student_irs, teacher_irs)]
+            weights = options.section_weights or (1.0,) * len(means)
+            total = total + (1 - options.beta) * sum(w * mean for w, mean in zip(weights, means))
+            ir = torch.stack(means)
+    if not torch.compiler.is_compiling():  # compiled graphs refuse double backward themselves
+        total = _FirstOrderOnly.apply(total)
+    return LossParts(total, ce.detach(), kl.detach(), ir.detach())
+
+
+# --- eq. 3: element losses of d = student IR - teacher IR
+
+
+def _l2(d: Tensor) -> Tensor:
+    return d * d
+
+
+def _l1(d: Tensor) -> Tensor:
+    # torch's sign (and so abs's gradient) maps NaN to 0, which would hide a diverged section from its gradient.
+    slope = torch.where(d.isnan(), d, d.sign()).detach()  # 0 at d = 0
+    return slope * d
+
+
+def _smooth_l1(d: Tensor) -> Tensor:
+    # The slope is clamp(d, -1, 1); slope * (d - slope / 2) is d^2 / 2 inside the threshold and |d| - 1/2 outside.
+    slope = d.detach().clamp(-1, 1)
+    return slope * (d - 0.5 * slope)
+
+
+_ELEMENT_LOSS: dict[str, Callable[[Tensor], Tensor]] = {"l2": _l2, "l1": _l1, "smooth_l1": _smooth_l1}
+
+
+# --- eq. 2, hard part
+
+
+def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+    """Cross-entropy of logits z [B, C] with labels [B], averaged as torch does; NaN if no row counts."""
+    ignore, smoothing, classes = options.ignore_index, options.label_smoothing, z.shape[1]
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_labels(labels, classes, ignore)
+    ignored = labels == ignore
+    target = torch.where(ignored, 0, labels)
+    log_q = torch.log_softmax(z, dim=1)
+    weight = z.new_ones(classes) if weight is None else weight
+    row_weight = torch.where(ignored, 0.0, weight[target])
+    nll = -log_q.gather(1, target[:, None]).squeeze(1)
+    # where, not a product: a masked class has -log q = inf, and a weight of 0 must silence it in the gradient too.
+    loss = (1 - smoothing) * torch.where(row_weight == 0, 0.0, row_weight * nll)
+    if smoothing > 0:
+        smooth = -torch.where(weight == 0, 0.0, weight * log_q).sum(1)
+        loss = loss + smoothing / classes * torch.where(ignored, 0.0, smooth)
+    return loss.sum() / row_weight.sum()
+
+
+def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError at the first label that is no class; on the CPU reading two values costs nothing."""
+    if labels.numel() == 0:
+        return
+    low, high = labels.aminmax()
+    if int(low) >= 0 and int(high) < classes:
+        return
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
+    if wrong.numel() > 0:
+        raise IndexError(
+            f"labels: label {int(wrong[0])} is out of range for {classes} classes (logits of shape "
+            f"{(labels.shape[0], classes)}); expected 0 to {classes - 1}, or ignore_index={ignore_index}"
+        )
+
+
+# --- eq. 2, soft part
+
+
+def _kl(z_s: Tensor, z_t: Tensor, tau: float) -> Tensor:
+    """KL(softmax(z_t / tau) || softmax(z_s / tau)), mean over the rows of [B, C]; tau^2 is not in it.
+
+    With delta = log q - log p, KL = sum p * (exp(delta) - 1 - delta), because sum q = sum p = 1. Every term is >= 0 and
+    of second order in delta, so rows that nearly agree cancel nothing (sum p * -delta loses 11 % of a KL of 4e-7 in
+    float32), and an error in the rows' normalisers is of second order too. For the same reason the normalisers
+    need no gradient: their share is sum (q - p) = 0. A term's own gradient is (q - p) / tau.
+    """
+    max_s, max_t = z_s.detach().amax(1, keepdim=True), z_t.amax(1, keepdim=True)
+    exp_s, exp_t = torch.exp((z_s - max_s) / tau), torch.exp((z_t - max_t) / tau)  # masked class (-inf): 0
+    sum_s, sum_t = exp_s.detach().sum(1, keepdim=True), exp_t.sum(1, keepdim=True)
+    q, p = exp_s / sum_s, exp_t / sum_t
+
+    # The difference of near-equal logits is exact, that of two shifted logits is not: shift the difference.
+    masked = z_t == -torch.inf  # p = 0 there: the term is q, whatever delta is
+    delta = (torch.where(masked, 0.0, z_s - z_t) - (max_s - max_t)) / tau - (sum_s / sum_t).log()
+    near = ~masked & (delta.abs() < 0.25)
+    far_term = q - p - torch.where(p == 0, 0.0, p * delta)  # 0 * inf := 0
+    near_term = p * _exp_minus_tangent(torch.where(near, delta, 0.0))
+    return torch.where(near, near_term, far_term).sum(1).mean()
+
+
+def _exp_minus_tangent(x: Tensor) -> Tensor:
+    """exp(x) - 1 - x for |x| < 0.25 by its series, x^2/2 (1 + x/3 (1 + x/4 (...))), to the last bit of x's dtype."""
+    terms = 11 if x.dtype == torch.float64 else 6
+    one = x.new_ones(())
+    series = torch.ones_like(x)
+    for n in range(terms + 2, 2, -1):
+        series = torch.addcmul(one, x, series, value=1 / n)
+    return 0.5 * x * x * series
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Identity that refuses ``create_graph=True``, as the fused backends, which keep no graph, must."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, total: Tensor) -> Tensor:  # type: ignore[override]
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
+                "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
+            )
+        return grad

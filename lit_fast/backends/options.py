@@ -1,0 +1,100 @@
+"""The settings of one LIT loss and the values it gives: what every backend takes and returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+IR_KINDS = ("l2", "l1", "smooth_l1")
+
+
+class LossParts(NamedTuple):
+    """The value of a LIT loss and of its parts, before weighting.
+
+    All are float32 (float64 when any input is float64), on the device of the inputs::
+
+        total = beta * (alpha * ce + (1 - alpha) * kl) + (1 - beta) * sum_i section_weights[i] * ir[i]
+
+    Attributes:
+        total: 0-d. The only field that can carry a gradient.
+        ce: 0-d, detached. Cross-entropy with the labels; 0 where alpha or beta is 0.
+        kl: 0-d, detached. KL(teacher || student), tau^2 included if it is switched on; 0 where alpha is 1 or beta is 0.
+        ir: [k], detached. Mean element loss of each section, unweighted; [0] where beta is 1.
+    """
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+    ir: Tensor
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The settings of a LIT loss (paper eq. 1 to 3), checked when built.
+
+    Attributes:
+        ir: element loss between two IRs: ``"l2"`` d^2, ``"l1"`` |d|, ``"smooth_l1"`` with threshold 1.
+        alpha: in [0, 1], weight of the hard label loss against the teacher's soft targets.
+        beta: in [0, 1], weight of the KD loss against the IR loss.
+        tau: > 0, temperature of the soft targets.
+        tau_squared: multiply the soft loss by tau^2, which keeps its gradient's size independent of tau.
+        section_weights: one finite weight >= 0 per section, kept as a tuple; None weighs every section 1.
+        ignore_index: rows with this label give no cross-entropy.
+        label_smoothing: in [0, 1], as in ``torch.nn.functional.cross_entropy``.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is out of its range.
+    """
+
+    ir: str = "l2"
+    alpha: float = 0.95
+    beta: float = 0.75
+    tau: float = 6.0
+    tau_squared: bool = True
+    section_weights: Sequence[float] | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ir not in IR_KINDS:
+            raise ValueError(f"ir: expected one of {', '.join(map(repr, IR_KINDS))}, got {self.ir!r}")
+        _fraction("alpha", self.alpha, "it weighs the hard label loss against the teacher's soft targets")
+        _fraction("beta", self.beta, "it weighs the KD loss against the IR loss")
+        _fraction("label_smoothing", self.label_smoothing, "as in torch's cross_entropy")
+        if not 0 < _real("tau", self.tau) < math.inf:
+            raise ValueError(f"tau: expected a finite temperature > 0, got {self.tau}; the paper's recipes use 6")
+        if not isinstance(self.tau_squared, bool):
+            raise TypeError(f"tau_squared: expected True or False, got {self.tau_squared!r}")
+        if not isinstance(self.ignore_index, Integral) or isinstance(self.ignore_index, bool):
+            raise TypeError(f"ignore_index: expected an int, got {self.ignore_index!r}")
+        if self.section_weights is not None:
+            object.__setattr__(self, "section_weights", _section_weights(self.section_weights))
+
+
+def _real(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
+    return float(value)
+
+
+def _fraction(name: str, value: Any, meaning: str) -> None:
+    if not 0 <= _real(name, value) <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}; {meaning}")
+
+
+def _section_weights(weights: Any) -> tuple[float, ...]:
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(
+            f"section_weights: expected a sequence with one number per section, got {type(weights).__name__}; "
+            "write for example section_weights=(1.0, 0.5, 0.5)"
+        )
+    for number, weight in enumerate(weights, 1):
+        if not 0 <= _real(f"section_weights: section {number}", weight) < math.inf:
+            raise ValueError(f"section_weights: section {number}: expected a finite weight >= 0, got {weight}")
+    return tuple(float(weight) for weight in weights)
