@@ -55,10 +55,14 @@ def _read(file: Path) -> Any:
         try:
             return load_file(file, device="cpu")
         except SafetensorError as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+            raise CheckpointError(
+                f"{file}: not a whole safetensors file ({error}); copy or download it again"
+            ) from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError ... by kind of damage
+    except (
+        Exception
+    ) as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError ... by kind of damage
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"{file}: cannot be read as a file of weights ({reason[0] if reason else type(error).__name__}). It may be cut "
