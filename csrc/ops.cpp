@@ -1,0 +1,96 @@
+// Schemas of the ops and the checks that all devices share.
+#include <torch/library.h>
+
+#include "csrc/lit_loss.h"
+#include "kernels/math.h"
+
+namespace lit_fast {
+namespace {
+
+void check_float(const at::Tensor& tensor, const char* what) {
+  const auto dtype = tensor.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+                   "lit_loss: ", what, ": expected float16, bfloat16, float32 or float64, got ", dtype);
+}
+
+void check_sections(const LitLossArgs& args) {
+  const auto sections = args.student_irs.size();
+  TORCH_CHECK_VALUE(args.teacher_irs.size() == sections, "lit_loss: expected as many teacher IRs as student IRs, got ",
+                    sections, " from the student and ", args.teacher_irs.size(), " from the teacher");
+  TORCH_CHECK_VALUE(args.section_weights.size() == sections, "lit_loss: expected one section weight for each of ",
+                    sections, " sections, got ", args.section_weights.size());
+  TORCH_CHECK_VALUE(args.beta == 1.0 || sections > 0, "lit_loss: beta = ", args.beta, " needs IRs, got none");
+  TORCH_CHECK_VALUE(args.ir_kind >= 0 && args.ir_kind <= static_cast<int64_t>(IrKind::smooth_l1),
+                    "lit_loss: ir_kind: expected 0 (l2), 1 (l1) or 2 (smooth_l1), got ", args.ir_kind);
+  for (size_t i = 0; i < sections; ++i) {
+    const at::Tensor &student = args.student_irs[i], &teacher = args.teacher_irs[i];
+    const std::string section = "section " + std::to_string(i + 1);
+    check_float(student, (section + ", student IR").c_str());
+    check_float(teacher, (section + ", teacher IR").c_str());
+    TORCH_CHECK_VALUE(student.sizes() == teacher.sizes(), "lit_loss: ", section, ": student gives ", student.sizes(),
+                      ", teacher ", teacher.sizes(),
+                      "; choose a student of the teacher's width or project its IRs to it");
+  }
+}
+
+void check_rows(const LitLossArgs& args) {
+  if (!args.student_logits) {
+    TORCH_CHECK_VALUE(args.beta == 0.0, "lit_loss: beta = ", args.beta, " needs student_logits, got None");
+    return;
+  }
+  const at::Tensor& logits = *args.student_logits;
+  check_float(logits, "student_logits");
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) > 0,
+                    "lit_loss: student_logits: expected [batch, classes], got ", logits.sizes());
+  TORCH_CHECK_VALUE(args.tau > 0, "lit_loss: tau: expected a temperature > 0, got ", args.tau);
+  TORCH_CHECK_VALUE(args.teacher_logits || args.alpha == 1.0, "lit_loss: alpha = ", args.alpha,
+                    " needs teacher_logits, got None");
+  TORCH_CHECK_VALUE(args.labels || args.alpha == 0.0, "lit_loss: alpha = ", args.alpha, " needs labels, got None");
+  if (args.teacher_logits) {
+    check_float(*args.teacher_logits, "teacher_logits");
+    TORCH_CHECK_VALUE(args.teacher_logits->sizes() == logits.sizes(),
+                      "lit_loss: teacher_logits: expected the student's ", logits.sizes(), ", got ",
+                      args.teacher_logits->sizes());
+  }
+  if (args.labels) {
+    TORCH_CHECK_TYPE(at::isIntegralType(args.labels->scalar_type(), /*includeBool=*/false),
+                     "lit_loss: labels: expected class numbers (int64), got ", args.labels->scalar_type());
+    TORCH_CHECK_VALUE(args.labels->dim() == 1 && args.labels->size(0) == logits.size(0),
+                      "lit_loss: labels: expected one class number per row, [", logits.size(0), "], got ",
+                      args.labels->sizes());
+  }
+  if (args.class_weight) {
+    check_float(*args.class_weight, "class_weight");
+    TORCH_CHECK_VALUE(args.class_weight->dim() == 1 && args.class_weight->size(0) == logits.size(1),
+                      "lit_loss: class_weight: expected one weight per class, [", logits.size(1), "], got ",
+                      args.class_weight->sizes());
+  }
+}
+
+}  // namespace
+
+void check(const LitLossArgs& args) {
+  check_sections(args);
+  check_rows(args);
+  TORCH_CHECK_VALUE(!args.grad_scale || args.grad_scale->numel() == 1,
+                    "lit_loss: grad_scale: expected one number, got ", args.grad_scale->sizes());
+}
+
+at::ScalarType compute_dtype(const LitLossArgs& args) {
+  const auto is_double = [](const at::Tensor& tensor) { return tensor.scalar_type() == at::kDouble; };
+  const auto any_double = [&](at::TensorList list) { return std::any_of(list.begin(), list.end(), is_double); };
+  const bool logits_double = (args.student_logits && is_double(*args.student_logits)) ||
+                             (args.teacher_logits && is_double(*args.teacher_logits));
+  return logits_double || any_double(args.student_irs) || any_double(args.teacher_irs) ? at::kDouble : at::kFloat;
+}
+
+}  // namespace lit_fast
+
+TORCH_LIBRARY(lit_fast, m) {
+  m.def(
+      "lit_loss(Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, "
+      "Tensor? labels, Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, "
+      "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
+      "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
+      {at::Tag::pt2_compliant_tag});
+}

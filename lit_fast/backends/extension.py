@@ -1,0 +1,73 @@
+"""Finds and loads the compiled extension ``lit_fast._C``, or says why it cannot be used.
+
+A library that was compiled for another torch may fail to load, or load and crash. So what it was compiled with
+is written into the file as text (csrc/bindings.cpp) and compared with the torch in use before it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import mmap
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+_MARK = b"lit_fast-build;"
+
+
+class Extension(NamedTuple):
+    """The compiled extension as found.
+
+    Attributes:
+        loaded: its ops are registered under ``torch.ops.lit_fast``.
+        reason: why it is used, or why not and what to do.
+        built: what it was compiled with (torch, compiler, openmp, cxx11_abi); empty if there is none.
+        path: the file; None if there is none.
+    """
+
+    loaded: bool
+    reason: str
+    built: dict[str, str]
+    path: Path | None
+
+
+def load() -> Extension:
+    """Load the extension if there is one for this torch; never raises for one that is missing or unfit."""
+    spec = importlib.util.find_spec("lit_fast._C")
+    if spec is None or spec.origin is None:
+        return Extension(False, "lit_fast was installed without its compiled extension", {}, None)
+    path = Path(spec.origin)
+    built = _read_build(path)
+    misfit = _misfit(built)
+    if misfit is not None:
+        return Extension(False, f"{misfit}; install lit_fast again in this environment", built, path)
+    try:
+        importlib.import_module("lit_fast._C")
+    except ImportError as error:
+        return Extension(False, f"{path.name} does not load: {error}; install lit_fast again", built, path)
+    return Extension(True, f"compiled for torch {built['torch']} by {built['compiler']}", built, path)
+
+
+def _read_build(path: Path) -> dict[str, str]:
+    """The build text in the file, ``lit_fast-build;key=value;...;``, as a dictionary; empty if there is none."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_MARK)
+        if start < 0:
+            return {}
+        text = content[start + len(_MARK) : content.find(b"\0", start)].decode()
+    return dict(item.split("=", 1) for item in text.split(";") if item)
+
+
+def _misfit(built: dict[str, str]) -> str | None:
+    """Why a library with this build text must not be loaded into this torch, or None."""
+    if not built:
+        return "the compiled extension does not say what it was built for"
+    release = torch.__version__.split("+")[0]
+    # C++ interfaces are kept within a minor release; the CPU and CUDA builds of one release share them.
+    if built["torch"].split(".")[:2] != release.split(".")[:2]:
+        return f"the compiled extension is for torch {built['torch']}, this is torch {torch.__version__}"
+    if built["cxx11_abi"] != str(int(torch.compiled_with_cxx11_abi())):
+        return f"the compiled extension has _GLIBCXX_USE_CXX11_ABI={built['cxx11_abi']}, this torch has the other"
+    return None
