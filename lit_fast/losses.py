@@ -64,7 +64,7 @@ class _Loss(nn.Module):
             self.options,
             self.backend,
         )
-        self._parts = LossParts(total.detach(), ce, kl, ir)
+        self._parts = LossParts(total.detach().clone(), ce, kl, ir)  # clone: `loss /= steps` must not change it
         return total
 
 

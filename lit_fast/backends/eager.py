@@ -6,19 +6,25 @@ Maths (paper section 3; d = student IR - teacher IR, p = softmax(z_t / tau), q =
     L_KD = alpha * CE(z_s, y) + (1 - alpha) * tau^2 * KL(p || q)     eq. 2
     l    = d^2 (l2) | |d| (l1) | smooth l1 with threshold 1
 
-All arithmetic is in float32 (float64 when any input is float64), whatever the inputs' dtype: a difference of 300
-squared overflows float16. Autograd casts each gradient back to its input's dtype last, after grad_output was
+IRs are computed in float32 (float64 when any input is float64), whatever their dtype: a difference of 300 squared
+overflows float16. Logits, which are few, are computed in float64: where student and teacher nearly agree, the terms of
+the KL cancel to second order, and in float32 a KL of 4e-7 would be off by a tenth. The result is float32 all the
+same. Autograd casts each gradient back to its input's dtype last, after grad_output was
 multiplied in: a loss scale therefore always acts before the rounding, and ``grad_scale`` has nothing to add here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from lit_fast.backends.options import LossOptions, LossParts
+
+_HAS_FLOAT64 = ("cpu", "cuda")  # MPS and some XPU devices have none
 
 
 def lit_loss(
@@ -55,18 +61,18 @@ def lit_loss(
     device = inputs[0].device
 
     # Nothing here is on autocast's list of low-precision operations; switching it off keeps that true for ever.
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False) if is_autocast_available(device.type) else nullcontext():
         zero = torch.zeros((), dtype=dtype, device=device)
         total = ce = kl = zero
         if use_kd and student_logits is not None:
-            z_s = student_logits.to(dtype)
+            wide = torch.float64 if device.type in _HAS_FLOAT64 else dtype
+            z_s = student_logits.to(wide)
             if options.alpha > 0 and labels is not None:
-                weight = None if class_weight is None else class_weight.detach().to(dtype)
-                ce = _cross_entropy(z_s, labels, weight, options)
+                ce = _cross_entropy(z_s, labels, class_weight, options).to(dtype)
                 total = total + options.beta * options.alpha * ce
             if options.alpha < 1 and teacher_logits is not None:
-                kl = _kl(z_s, teacher_logits.detach().to(dtype), options.tau)
-                kl = options.tau**2 * kl if options.tau_squared else kl
+                kl = _kl(z_s, teacher_logits.detach().to(wide), options.tau)
+                kl = (options.tau**2 * kl if options.tau_squared else kl).to(dtype)
                 total = total + options.beta * (1 - options.alpha) * kl
         ir = zero.new_zeros(0)
         if use_irs:
@@ -113,7 +119,7 @@ def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: Lo
     ignored = labels == ignore
     target = torch.where(ignored, 0, labels)
     log_q = torch.log_softmax(z, dim=1)
-    weight = z.new_ones(classes) if weight is None else weight
+    weight = z.new_ones(classes) if weight is None else weight.detach().to(z.dtype)
     row_weight = torch.where(ignored, 0.0, weight[target])
     nll = -log_q.gather(1, target[:, None]).squeeze(1)
     # where, not a product: a masked class has -log q = inf, and a weight of 0 must silence it in the gradient too.
@@ -143,35 +149,12 @@ def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def _kl(z_s: Tensor, z_t: Tensor, tau: float) -> Tensor:
-    """KL(softmax(z_t / tau) || softmax(z_s / tau)), mean over the rows of [B, C]; tau^2 is not in it.
-
-    With delta = log q - log p, KL = sum p * (exp(delta) - 1 - delta), because sum q = sum p = 1. Every term is >= 0 and
-    of second order in delta, so rows that nearly agree cancel nothing (sum p * -delta loses 11 % of a KL of 4e-7 in
-    float32), and an error in the rows' normalisers is of second order too. For the same reason the normalisers
-    need no gradient: their share is sum (q - p) = 0. A term's own gradient is (q - p) / tau.
-    """
-    max_s, max_t = z_s.detach().amax(1, keepdim=True), z_t.amax(1, keepdim=True)
-    exp_s, exp_t = torch.exp((z_s - max_s) / tau), torch.exp((z_t - max_t) / tau)  # masked class (-inf): 0
-    sum_s, sum_t = exp_s.detach().sum(1, keepdim=True), exp_t.sum(1, keepdim=True)
-    q, p = exp_s / sum_s, exp_t / sum_t
-
-    # The difference of near-equal logits is exact, that of two shifted logits is not: shift the difference.
-    masked = z_t == -torch.inf  # p = 0 there: the term is q, whatever delta is
-    delta = (torch.where(masked, 0.0, z_s - z_t) - (max_s - max_t)) / tau - (sum_s / sum_t).log()
-    near = ~masked & (delta.abs() < 0.25)
-    far_term = q - p - torch.where(p == 0, 0.0, p * delta)  # 0 * inf := 0
-    near_term = p * _exp_minus_tangent(torch.where(near, delta, 0.0))
-    return torch.where(near, near_term, far_term).sum(1).mean()
-
-
-def _exp_minus_tangent(x: Tensor) -> Tensor:
-    """exp(x) - 1 - x for |x| < 0.25 by its series, x^2/2 (1 + x/3 (1 + x/4 (...))), to the last bit of x's dtype."""
-    terms = 11 if x.dtype == torch.float64 else 6
-    one = x.new_ones(())
-    series = torch.ones_like(x)
-    for n in range(terms + 2, 2, -1):
-        series = torch.addcmul(one, x, series, value=1 / n)
-    return 0.5 * x * x * series
+    """KL(softmax(z_t / tau) || softmax(z_s / tau)), mean over the rows of [B, C]; tau^2 is not in it."""
+    log_q = torch.log_softmax(z_s / tau, dim=1)
+    log_p = torch.log_softmax(z_t / tau, dim=1)
+    p = log_p.exp()
+    # A class masked in the teacher has p = 0 and log p = -inf: it adds 0, whatever the student says of it.
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(1).mean()
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -179,7 +162,7 @@ class _FirstOrderOnly(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, total: Tensor) -> Tensor:  # type: ignore[override]
-        return total.view_as(total)
+        return total.clone()  # a view could not be changed in place, as in `loss /= steps`
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
