@@ -260,16 +260,21 @@ class Part(nn.Module):
         self.training = model.training
 
     @property
+    def owner(self) -> nn.Module:
+        """The whole model."""
+        return self._owner[0]
+
+    @property
     def graph(self) -> fx.Graph:
         """The piece's graph in the present mode; its targets are names in the whole model."""
         return self._code().graph
 
     def forward(self, x: Tensor) -> Any:
-        return self._code().run(self._owner[0], x)
+        return self._code().run(self.owner, x)
 
     def _code(self) -> Code:
         # The model's own flag counts too: after model.eval() on the inner model the part must not stay in train mode.
-        return self._train if self.training and self._owner[0].training else self._eval
+        return self._train if self.training and self.owner.training else self._eval
 
     def _collect(self, op: str) -> tuple[str, ...]:
         nodes = itertools.chain(self._eval.graph.nodes, self._train.graph.nodes)
@@ -279,13 +284,13 @@ class Part(nn.Module):
         """Tensors that the part's code uses itself, such as a class token."""
         for name in self._tensors:
             path, _, last = name.rpartition(".")
-            value = getattr(self._owner[0].get_submodule(path), last)
+            value = getattr(self.owner.get_submodule(path), last)
             if isinstance(value, Tensor):
                 yield name, value
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         for name in self._targets:
-            yield name, self._owner[0].get_submodule(name)
+            yield name, self.owner.get_submodule(name)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -322,7 +327,7 @@ class Part(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The part's entries of the model's state_dict."""
-        whole = self._owner[0].state_dict(*args, **kwargs)
+        whole = self.owner.state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
         roots = tuple(f"{prefix}{name}." for name in self._targets)
         direct = {f"{prefix}{name}" for name in self._tensors}
@@ -330,7 +335,7 @@ class Part(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Generated code can be neither pickled nor deep-copied: a copy is cut anew from the copied model.
-        return _recut, (self._owner[0], *self._cuts, self.name, self.training)
+        return _recut, (self.owner, *self._cuts, self.name, self.training)
 
     def extra_repr(self) -> str:
         return f"{self.name}: {', '.join(self._targets) or 'no modules'}"

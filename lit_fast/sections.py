@@ -81,6 +81,11 @@ class SplitModel(nn.Module):
         return part_names(self.num_sections)
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Stem, sections and head, in this order."""
+        return self._parts
+
+    @property
     def stem(self) -> Part:
         """What stands before section 1."""
         return self._parts[0]

@@ -6,7 +6,6 @@ The state_dict keys are those of the widely published checkpoints: ``conv1``, ``
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,0 +1,94 @@
+"""Sizes of a model: parameters, layers, multiply-accumulates.
+
+MACs are half of what `torch.utils.flop_counter` counts: convolutions, matrix products and attention; not BatchNorm,
+activations or additions. That is the convention of the method's table (ResNet-20: 40.6 MMACs).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_fast.dryrun import untouched
+from lit_fast.parts import Part
+from lit_fast.tracing import set_mode
+
+_WEIGHT_LAYERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.MultiheadAttention,
+)
+# What published models call the projection on a shortcut, which "ResNet-50" does not count as a layer.
+_SHORTCUTS = ("shortcut", "downsample")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters (elements), each shared one once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_layers(module: nn.Module) -> int:
+    """Number of layers with a weight matrix, as in "ResNet-20": convolutions and linear layers off the shortcuts.
+
+    The input projection of nn.MultiheadAttention counts as one, its output projection as another.
+    """
+    return sum(
+        isinstance(layer, _WEIGHT_LAYERS) and not any(name in _SHORTCUTS for name in path.split("."))
+        for path, layer in module.named_modules()
+    )
+
+
+def count_macs(module: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates per image of one forward in eval mode.
+
+    Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it runs
+    once on ``example``; the model, its buffers and the random state are left as they were.
+
+    Args:
+        module: a model, a split model or one of its parts.
+        example: its input, [B, ...]; the count is divided by B.
+
+    Example:
+        >>> count_macs(resnet20(), torch.zeros(1, 3, 32, 32)) / 1e6
+        40.55104
+    """
+    owner = module.owner if isinstance(module, Part) else module
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # The fused encoder layer is one operator that the counter does not know.
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), set_mode(owner, False):
+            flops = _flops(owner, module, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return flops // 2 // example.shape[0]
+
+
+def _flops(owner: nn.Module, module: nn.Module, example: Tensor) -> int:
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tensors = {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
+    shapes = {f"owner.{name}": torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    try:
+        with FlopCounterMode(display=False) as counter:
+            functional_call(_Call(owner, module), shapes, (torch.empty_like(example, device="meta"),))
+    except Exception:  # whatever a forward raises when its tensors have no values
+        with untouched(owner), FlopCounterMode(display=False) as counter:
+            module(example)
+    return int(counter.get_total_flops())
+
+
+class _Call(nn.Module):
+    """Calls ``module``, a part of ``owner``, so that functional_call can exchange the owner's tensors."""
+
+    def __init__(self, owner: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.owner = owner
+        self._module = (module,)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._module[0](x)
