@@ -30,6 +30,10 @@ def extension() -> dict[str, Any]:
     compiler = "cl" if sys.platform == "win32" else get_cxx_compiler()
 
     class Build(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.force = True  # ninja knows what is out of date; setuptools does not see that torch was replaced
+
         def run(self) -> None:
             if shutil.which(compiler) is None:
                 raise SystemExit(

@@ -1,0 +1,65 @@
+"""What was built and what is used: ``lit_fast.build_info()``."""
+
+from __future__ import annotations
+
+import platform
+from typing import TypedDict
+
+import torch
+
+import lit_fast
+from lit_fast.backends import native
+
+
+class BuildInfo(TypedDict):
+    """What ``build_info()`` tells; the fields on the extension are None, False or empty where there is none.
+
+    Attributes:
+        version: of lit_fast.
+        python: version of the interpreter.
+        torch: version in use.
+        built_for_torch: version that the extension was compiled for.
+        compiler: that compiled it.
+        openmp: whether its loops run on torch's threads.
+        cuda_archs: GPU architectures that it has code for, as ``"sm_80"``; empty for a CPU build.
+        extension: the extension's file.
+        backend: which backend computes a loss on the CPU under ``backend="auto"``.
+        reason: why that one.
+        threads: how many threads torch uses within one operation.
+    """
+
+    version: str
+    python: str
+    torch: str
+    built_for_torch: str | None
+    compiler: str | None
+    openmp: bool
+    cuda_archs: tuple[str, ...]
+    extension: str | None
+    backend: str
+    reason: str
+    threads: int
+
+
+def build_info() -> BuildInfo:
+    """Tell what was built, for which torch, and what is used and why.
+
+    Example:
+        >>> import lit_fast
+        >>> lit_fast.build_info()["backend"] in ("native", "eager")
+        True
+    """
+    extension = native.EXTENSION
+    return {
+        "version": lit_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "built_for_torch": extension.built.get("torch"),
+        "compiler": extension.built.get("compiler"),
+        "openmp": extension.built.get("openmp") == "1",
+        "cuda_archs": (),
+        "extension": None if extension.path is None else str(extension.path),
+        "backend": "native" if extension.loaded else "eager",
+        "reason": extension.reason,
+        "threads": torch.get_num_threads(),
+    }
