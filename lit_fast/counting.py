@@ -44,8 +44,8 @@ def count_layers(module: nn.Module) -> int:
 def count_macs(module: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates per image of one forward in eval mode.
 
-    Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it runs
-    once on ``example``; the model, its buffers and the random state are left as they were.
+    Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it
+    runs once on ``example``; the model, its buffers and the random state are left as they were.
 
     Args:
         module: a model, a split model or one of its parts.

@@ -46,9 +46,9 @@ def inspect(
         The report; ``print`` it for a table by part.
 
     Raises:
-        PairError: with ALL problems found: unequal numbers of sections, shapes or dtypes that differ, a part that fails or gives
-            no tensor, a teacher in train mode or requiring gradients, a module that overwrites an IR or the input in
-            place, parts that disagree with the model's own forward, a teacher at chance.
+        PairError: with ALL problems found: unequal numbers of sections, shapes or dtypes that differ, a part that fails
+            or gives no tensor, a teacher in train mode or requiring gradients, a module that overwrites an IR or the
+            input in place, parts that disagree with the model's own forward, a teacher at chance.
 
     Example:
         >>> import lit_fast as lf
@@ -100,8 +100,8 @@ def _teacher_state(teacher: SplitModel) -> list[str]:
     training = [name or "the model" for name, module in teacher.model.named_modules() if module.training]
     if training:
         problems.append(
-            f"teacher: {len(training)} modules are in train mode ({_some(training)}), its IRs would change from batch to "
-            "batch; call teacher.eval()"
+            f"teacher: {len(training)} modules are in train mode ({_some(training)}), its IRs would change from batch "
+            "to batch; call teacher.eval()"
         )
     requiring = [name for name, parameter in teacher.model.named_parameters() if parameter.requires_grad]
     if requiring:
@@ -118,7 +118,8 @@ def _devices(teacher: SplitModel, student: SplitModel, example: Tensor) -> list[
         elsewhere = {str(p.device) for p in (*model.parameters(), *model.buffers()) if p.device != example.device}
         if elsewhere:
             problems.append(
-                f"{role}: it is on {', '.join(sorted(elsewhere))}, the example on {example.device}; move them to one device"
+                f"{role}: it is on {', '.join(sorted(elsewhere))}, the example on {example.device}; move them to one "
+                "device"
             )
     return problems
 
@@ -141,8 +142,8 @@ def _pair(
         target, out = teacher.outputs[-1], student.outputs[-1]
         if target.shape != out.shape:
             problems.append(
-                f"logits: student gives {batch_shape(out)}, teacher {batch_shape(target)}; build both for the same classes "
-                "(num_classes=...)"
+                f"logits: student gives {batch_shape(out)}, teacher {batch_shape(target)}; build both for the same "
+                "classes (num_classes=...)"
             )
     return problems
 
@@ -209,9 +210,9 @@ def _own_forward(model: SplitModel, role: str, x: Tensor, w: Walk) -> list[str]:
     if isinstance(own, Tensor) and torch.allclose(own, through_parts, rtol=1e-3, atol=1e-5, equal_nan=True):
         return []
     return [
-        f"{role}: its parts in sequence do not give what its own forward gives; a value was fixed when the model was split "
-        "(a Python number or flag that changed since), or forward does something a graph cannot hold: move it into a "
-        "submodule without a cut inside, and split again"
+        f"{role}: its parts in sequence do not give what its own forward gives; a value was fixed when the model was "
+        "split (a Python number or flag that changed since), or forward does something a graph cannot hold: move it "
+        "into a submodule without a cut inside, and split again"
     ]
 
 
@@ -222,7 +223,8 @@ def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device
         logits = teacher(batch.to(device))
         if logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
             return [
-                f"loader: logits are {batch_shape(logits)} for labels {tuple(labels.shape)}; expected (B, classes), (B,)"
+                f"loader: logits are {batch_shape(logits)} for labels {tuple(labels.shape)}; expected (B, classes), "
+                "(B,)"
             ]
         classes = logits.shape[1]
         correct += int((logits.argmax(1).cpu() == labels.cpu()).sum())
@@ -240,7 +242,8 @@ def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device
         return []
     return [
         f"teacher: accuracy {accuracy:.2%} on {images} images, expected above {chance + 3 * error:.2%} (chance, "
-        f"1/{classes} = {chance:.2%}, and 3 standard errors of {error:.2%}); its weights look untrained: load a checkpoint"
+        f"1/{classes} = {chance:.2%}, and 3 standard errors of {error:.2%}); its weights look untrained: load a "
+        "checkpoint"
     ]
 
 

@@ -64,9 +64,10 @@ class Report:
         return self.teacher.macs / max(self.student.macs, 1)
 
     def __str__(self) -> str:
-        cells = [
+        numbers = ("teacher", "student")
+        cells: list[tuple[str, ...]] = [
             ("part", "input -> output", "dtype", "parameters", "", "MMACs", "", ""),
-            ("", "", "", *("teacher", "student") * 2, ""),
+            ("", "", "", *numbers, *numbers, ""),
         ]
         for row in self.rows:
             marks = ", ".join(mark for mark, on in (("copied", row.copied), ("frozen", row.frozen)) if on)
@@ -75,15 +76,12 @@ class Report:
                 cells.append(("  student", row.student.shapes, row.student.dtype, "", "", "", "", ""))
         cells.append(_cells("total", self.teacher, self.student, ""))
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = [
-            "  ".join(_pad(text, width, i) for i, (text, width) in enumerate(zip(row, widths))).rstrip()
-            for row in cells
-        ]
+        lines = ["  ".join(map(_pad, row, widths, range(len(row)))).rstrip() for row in cells]
         rule = "-" * max(map(len, lines))
         lines = [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
         lines.append(
-            f"{self.teacher_layers} -> {self.student_layers} layers, compression {self.compression:.2f}x in parameters, "
-            f"{self.speedup:.2f}x in MACs"
+            f"{self.teacher_layers} -> {self.student_layers} layers, compression {self.compression:.2f}x in "
+            f"parameters, {self.speedup:.2f}x in MACs"
         )
         if self.projector_parameters:
             lines.append(f"projector: {self.projector_parameters:,} parameters, in training only")

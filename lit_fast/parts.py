@@ -1,8 +1,8 @@
 """Divide a traced forward at the cuts, and run each piece on the live model.
 
-A part's code is generated from its graph with the WHOLE model as ``self``, so modules, parameters and buffers are looked
-up in the model at each call. Whatever happens to the model (``.to``, ``load_state_dict``, a replaced submodule, a
-directly owned parameter such as a class token), the parts follow.
+A part's code is generated from its graph with the WHOLE model as ``self``, so modules, parameters and buffers are
+looked up in the model at each call. Whatever happens to the model (``.to``, ``load_state_dict``, a replaced submodule,
+a directly owned parameter such as a class token), the parts follow.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def _only_call(traced: Trace, name: str, paths: dict[str, str]) -> Call:
     calls = traced.calls.get(paths[name], [])
     if not calls:
         raise SplitError(
-            f"cut {name!r}: forward never calls this module (a container, such as nn.ModuleList, is not called itself; nor "
-            "is a module of which forward only uses the weights); name a module that is called"
+            f"cut {name!r}: forward never calls this module (a container, such as nn.ModuleList, is not called "
+            "itself; nor is a module of which forward only uses the weights); name a module that is called"
         )
     if len(calls) > 1:
         raise SplitError(
-            f"cut {name!r}: forward calls this module {len(calls)} times, so its output is not one IR; cut at a module that is "
-            "called once (for example an nn.Identity placed after the call that you mean)"
+            f"cut {name!r}: forward calls this module {len(calls)} times, so its output is not one IR; cut at a "
+            "module that is called once (for example an nn.Identity placed after the call that you mean)"
         )
     return calls[0]
 
@@ -169,7 +169,7 @@ def _check_crossings(graph: fx.Graph, outputs: list[fx.Node], home: dict[fx.Node
     raise SplitError(
         "more than one tensor crosses a cut; besides the IR,\n  "
         + "\n  ".join(lines)
-        + "\ncut where a single tensor passes (a size is better taken from the tensor at hand: x.flatten(1), x.shape[0])"
+        + "\ncut where a single tensor passes (take sizes from the tensor at hand: x.flatten(1), x.shape[0])"
     )
 
 
@@ -229,8 +229,8 @@ def generate(graph: fx.Graph, name: str) -> Code:
 class Part(nn.Module):
     """Stem, section or head of a split model: a view that runs one piece of the model's forward.
 
-    Holds no tensors. ``parameters()``, ``named_parameters()``, ``modules()`` and ``state_dict()`` give the live model's,
-    those of this part alone, under their names in the model; ``train()`` and ``eval()`` act on its modules.
+    Holds no tensors. ``parameters()``, ``named_parameters()``, ``modules()`` and ``state_dict()`` give the live
+    model's, those of this part alone, under their names in the model; ``train()`` and ``eval()`` act on its modules.
 
     Args:
         name: "stem", "section<i>" or "head".
@@ -280,13 +280,13 @@ class Part(nn.Module):
         nodes = itertools.chain(self._eval.graph.nodes, self._train.graph.nodes)
         return tuple(dict.fromkeys(str(node.target) for node in nodes if node.op == op))
 
-    def _direct(self) -> Iterator[tuple[str, Tensor]]:
+    def _direct(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Tensors that the part's code uses itself, such as a class token."""
         for name in self._tensors:
             path, _, last = name.rpartition(".")
             value = getattr(self.owner.get_submodule(path), last)
             if isinstance(value, Tensor):
-                yield name, value
+                yield f"{prefix}.{name}" if prefix else name, value
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         for name in self._targets:
@@ -307,23 +307,24 @@ class Part(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self._named(super().named_parameters(prefix, recurse, remove_duplicate), prefix, True)  # type: ignore[misc]
+        seen = set()
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            seen.add(id(parameter))
+            yield name, parameter
+        for name, tensor in self._direct(prefix):
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
+                yield name, tensor
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        yield from self._named(super().named_buffers(prefix, recurse, remove_duplicate), prefix, False)
-
-    def _named(
-        self, inherited: Iterator[tuple[str, Tensor]], prefix: str, parameters: bool
-    ) -> Iterator[tuple[str, Tensor]]:
         seen = set()
-        for name, tensor in inherited:
-            seen.add(id(tensor))
-            yield name, tensor
-        for name, tensor in self._direct():
-            if isinstance(tensor, nn.Parameter) is parameters and id(tensor) not in seen:
-                yield f"{prefix}.{name}" if prefix else name, tensor
+        for name, buffer in super().named_buffers(prefix, recurse, remove_duplicate):
+            seen.add(id(buffer))
+            yield name, buffer
+        for name, tensor in self._direct(prefix):
+            if not isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
+                yield name, tensor
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The part's entries of the model's state_dict."""

@@ -75,8 +75,8 @@ def make_projectors(teacher: SplitModel, student: SplitModel, example: Tensor) -
     for i, (t, s) in enumerate(zip(teacher_irs, student_irs)):
         if not _only_width_differs(t, s):
             problems.append(
-                f"section {i + 1}: student gives {batch_shape(s)}, teacher {batch_shape(t)}; a projector changes the width "
-                "alone (dimension 1 of 4, the last of 2 or 3): cut both where the other sizes agree"
+                f"section {i + 1}: student gives {batch_shape(s)}, teacher {batch_shape(t)}; a projector changes the "
+                "width alone (dimension 1 of 4, the last of 2 or 3): cut both where the other sizes agree"
             )
     if problems:
         raise PairError(problems)

@@ -23,8 +23,8 @@ def split(model: nn.Module, at: Sequence[str] | None = None, *, stem: str | None
 
     Args:
         model: any module that maps one tensor to its output.
-        at: names of the submodules, in the order they run, whose OUTPUTS are the IRs. None takes ``model.sections``, which
-            the built-in models have.
+        at: names of the submodules, in the order they run, whose OUTPUTS are the IRs. None takes ``model.sections``,
+            which the built-in models have.
         stem: name of the submodule whose output is section 1's input. None: section 1 starts at the input of
             ``at[0]``, which is right where sections are modules ("layer1"); a stack of layers cut at its fourth and
             eighth needs it: ``at=["layers.3", "layers.7"], stem="embed"``.
@@ -33,8 +33,8 @@ def split(model: nn.Module, at: Sequence[str] | None = None, *, stem: str | None
         The model with its parts; parameters are shared.
 
     Raises:
-        SplitError: unknown, duplicate or misordered names, a module that forward does not call or calls twice, more than one
-            tensor crossing a cut, a forward that cannot be traced.
+        SplitError: unknown, duplicate or misordered names, a module that forward does not call or calls twice, more
+            than one tensor crossing a cut, a forward that cannot be traced.
 
     Python values that the traced forward reads (``self.p`` in ``F.dropout(x, self.p)``) keep the value they had here.
 
@@ -128,9 +128,10 @@ class SplitModel(nn.Module):
         return self._frozen
 
     def freeze(self, *parts: str) -> None:
-        """Stop training these parts: no gradient for their parameters, and their modules stay in eval mode under ``train()``.
+        """Stop training these parts: no gradients, and their modules stay in eval mode under ``train()``.
 
-        A module without parameters and buffers that a trained part uses too (one nn.ReLU for all) follows that part's mode.
+        A module without parameters and buffers that a trained part uses too (one nn.ReLU for all) follows that part's
+        mode.
 
         Raises:
             SplitError: an unknown part, or a parameter shared between a frozen and a trained part.
@@ -195,7 +196,8 @@ class SplitModel(nn.Module):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts hold generated code, which neither pickle nor deepcopy can carry: they are cut anew from the copied model.
+        # Parts hold generated code, which neither pickle nor deepcopy can carry: they are cut anew from the copied
+        # model.
         return {key: value for key, value in self.__dict__.items() if key != "_parts"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,7 +230,8 @@ def copy_parts(teacher: SplitModel, student: SplitModel, parts: Sequence[str] = 
         for key in source.keys() & target.keys():
             if source[key].shape != target[key].shape:
                 problems.append(
-                    f"{name}: {key} is {tuple(source[key].shape)} in the teacher, {tuple(target[key].shape)} in the student"
+                    f"{name}: {key} is {tuple(source[key].shape)} in the teacher, {tuple(target[key].shape)} in the "
+                    "student"
                 )
             else:
                 pairs.append((source[key], target[key]))
@@ -268,8 +271,8 @@ def _check_names(model: nn.Module, at: Sequence[str] | None, stem: str | None) -
         if not isinstance(at, (tuple, list)):
             children = ", ".join(name for name, _ in model.named_children())
             raise SplitError(
-                f"{type(model).__name__} has no default cuts; pass at=[...], names of submodules whose outputs are the IRs. "
-                f"Its children: {children}"
+                f"{type(model).__name__} has no default cuts; pass at=[...], names of submodules whose outputs are "
+                f"the IRs. Its children: {children}"
             )
     if isinstance(at, str):
         raise SplitError(f"at: expected a list of submodule names, got the string {at!r}; write at=[{at!r}]")

@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 # Functions that make a tensor from nothing. Left alone they would run once, while tracing, and their result would be
 # baked into the graph: random numbers drawn once, indices that stay on the CPU.
 _FACTORIES = frozenset(
-    (torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones)
-    + (torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros)
+    {torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones}
+    | {torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros}
 )
 _TORCH = str(Path(torch.__file__).parent)
 _IN_PLACE = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
@@ -124,13 +124,15 @@ class _CutTracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
-            if not any(a is buffer for buffer in self.root.buffers()):
-                raise SplitError(
-                    f"it uses a tensor of shape {tuple(a.shape)} that is no parameter, buffer or attribute of the model; "
-                    "register it as a buffer"
-                )
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_known(a):
+            raise SplitError(
+                f"it uses a tensor of shape {tuple(a.shape)} that is no parameter, buffer or attribute of the model; "
+                "register it as a buffer"
+            )
         return super().create_arg(a)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
 
 
 def trace(model: nn.Module, watched: Sequence[str], training: bool) -> Trace:
@@ -208,8 +210,8 @@ def _require_single_input(model: nn.Module) -> None:
     accepts = [p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
     if len(required) > 1 or not accepts:
         raise SplitError(
-            f"{type(model).__name__}.forward takes {len(required)} inputs ({', '.join(required)}); parts take one tensor: "
-            "wrap the model in a module whose forward takes one and makes the others"
+            f"{type(model).__name__}.forward takes {len(required)} inputs ({', '.join(required)}); parts take one "
+            "tensor: wrap the model in a module whose forward takes one and makes the others"
         )
 
 

@@ -65,8 +65,8 @@ def _read(file: Path) -> Any:
     ) as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError ... by kind of damage
         reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{file}: cannot be read as a file of weights ({reason[0] if reason else type(error).__name__}). It may be cut "
-            "short, or hold Python objects, which are not loaded because they could run code: save "
+            f"{file}: cannot be read as a file of weights ({reason[0] if reason else type(error).__name__}). It may "
+            "be cut short, or hold Python objects, which are not loaded because they could run code: save "
             "model.state_dict() with torch.save or as .safetensors"
         ) from error
 

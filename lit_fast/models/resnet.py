@@ -41,7 +41,7 @@ def initialise(model: nn.Module) -> None:
 
 
 class OptionA(nn.Module):
-    """Shortcut without parameters: every second pixel, new channels zero, half of them before the old ones and half after.
+    """Shortcut without parameters: every second pixel; new channels are zero, half of them before the old ones.
 
     [B, C, H, W] -> [B, C + 2 * pad, ceil(H / 2), ceil(W / 2)] (He et al. 2016, section 3.3, option A). Zeros on both
     sides, not only behind, because the published checkpoints were trained so.

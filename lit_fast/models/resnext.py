@@ -1,4 +1,4 @@
-"""CIFAR ResNeXts: the bottleneck of Xie et al. 2017, in three sections with the block counts of the LIT paper's table 6.
+"""CIFAR ResNeXts: the bottleneck of Xie et al. 2017 in three sections, block counts of the LIT paper's table 6.
 
 A section of ``planes`` p (64, 128, 256) has blocks of
 1x1 (to D * C channels), 3x3 in C groups, 1x1 (to 4p channels), with D = floor(p * base_width / 64) channels per group
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """ResNeXt for small images: 3x3 stem of 64 channels, sections of 256, 512 and 1024 channels, mean pooling, ``linear``.
+    """ResNeXt for small images: stem of 64 channels, sections of 256, 512 and 1024 channels, mean pooling, ``linear``.
 
     Args:
         depth: 20, 32, 44, 56, 110 and so on, 6n + 2. The name counts as the paper's table 6 does: "ResNeXt-20" has the
