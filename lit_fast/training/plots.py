@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lit_fast.training.results import Row, grouped, table
 
 __all__ = ["draw"]
 
-# Okabe and Ito's palette: told apart with any colour vision; markers say the same again for print.
+# Okabe and Ito's palette: told apart with any colour vision; markers and dashes say the same again for print.
 _COLORS = {
     "scratch": "#7f7f7f",
     "kd": "#0072b2",
@@ -22,10 +23,11 @@ _COLORS = {
     "multi_ir": "#e69f00",
 }
 _MARKERS = {"scratch": "s", "kd": "^", "lit": "o", "hint": "D", "one_ir_teacher_input": "v", "multi_ir": "P"}
-_SECTION_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
-_DASHES = ("-", "--", ":", "-.")
-_TEACHER = "#000000"
+_SECTION_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f")
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 3)))
+_BLACK, _GREY = "#000000", "#444444"
 
+Key = tuple[str, str, str]  # role, network, way of training
 Runs = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
@@ -38,187 +40,233 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(12.5, 9.0), dpi=110, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(12.5, 9.0), dpi=110, layout=layout)
     FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
     axes = figure.subplots(2, 2)
     groups = grouped(content["results"])
-    _accuracy_against_size(axes[0, 0], table(content["results"]))
-    _losses(axes[0, 1], groups)
-    _irs(axes[1, 0], groups)
-    _accuracy_against_time(axes[1, 1], groups)
-    for ax in axes.flat:
+    for ax, panel in zip(axes.flat, (_sizes, _losses, _irs, _times)):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.set_axisbelow(True)
+        panel(ax, groups)
     atomic_write(path, lambda p: figure.savefig(p, format="png"))
 
 
-def _accuracy_against_size(ax: Any, rows: Sequence[Row]) -> None:
-    ax.set_title("Test accuracy against size")
-    ax.set_xlabel("parameters (log scale)")
+# -- panels ----------------------------------------------------------------------------------------------------
+
+
+def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
+    ax.set_title("Test accuracy against size (parameters, log scale)")
+    rows = [row for row in table([run for runs in groups.values() for run in runs]) if row.last is not None]
+    if not rows:
+        return _nothing(ax, "no accuracy yet")
     ax.set_ylabel("test accuracy, last epoch (%)")
     ax.set_xscale("log")
-    shown = [row for row in rows if row.last is not None]
-    if not shown:
-        _say_nothing(ax, "no accuracy yet")
-        return
-    sizes = {row.network: row.parameters for row in rows}
-    variants = list(dict.fromkeys(row.training for row in shown if row.role != "teacher"))
-    for row in shown:
-        assert row.last is not None
-        teacher = row.role == "teacher"
-        # Ways of training one network share its size: side by side, so that no error bar hides another.
-        shift = 0.0 if teacher else 0.02 * (variants.index(row.training) - (len(variants) - 1) / 2)
-        ax.errorbar(
-            row.parameters * 10**shift,
-            row.last.mean,
-            yerr=row.last.deviation,
-            fmt="*" if teacher else _MARKERS.get(row.training, "o"),
-            color=_TEACHER if teacher else _COLORS.get(row.training, "#000000"),
-            markersize=13 if teacher else 8,
-            capsize=3,
-            label="teacher" if teacher else row.training,
-        )
+    ways = list(dict.fromkeys(row.training for row in rows if row.role != "teacher"))
+    for row in rows:
+        _point(ax, row, ways)
+    sizes = dict(sorted(((row.network, row.parameters) for row in rows), key=lambda item: item[1]))
     ax.set_xticks(list(sizes.values()), [f"{name}\n{size / 1e6:.2f} M" for name, size in sizes.items()])
     ax.minorticks_off()
     ax.margins(x=0.15, y=0.12)
-    _separate_tick_labels(ax, sorted(sizes.values()))
-    _legend(ax)
-
-
-def _separate_tick_labels(ax: Any, sizes: Sequence[int]) -> None:
-    """Slant the labels where two networks are so near in size that they would overlap."""
-    span = math.log(sizes[-1] / sizes[0]) if len(sizes) > 1 else 0.0
-    nearest = min((math.log(b / a) for a, b in zip(sizes, sizes[1:], strict=False)), default=span)
-    if span and nearest / span < 0.2:
+    span = math.log(max(sizes.values()) / min(sizes.values()))
+    nearest = min((math.log(b / a) for a, b in pairwise(sizes.values())), default=0.0)
+    if span and nearest < 0.18 * span:  # their names would overlap
         ax.tick_params(axis="x", labelrotation=30)
+    _legend(ax, below=-0.2)
 
 
-def _losses(ax: Any, groups: Mapping[tuple[str, str, str], Runs]) -> None:
+def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:
+    assert row.last is not None
+    teacher = row.role == "teacher"
+    # Ways of training one network share its size: side by side, so that no error bar hides another.
+    shift = 0.0 if teacher else 0.02 * (ways.index(row.training) - (len(ways) - 1) / 2)
+    ax.errorbar(
+        row.parameters * 10**shift,
+        row.last.mean,
+        yerr=row.last.deviation,
+        fmt="*" if teacher else _MARKERS.get(row.training, "o"),
+        color=_BLACK if teacher else _COLORS.get(row.training, _BLACK),
+        markersize=14 if teacher else 8,
+        capsize=3,
+        label="teacher" if teacher else row.training,
+    )
+
+
+def _losses(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("Training loss (each way of training has its own)")
+    drawn = {key: runs for key, runs in groups.items() if any(map(_loss, runs))}
+    if not drawn:
+        return _nothing(ax, "no training curve")
     ax.set_xlabel("epoch")
     ax.set_ylabel("mean loss of the epoch (log scale)")
-    ax.set_yscale("log")
-    styles = _styles(groups)
-    drawn = False
-    for key, runs in groups.items():
-        color, dash, label = styles[key]
-        drawn |= _curves(ax, runs, _series("epoch", "loss"), color, dash, label)
-        starts = {boundary for run in runs for boundary in _phase_starts(run)}
-        for boundary in starts:
-            marks = [dict(_series("epoch", "loss")(run)).get(boundary) for run in runs]
-            known = [mark for mark in marks if mark is not None]
-            if known:
-                ax.plot(boundary, sum(known) / len(known), marker="|", markersize=13, markeredgewidth=2, color=color)
-    if not drawn:
-        _say_nothing(ax, "no training curve")
-        return
-    if any(_phase_starts(run) for runs in groups.values() for run in runs):
-        ax.plot([], [], "|", color="#444444", markersize=11, markeredgewidth=2, label="start of the next phase")
+    dashes = _dashes(drawn)
+    for key, runs in drawn.items():
+        _curve(ax, runs, _loss, _color(key), dashes[key])
+        for start in sorted({epoch for run in runs for epoch in _phase_starts(run)}):
+            heights = [height for run in runs for epoch, height in _loss(run) if epoch == start]
+            if heights:
+                middle = sum(heights) / len(heights)
+                ax.plot(start, middle, marker="|", markersize=14, markeredgewidth=2, color=_color(key))
+    _whole_epochs(ax)
+    _plain_log(ax)
+    _keys(ax, drawn, dashes)
+    if any(_phase_starts(run) for runs in drawn.values() for run in runs):
+        ax.plot([], [], "|", color=_GREY, markersize=11, markeredgewidth=2, label="next phase begins")
     _legend(ax)
 
 
-def _irs(ax: Any, groups: Mapping[tuple[str, str, str], Runs]) -> None:
-    """One curve per section; where several ways of training have IR losses, dashes tell them apart."""
+def _irs(ax: Any, groups: Mapping[Key, Runs]) -> None:
+    """Colours are sections; where several ways of training have IR losses, dashes tell them apart."""
     ax.set_title("IR loss per section")
+    counts = {key: max(map(_ir_count, runs)) for key, runs in groups.items() if any(map(_ir_count, runs))}
+    if not counts:
+        return _nothing(ax, "no run had an IR loss")
     ax.set_xlabel("epoch")
-    ax.set_ylabel("IR loss (log scale)")
-    ax.set_yscale("log")
-    with_irs = {key: runs for key, runs in groups.items() if any(e["ir"] for run in runs for e in _history(run))}
-    if not with_irs:
-        _say_nothing(ax, "no run had an IR loss")
-        return
-    several_models = len({model for _, model, _ in with_irs}) > 1
-    for n, ((_, model, variant), runs) in enumerate(with_irs.items()):
-        sections = max(len(entry["ir"]) for run in runs for entry in _history(run))
-        for i in range(sections):
-            name = f"{model} {variant}" if several_models else variant
-            where = f"section {i + 1}" if sections > 1 else "the one section"
-            color = _SECTION_COLORS[i % len(_SECTION_COLORS)] if sections > 1 else "#000000"
-            _curves(ax, runs, _ir_series(i), color, _DASHES[n % len(_DASHES)], f"{name}, {where}")
+    ax.set_ylabel("IR loss, mean over elements (log scale)")
+    for name, color in dict(_section_style(i, count) for count in counts.values() for i in range(count)).items():
+        ax.plot([], [], color=color, linewidth=1.8, label=name)
+    networks = {network for _, network, _ in counts}
+    for n, (key, count) in enumerate(counts.items()):
+        dash = _DASHES[n % len(_DASHES)]
+        for i in range(count):
+            _curve(ax, groups[key], _ir(i), _section_style(i, count)[1], dash)
+        if len(counts) > 1:
+            name = f"{key[1]} {key[2]}" if len(networks) > 1 else key[2]
+            ax.plot([], [], color=_GREY, linestyle=dash, linewidth=1.8, label=name)
+    _whole_epochs(ax)
+    _plain_log(ax)
     _legend(ax)
 
 
-def _accuracy_against_time(ax: Any, groups: Mapping[tuple[str, str, str], Runs]) -> None:
+def _times(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("Validation accuracy against training time")
+    students = {key: runs for key, runs in groups.items() if key[0] != "teacher" and any(map(_accuracy, runs))}
+    if not students:
+        return _nothing(ax, "no training curve of a student")
     ax.set_xlabel("seconds of training (evaluation not counted)")
     ax.set_ylabel("validation accuracy (%)")
-    styles = _styles(groups)
-    drawn = False
-    for key, runs in groups.items():
-        color, dash, label = styles[key]
-        if key[0] == "teacher":  # its own training time would squeeze the students' curves: a level says enough
-            level = runs[0]["accuracy"].get("val_last")
-            if level is not None:
-                ax.axhline(level, color=color, linewidth=1.1, linestyle=(0, (6, 4)), label=f"{label}, at its end")
-            continue
-        drawn |= _curves(ax, runs, _series("seconds", "val_accuracy"), color, dash, label)
-    if not drawn:
-        _say_nothing(ax, "no training curve of a student")
-        return
+    dashes = _dashes(students)
+    for key, runs in students.items():
+        _curve(ax, runs, _accuracy, _color(key), dashes[key])
+    for (role, network, _), runs in groups.items():
+        # The teacher's own training time would squeeze the students' curves: where it ended says enough.
+        level = runs[0]["accuracy"].get("val_last")
+        if role == "teacher" and level is not None:
+            ax.axhline(level, color=_BLACK, linewidth=1.1, linestyle=(0, (6, 4)), label=f"teacher {network}, trained")
     ax.set_xlim(left=0)
+    _keys(ax, students, dashes)
     _legend(ax)
 
 
-def _styles(groups: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], tuple[str, str, str]]:
-    """(colour, dashes, label) of each group: colour for the way of training, dashes for the network."""
-    keys = list(groups)
-    students = list(dict.fromkeys(model for role, model, _ in keys if role != "teacher"))
-    styles = {}
-    for role, model, variant in keys:
-        if role == "teacher":
-            styles[role, model, variant] = (_TEACHER, "-", f"teacher {model}")
-        else:
-            label = f"{model} {variant}" if len(students) > 1 else variant
-            dash = _DASHES[students.index(model) % len(_DASHES)]
-            styles[role, model, variant] = (_COLORS.get(variant, "#000000"), dash, label)
-    return styles
+# -- curves ----------------------------------------------------------------------------------------------------
 
 
-def _curves(ax: Any, runs: Runs, series: Callable[[Any], Points], color: str, dash: str, label: str) -> bool:
-    """The mean over the seeds; each seed thin behind it. False where there is nothing to draw."""
+def _curve(ax: Any, runs: Runs, series: Callable[[Mapping[str, Any]], Points], color: str, dash: Any) -> None:
+    """The mean over the seeds, and each seed thin behind it."""
     lines = [points for run in runs if (points := series(run))]
     if not lines:
-        return False
+        return
     if len(lines) > 1:
         for points in lines:
-            ax.plot(*zip(*points, strict=True), color=color, linestyle=dash, linewidth=0.7, alpha=0.4)
-    common = min(len(points) for points in lines)
-    mean = [
-        (sum(points[i][0] for points in lines) / len(lines), sum(points[i][1] for points in lines) / len(lines))
-        for i in range(common)
-    ]
-    marker = "o" if common == 1 else None
-    ax.plot(*zip(*mean, strict=True), color=color, linestyle=dash, linewidth=1.8, marker=marker, label=label)
-    return True
+            ax.plot(*zip(*points), color=color, linestyle=dash, linewidth=0.7, alpha=0.4)
+    mean = [tuple(sum(part) / len(lines) for part in zip(*together)) for together in zip(*lines)]
+    ax.plot(*zip(*mean), color=color, linestyle=dash, linewidth=1.8, marker="o" if len(mean) == 1 else None)
 
 
 def _history(run: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return run.get("history") or ()
 
 
-def _series(x: str, y: str) -> Callable[[Mapping[str, Any]], Points]:
-    return lambda run: [(e[x], e[y]) for e in _history(run) if e.get(y) is not None and math.isfinite(e[y])]
+def _finite(points: Iterable[tuple[float, float | None]]) -> Points:
+    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
 
 
-def _ir_series(section: int) -> Callable[[Mapping[str, Any]], Points]:
-    return lambda run: [(e["epoch"], e["ir"][section]) for e in _history(run) if len(e["ir"]) > section]
+def _loss(run: Mapping[str, Any]) -> Points:
+    return _finite((entry["epoch"], entry["loss"]) for entry in _history(run))
 
 
-def _phase_starts(run: Mapping[str, Any]) -> list[float]:
+def _accuracy(run: Mapping[str, Any]) -> Points:
+    return _finite((entry["seconds"], entry["val_accuracy"]) for entry in _history(run))
+
+
+def _ir_count(run: Mapping[str, Any]) -> int:
+    return max((len(entry["ir"]) for entry in _history(run)), default=0)
+
+
+def _ir(section: int) -> Callable[[Mapping[str, Any]], Points]:
+    return lambda run: _finite((e["epoch"], e["ir"][section]) for e in _history(run) if len(e["ir"]) > section)
+
+
+def _phase_starts(run: Mapping[str, Any]) -> list[int]:
     """First epochs of every phase but the first."""
-    history = _history(run)
-    return [b["epoch"] for a, b in zip(history, history[1:], strict=False) if a["phase"] != b["phase"]]
+    return [after["epoch"] for before, after in pairwise(_history(run)) if before["phase"] != after["phase"]]
 
 
-def _say_nothing(ax: Any, reason: str) -> None:
+# -- style ----------------------------------------------------------------------------------------------------
+
+
+def _color(key: Key) -> str:
+    role, _, way = key
+    return _BLACK if role == "teacher" else _COLORS.get(way, _BLACK)
+
+
+def _section_style(section: int, count: int) -> tuple[str, str]:
+    """Name and colour of an IR, 0-based; where a run has a single one, it is the middle section's."""
+    if count == 1:
+        return "middle section alone", _BLACK
+    return f"section {section + 1}", _SECTION_COLORS[section % len(_SECTION_COLORS)]
+
+
+def _dashes(keys: Iterable[Key]) -> dict[Key, Any]:
+    """A dash pattern for each student network; solid where there is only one, and for teachers."""
+    networks = list(dict.fromkeys(network for role, network, _ in keys if role != "teacher"))
+    return {key: "-" if key[0] == "teacher" else _DASHES[networks.index(key[1]) % len(_DASHES)] for key in keys}
+
+
+def _keys(ax: Any, keys: Iterable[Key], dashes: Mapping[Key, Any]) -> None:
+    """Legend entries: one for each colour, and one for each dash pattern where there are several."""
+    students = [key for key in keys if key[0] != "teacher"]
+    for key in keys:
+        name = f"teacher {key[1]}" if key[0] == "teacher" else key[2]
+        ax.plot([], [], color=_color(key), linewidth=1.8, label=name)
+    if len({key[1] for key in students}) > 1:
+        for key in students:
+            ax.plot([], [], color=_GREY, linestyle=dashes[key], linewidth=1.8, label=key[1])
+
+
+def _whole_epochs(ax: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _plain_log(ax: Any) -> None:
+    """A log axis that reads 0.05, 0.1, 0.2 rather than powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _nothing(ax: Any, reason: str) -> None:
+    ax.set(xticks=[], yticks=[])
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="#666666")
 
 
-def _legend(ax: Any) -> None:
-    """One entry per label, over as many columns as keep the panel visible."""
+def _legend(ax: Any, *, below: float = -0.16) -> None:
+    """One entry per label; a long legend goes below the panel, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    columns = 1 if len(once) <= 5 else 2
-    ax.legend(once.values(), once.keys(), fontsize=8 if len(once) <= 8 else 7, framealpha=0.85, ncols=columns)
+    once: dict[str, Any] = {}
+    for label, handle in zip(labels, handles):
+        once.setdefault(label, handle)
+    place: dict[str, Any] = {"framealpha": 0.85}
+    if len(once) > 6:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 3, "frameon": False}
+    ax.legend(once.values(), once.keys(), fontsize=8, **place)

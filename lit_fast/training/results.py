@@ -145,7 +145,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 def legend(rows: Sequence[Row]) -> str:
     """What the columns mean, in one sentence or two."""
     seeds = sorted({row.seeds for row in rows if row.seeds > 1})
-    text = "last: after the last epoch; best: the weights that were best on validation; both on the untouched test split."
+    text = "last: after the last epoch; best: the weights best on validation; both on the untouched test split."
     if seeds:
         text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
     return text
@@ -156,8 +156,8 @@ def plain_table(rows: Sequence[Row]) -> str:
     lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADERS))]
     aligned = [
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in lines
+        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in lines)
     ]
     aligned.insert(2, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in aligned)

@@ -1,0 +1,76 @@
+"""``lit-fast``: distill, train, evaluate, inspect, export and report from the command line.
+
+Torch and everything that needs it is imported inside the commands, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lit_fast.cli.about import build_info, list_recipes, show_version
+from lit_fast.cli.errors import explain
+from lit_fast.cli.experiments import distill, report, train
+from lit_fast.cli.networks import evaluate, export, inspect
+
+__all__ = ["app", "main"]
+
+
+class _Commands(TyperGroup):
+    """Turns every error a user can cause into one paragraph on stderr and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        options |= {"prog_name": "lit-fast", "standalone_mode": False}
+        try:
+            code = super().main(*args, **options)
+        except Exception as error:
+            code = explain(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _lit_fast(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compress networks by Learned Intermediate Representation Training (LIT, ICML 2019).
+
+    "lit-fast distill" alone trains a teacher and three students on handwritten digits; "lit-fast recipes" lists what
+    else comes ready.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("distill")(distill)
+app.command("train")(train)
+app.command("evaluate")(evaluate)
+app.command("inspect")(inspect)
+app.command("export")(export)
+app.command("report")(report)
+app.command("recipes")(list_recipes)
+app.command("build-info")(build_info)
+
+
+def main() -> None:
+    """Console entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # "±" on a terminal that has no such sign
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    app()

@@ -1,0 +1,48 @@
+"""What is installed: version, build, recipes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["build_info", "list_recipes", "show_version"]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        import lit_fast
+
+        typer.echo(f"lit-fast {lit_fast.__version__}")
+        raise typer.Exit
+
+
+def build_info() -> None:
+    """Tell what was built, for which devices, and what is used."""
+    import lit_fast
+
+    info = lit_fast.build_info()
+    width = max(len(key) for key in info)
+    for key, value in info.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        typer.echo(f"{key:<{width}}  {text or '-'}")
+
+
+def list_recipes(
+    show: Annotated[str | None, typer.Option("--show", metavar="NAME", help="Print this recipe's YAML.")] = None,
+) -> None:
+    """List the recipes, or show one."""
+    from lit_fast import recipes
+
+    if show is not None:
+        try:
+            typer.echo(recipes.text(show).rstrip())
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+        return
+    names = recipes.names()
+    width = max(map(len, names))
+    for name in names:
+        about = recipes.text(name).partition("\n")[0].removeprefix("#").strip()
+        typer.echo(f"{name:<{width}}  {about}")

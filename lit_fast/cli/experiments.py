@@ -1,0 +1,180 @@
+"""Commands that train, and the report of what they found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lit_fast.cli.options import (
+    BatchSize,
+    Config,
+    DataDir,
+    Dataset,
+    Epochs,
+    Precision,
+    Recipe,
+    Resume,
+    RunDir,
+    Settings,
+    override,
+)
+
+if TYPE_CHECKING:
+    from lit_fast.training.results import Row
+
+__all__ = ["distill", "report", "train"]
+
+
+def distill(
+    recipe: Recipe = None,
+    config: Config = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="The teacher's network (teacher.model).")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        Path | None,
+        typer.Option("--teacher-checkpoint", metavar="FILE", help="Its weights. Without: it is trained first."),
+    ] = None,
+    student: Annotated[
+        list[str] | None,
+        typer.Option("--student", metavar="MODEL", help="A student's network. Repeatable (student.models)."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", metavar="NAME", help="scratch, kd, lit, hint ... Repeatable (variants)."),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="N", help="Seed of the students. Repeatable (seeds).")
+    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    precision: Precision = None,
+    settings: Settings = None,
+) -> None:
+    """Train students from a teacher, compare them in one table, write report and weights."""
+    from rich.console import Console
+
+    from lit_fast.training.config import load_experiment
+
+    flags = {
+        "data.name": dataset,
+        "data.dir": data_dir,
+        "teacher.model": teacher,
+        "teacher.checkpoint": teacher_checkpoint,
+        "student.models": student,
+        "variants": variant,
+        "seeds": seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "step.precision": precision,
+    }
+    experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
+    folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)
+
+    # Only now: a wrong setting is told before everything that trains is loaded.
+    from lit_fast.training.experiment import run_experiment
+
+    run_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
+    _conclude(folder)
+
+
+def train(
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The network. Default: the recipe's teacher.")
+    ] = None,
+    recipe: Recipe = None,
+    config: Config = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights and data order.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    precision: Precision = None,
+    settings: Settings = None,
+) -> None:
+    """Train one network from scratch, for example a teacher, by the recipe's scratch schedule."""
+    from rich.console import Console
+
+    from lit_fast.training.config import load_experiment
+
+    flags = {
+        "data.name": dataset,
+        "data.dir": data_dir,
+        "teacher.model": model,
+        "teacher.seed": seed,
+        "teacher.epochs": epochs,
+        "batch_size": batch_size,
+        "step.precision": precision,
+    }
+    experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
+    name = f"{_default_name(recipe, config, experiment.recipe)}-{experiment.teacher.label}"
+    folder = run_dir or Path("runs") / name
+
+    from lit_fast.training.experiment import train_model
+
+    train_model(experiment, folder, resume=resume, console=Console(stderr=True))
+    _conclude(folder)
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run folder of an experiment.")],
+) -> None:
+    """Render report.md and report.png of a run folder again, from its results.json."""
+    _conclude(run_dir)
+
+
+def _default_name(recipe: str | None, config: Path | None, resolved: str) -> str:
+    return config.stem if config is not None and recipe is None else resolved
+
+
+def _conclude(folder: Path) -> None:
+    """Write the report; print the table and where everything lies."""
+    from lit_fast.training.report import load_results, table, write_report
+    from lit_fast.training.results import legend
+
+    results = load_results(folder)["results"]
+    rows = table(results)
+    paths = write_report(folder)
+    _print_table(rows)
+    typer.echo(legend(rows))
+    typer.echo("")
+    typer.echo(f"report   {paths.markdown}")
+    if paths.figure is not None:
+        typer.echo(f"figure   {paths.figure}")
+    if paths.note is not None:
+        typer.echo(f"note: {paths.note}", err=True)
+    for result in results:
+        last = (result.get("files") or {}).get("last")
+        if last:
+            typer.echo(f"weights  {folder / last}")
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from lit_fast.training.results import HEADERS, plain_table
+
+    if not sys.stdout.isatty():
+        typer.echo(plain_table(rows))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown: Any = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, (above, name) in enumerate(HEADERS):
+        # Only the way of training may wrap: its longest name is the one thing that outgrows a narrow terminal.
+        shown.add_column(
+            f"{above}\n{name}", justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold", vertical="bottom"
+        )
+    for row in rows:
+        shown.add_row(*row.cells(), style="bold" if row.training == "lit" else "")
+    Console().print(shown)

@@ -1,0 +1,232 @@
+"""Commands on trained networks: measure one, look at a pair, hand one on."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lit_fast.cli.options import DataDir, Dataset, Device, numbers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lit_fast.training.weights import WeightInfo
+
+__all__ = ["evaluate", "export", "inspect"]
+
+Checkpoint = Annotated[
+    Path, typer.Option("--checkpoint", metavar="FILE", help="Weights: .safetensors, or what torch.save wrote.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="The network; not needed for files that lit-fast wrote."),
+]
+Cardinality = Annotated[int | None, typer.Option("--cardinality", metavar="N", help="Of a ResNeXt. Default: 32.")]
+
+
+class SplitName(str, Enum):
+    """The three splits."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class Format(str, Enum):
+    """What `lit_fast.training.export` writes."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    model: Model = None,
+    cardinality: Cardinality = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = SplitName.test,
+    val_size: Annotated[
+        int | None, typer.Option("--val-size", metavar="N", help="Images in val, taken from the training set.")
+    ] = None,
+    val_seed: Annotated[int, typer.Option("--val-seed", metavar="N", help="Fixes which images are in val.")] = 0,
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="M1,M2,M3", help="Normalisation, per channel, of values in 0..1.")
+    ] = None,
+    std: Annotated[str | None, typer.Option("--std", metavar="S1,S2,S3", help="Its standard deviations.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images at a time.", min=1)] = 256,
+    device: Device = "auto",
+) -> None:
+    """Measure a network's accuracy on a split of a dataset."""
+    from lit_fast import models
+    from lit_fast.data import open_data
+    from lit_fast.training import evaluation
+    from lit_fast.training.environment import resolve_device
+    from lit_fast.training.weights import normalization_of, read_info
+
+    if (mean is None) != (std is None):
+        raise ValueError("--mean and --std belong together: give both or neither")
+    _must_exist(checkpoint)
+    info = read_info(checkpoint)
+    means, stds, source = numbers(mean, "--mean"), numbers(std, "--std"), "as given"
+    if means is None:
+        known = normalization_of(checkpoint)
+        if known is not None:
+            (means, stds), source = known, "the checkpoint's own" if info else "of the published CIFAR ResNets"
+        else:
+            source = "the dataset's own; the file does not tell its network's: --mean and --std set others"
+    name = dataset or (info.dataset if info else None)
+    if not name:
+        raise ValueError(f"{checkpoint} does not tell its dataset: give --dataset (and --data-dir)")
+    data = open_data(
+        name,
+        data_dir=data_dir,
+        val_size=val_size,
+        val_seed=val_seed,
+        image_size=info.image_size if info else None,
+        mean=means,
+        std=stds,
+    )
+    if info and info.num_classes != data.num_classes:
+        raise ValueError(
+            f"{checkpoint} is a network for {info.num_classes} classes ({info.dataset}), dataset {name} has "
+            f"{data.num_classes}: choose the dataset it was trained on"
+        )
+    built, label = _build(checkpoint, model, cardinality, info, data.num_classes, data.shape[0])
+    models.load_checkpoint(built, checkpoint)
+    where = resolve_device(device)
+    batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
+    scores = evaluation.evaluate(built.to(where), batches)
+    right = round(scores.accuracy * scores.count / 100.0)
+    typer.echo(f"{label}  {checkpoint}")
+    typer.echo(f"  dataset        {name}, {split.value} split, {scores.count:,} images")
+    typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
+    typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.count:,})")
+    typer.echo(f"  {split.value + ' loss':<13}  {scores.loss:.4f}")
+
+
+def inspect(
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The teacher's network.")],
+    student: Annotated[str, typer.Option("--student", metavar="MODEL", help="The student's network.")],
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option("--teacher-checkpoint", metavar="FILE", help="The teacher's weights.")
+    ] = None,
+    num_classes: Annotated[int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits.")] = 10,
+    image_size: Annotated[int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared.")] = 32,
+    in_channels: Annotated[int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image.")] = 3,
+    projector: Annotated[bool, typer.Option("--projector", help="1x1 convolutions where widths differ.")] = False,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Look at a teacher and a student before training: shapes, sizes, what is copied, what cannot work.
+
+    With --dataset, the teacher's accuracy is held against chance on the validation split, and the classes and the
+    image's shape are the dataset's.
+    """
+    import torch
+
+    from lit_fast import models
+    from lit_fast.data import open_data
+    from lit_fast.inspect import inspect as look
+    from lit_fast.projector import make_projectors
+    from lit_fast.sections import copy_parts, split
+    from lit_fast.training.weights import normalization_of
+
+    loader = None
+    shape = (in_channels, image_size, image_size)
+    if dataset is not None:
+        known = normalization_of(teacher_checkpoint) if teacher_checkpoint is not None else None
+        means, stds = known or (None, None)
+        data = open_data(dataset, data_dir=data_dir, mean=means, std=stds)
+        loader = data.eval_batches("val", batch_size=256)
+        shape, num_classes = data.shape, data.num_classes
+    elif data_dir is not None:
+        raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
+    torch.manual_seed(0)
+    pair = [models.create(name, num_classes=num_classes, in_channels=shape[0]) for name in (teacher, student)]
+    if teacher_checkpoint is not None:
+        models.load_checkpoint(pair[0], teacher_checkpoint)
+    teacher_split, student_split = split(pair[0]), split(pair[1])
+    teacher_split.eval().requires_grad_(False)
+    example = torch.randn(2, *shape)
+    if not projector:  # as training does: stem and head start as the teacher's and are frozen in the LIT phase
+        copy_parts(teacher_split, student_split)
+        student_split.freeze("stem", "head")
+    projectors = make_projectors(teacher_split, student_split, example) if projector else None
+    typer.echo(f"teacher {teacher}, student {student}, images {' x '.join(map(str, shape))}, {num_classes} classes")
+    typer.echo(str(look(teacher_split, student_split, example, projector=projectors, loader=loader)))
+
+
+def export(
+    checkpoint: Checkpoint,
+    to: Annotated[Format, typer.Option("--to", help="The format.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")],
+    model: Model = None,
+    cardinality: Cardinality = None,
+    num_classes: Annotated[
+        int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits, if the file does not tell.")
+    ] = 10,
+    image_size: Annotated[
+        int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared, if the file does not tell.")
+    ] = 32,
+    in_channels: Annotated[
+        int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image, if the file does not tell.")
+    ] = 3,
+) -> None:
+    """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
+    from lit_fast import models
+    from lit_fast.training import export as exporting
+    from lit_fast.training.weights import WeightInfo, normalization_of, read_info
+
+    _must_exist(checkpoint)
+    info = read_info(checkpoint)
+    if info is not None:
+        num_classes, image_size, in_channels = info.num_classes, info.image_size, info.in_channels
+    built, label = _build(checkpoint, model, cardinality, info, num_classes, in_channels)
+    models.load_checkpoint(built, checkpoint)
+    known = normalization_of(checkpoint)
+    if info is None and known is not None and model is not None:
+        info = WeightInfo(model, num_classes, in_channels, image_size, "", known[0], known[1], cardinality)
+    done = exporting.export(built, (in_channels, image_size, image_size), to.value, out, info)
+    typer.echo(f"{label}  {done.path}  {done.size:,} bytes")
+    if to is Format.safetensors:
+        typer.echo("  read back: every weight is the same, bit by bit")
+    else:
+        runtime = "onnxruntime" if to is Format.onnx else "the program read back"
+        typer.echo(
+            f"  {runtime} against PyTorch on random images: largest difference {done.difference:.2e} "
+            f"(tolerance {done.tolerance:.2e})"
+        )
+
+
+def _must_exist(checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"checkpoint {checkpoint}: there is no such file")
+
+
+def _build(
+    checkpoint: Path,
+    model: str | None,
+    cardinality: int | None,
+    info: WeightInfo | None,
+    num_classes: int,
+    in_channels: int,
+) -> tuple[nn.Module, str]:
+    """The network of a checkpoint, with fresh weights, and what to call it."""
+    from lit_fast import models
+
+    name = model or (info.model if info else None)
+    if name is None:
+        raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
+    if cardinality is None and info is not None and info.model == name:
+        cardinality = info.cardinality
+    built = models.create(name, num_classes=num_classes, in_channels=in_channels, cardinality=cardinality)
+    return built, name if cardinality is None else f"{name}-c{cardinality}"
+
+
+def _spaced(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

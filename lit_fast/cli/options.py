@@ -1,0 +1,82 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "BatchSize",
+    "Config",
+    "DataDir",
+    "Dataset",
+    "Device",
+    "Epochs",
+    "Precision",
+    "Recipe",
+    "Resume",
+    "RunDir",
+    "Settings",
+    "numbers",
+    "override",
+]
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME", help="A recipe of `lit-fast recipes`. Default: digits.")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="A YAML file of settings, over the recipe's.")
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where everything is written. Default: under runs/.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the experiment that the run folder holds.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any key, e.g. loss.beta=0.5. Repeatable; goes last."),
+]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", metavar="NAME", help="digits, cifar10, cifar100 or folder (data.name).")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the dataset's files lie (data.dir).")
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", metavar="N", help="Shorten the schedules to N epochs, in proportion.")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Images per step (batch_size).")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16 (step.precision).")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...; auto: CUDA if there.")]
+
+
+def override(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mapping of the dotted keys whose value was given (is not ``None`` or an empty list)."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is None or value == []:
+            continue
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = str(value) if isinstance(value, Path) else value
+    return tree
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """``"0.5,0.4,0.3"`` as numbers.
+
+    Raises:
+        ValueError: something else; names the option.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option}: expected numbers separated by commas, one per channel, got {text!r}") from None
