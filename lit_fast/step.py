@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_fast.backends.options import LossParts
 from lit_fast.losses import LITLoss
-from lit_fast.projector import Projectors
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
+
+if TYPE_CHECKING:
+    from lit_fast.projector import Projectors
 
 __all__ = ["LITStep", "PRECISIONS"]
 

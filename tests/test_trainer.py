@@ -1,0 +1,318 @@
+"""Whole runs: what they write, exact resumption from anywhere, and how they stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import TINY, differing, quiet, tiny, weights, without_times
+
+from lit_fast.losses import LITLoss
+from lit_fast.step import LITStep
+from lit_fast.training import trainer as trainer_module
+from lit_fast.training.checkpoint import CheckpointError, CheckpointStore
+from lit_fast.training.experiment import run_experiment, train_model
+from lit_fast.training.interrupt import Interrupted
+from lit_fast.training.run_folder import RunFolderError
+from lit_fast.training.trainer import NonFiniteLoss
+
+NAME = "resnet20-lit-seed0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_experiment(tiny(), folder, console=quiet())
+    return folder
+
+
+def test_a_run_leaves_weights_results_and_logs(whole: Path) -> None:
+    stored = json.loads((whole / "results.json").read_text())
+    teacher, student = stored["results"]
+    assert (teacher["role"], student["role"]) == ("teacher", "student")
+    assert student["name"] == NAME
+    assert student["teacher"] == "teacher-resnet20"
+    assert [entry["phase"] for entry in student["history"]] == ["lit", "lit", "finetune"]
+    assert len(student["history"][0]["ir"]) == 3
+    assert student["history"][-1]["ir"] == []
+    assert student["accuracy"]["val_last"] == student["history"][-1]["val_accuracy"]
+    assert student["accuracy"]["val_best"] == max(entry["val_accuracy"] for entry in student["history"])
+    assert student["history"][student["accuracy"]["best_epoch"] - 1]["val_accuracy"] == student["accuracy"]["val_best"]
+    assert student["parameters"] > 260_000
+    lines = [json.loads(line) for line in (whole / "runs" / NAME / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [2, 4, 6, 8]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3]
+
+
+def test_the_loss_parts_logged_add_up_to_the_loss(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "runs" / NAME / "log.jsonl").read_text().splitlines()]
+    options = tiny().loss
+    for line in lines:
+        kd = options.alpha * line["ce"] + (1 - options.alpha) * line["kl"]
+        beta = options.beta if line["phase"] == "lit" else 1.0
+        assert line["loss"] == pytest.approx(beta * kd + (1 - beta) * sum(line["ir"]), rel=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the program's own runs after it, not even an except clause for Exception."""
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5, 6, 8])
+def test_resuming_after_a_kill_at_any_step_is_bit_identical(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    experiment = tiny("checkpoint.every_seconds=1e-6")  # after every step
+    original, calls = LITStep.__call__, 0
+
+    def dying(self: LITStep, *args: object) -> object:
+        nonlocal calls
+        if self.teacher is not None:  # the student's run
+            calls += 1
+            if calls == killed_at:
+                raise Killed
+        return original(self, *args)
+
+    monkeypatch.setattr(LITStep, "__call__", dying)
+    with pytest.raises(Killed):
+        run_experiment(experiment, tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    results = run_experiment(experiment, tmp_path / "run", resume=True, console=quiet())
+    for which in ("last", "best"):
+        assert not differing(weights(tmp_path / "run", NAME, which), weights(whole, NAME, which))
+    before = json.loads((whole / "results.json").read_text())["results"][1]
+    assert without_times(results[1]["history"]) == without_times(before["history"])
+    assert results[1]["accuracy"] == before["accuracy"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "runs" / NAME / "log.jsonl").open()]
+    assert steps == sorted(steps)
+    assert len(steps) == 7  # 4 step events, 3 epoch events: none missing, none twice
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
+def test_a_kill_while_a_checkpoint_is_written_is_harmless(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    experiment = tiny("checkpoint.every_seconds=1e-6")
+    original, calls = CheckpointStore._write, 0
+
+    def dying(folder: Path, checkpoint: object) -> None:
+        nonlocal calls
+        if NAME in str(folder):
+            calls += 1
+            if calls == killed_at:
+                (folder / "model.safetensors").write_bytes(b"half of it")
+                raise Killed
+        original(folder, checkpoint)
+
+    monkeypatch.setattr(CheckpointStore, "_write", staticmethod(dying))
+    with pytest.raises(Killed):
+        run_experiment(experiment, tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    run_experiment(experiment, tmp_path / "run", resume=True, console=quiet())
+    assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+
+
+def launch(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
+    sets = [part for override in (*TINY, "epochs=12", *extra) for part in ("--set", override)]
+    command = [sys.executable, "-m", "lit_fast", "distill", "--recipe", "digits", "--run-dir", str(run_dir), *sets]
+    if run_dir.exists():
+        command.append("--resume")
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(log: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count('"event": "step"') >= steps:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"the run ended or hung before step {2 * steps}: {process.communicate()}")
+
+
+def test_a_process_killed_twice_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """The real thing: SIGKILL to a process, at two moments drawn at random, then resumed to the end."""
+    straight = launch(tmp_path / "straight")
+    assert straight.wait(timeout=300) == 0, straight.communicate()
+    log = tmp_path / "killed" / "runs" / NAME / "log.jsonl"
+    done = 0
+    for _ in range(2):
+        process = launch(tmp_path / "killed", "checkpoint.every_seconds=0.05")
+        done += random.randint(1, 6)
+        wait_for_steps(log, done, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = launch(tmp_path / "killed", "checkpoint.every_seconds=0.05")
+    assert last.wait(timeout=300) == 0, last.communicate()
+    assert not differing(weights(tmp_path / "killed", NAME), weights(tmp_path / "straight", NAME))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_so_and_exits(tmp_path: Path, number: signal.Signals) -> None:
+    process = launch(tmp_path / "run", "epochs=40")
+    wait_for_steps(tmp_path / "run" / "runs" / NAME / "log.jsonl", 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stopped by {number.name} after step" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    saved = CheckpointStore(tmp_path / "run" / "runs" / NAME / "checkpoints").load()
+    assert saved is not None
+    assert f"after step {saved.step};" in errors
+
+
+def test_interrupted_and_resumed_is_bit_identical(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = LITStep.__call__, 0
+
+    def interrupting(self: LITStep, *args: object) -> object:
+        nonlocal calls
+        calls += self.teacher is not None
+        if calls == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(LITStep, "__call__", interrupting)
+    with pytest.raises(Interrupted, match="stopped by SIGINT after step 4"):
+        run_experiment(tiny(), tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())
+    assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+
+
+def test_a_finished_experiment_resumes_to_the_same_results(whole: Path, tmp_path: Path) -> None:
+    before = json.loads((whole / "results.json").read_text())["results"]
+    assert run_experiment(tiny(), whole, resume=True, console=quiet()) == before
+
+
+class TestRunFolder:
+    def test_without_resume_a_used_folder_is_refused(self, whole: Path) -> None:
+        with pytest.raises(RunFolderError, match="holds this experiment already; pass --resume"):
+            run_experiment(tiny(), whole, console=quiet())
+
+    def test_another_experiment_is_refused_by_key(self, whole: Path) -> None:
+        with pytest.raises(RunFolderError, match=r"another experiment; it differs in loss.tau \(6.0 there, 4.0 now\)"):
+            run_experiment(tiny("loss.tau=4"), whole, resume=True, console=quiet())
+
+    def test_other_data_are_refused(self, whole: Path) -> None:
+        with pytest.raises(RunFolderError, match="data.fingerprint"):
+            run_experiment(tiny("data.val_seed=5"), whole, resume=True, console=quiet())
+
+    def test_logging_may_differ(self, whole: Path) -> None:
+        run_experiment(tiny("logging.every=7"), whole, resume=True, console=quiet())
+
+    def test_a_folder_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(RunFolderError, match="not empty and holds no experiment"):
+            run_experiment(tiny(), tmp_path, console=quiet())
+        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_in_its_place(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(RunFolderError, match="cannot write to the run directory"):
+            run_experiment(tiny(), tmp_path / "file", console=quiet())
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = LITLoss.forward, 0
+
+    def poisoned(self: LITLoss, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        loss = original(self, *args, **kwargs)
+        calls += self.options.beta < 1.0
+        if calls == 5:
+            self.parts = self.parts._replace(total=self.parts.total * float("nan"))
+        return loss
+
+    monkeypatch.setattr(LITLoss, "forward", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 5 \(phase lit\): loss nan .*loss.beta") as caught:
+        run_experiment(tiny(), tmp_path / "run", console=quiet())
+    assert "lr" in str(caught.value)
+    saved = CheckpointStore(tmp_path / "run" / "runs" / NAME / "checkpoints").load()
+    assert saved is not None
+    assert saved.step == 3
+    assert all(torch.isfinite(tensor).all() for tensor in saved.model.values() if tensor.is_floating_point())
+
+
+def test_a_full_disk_ends_the_run_and_freeing_it_resumes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = CheckpointStore._write, 0
+
+    def full(folder: Path, checkpoint: object) -> None:
+        nonlocal calls
+        calls += NAME in str(folder)
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+        original(folder, checkpoint)
+
+    monkeypatch.setattr(CheckpointStore, "_write", staticmethod(full))
+    with pytest.raises(CheckpointError, match="No space left on device; the last checkpoint, .*step-000000003, is intact"):
+        run_experiment(tiny(), tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())
+    assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+
+
+def test_variants_share_initial_weights_and_data_order(tmp_path: Path) -> None:
+    results = run_experiment(tiny("variants=[scratch, kd, hint, multi_ir, one_ir_teacher_input]", "epochs=1"), tmp_path / "r", console=quiet())
+    names = [result["variant"] for result in results[1:]]
+    assert names == ["scratch", "kd", "hint", "multi_ir", "one_ir_teacher_input"]
+    assert [len(result["history"][0]["ir"]) for result in results[1:]] == [0, 0, 1, 3, 1]
+    assert results[1]["teacher"] is None
+    assert results[1]["history"][0]["kl"] == 0.0
+
+
+def test_a_sequence_hands_the_student_on_as_teacher(tmp_path: Path) -> None:
+    experiment = tiny("student={models: [resnet32, resnet20], sequence: true}", "epochs=1")
+    results = run_experiment(experiment, tmp_path / "r", console=quiet())
+    assert [result["teacher"] for result in results] == [None, "teacher-resnet20", "resnet32-lit-seed0"]
+    again = weights(tmp_path / "r", "resnet20-lit-seed0")
+    handed = weights(tmp_path / "r", "resnet32-lit-seed0")
+    assert torch.equal(again["conv1.weight"], handed["conv1.weight"])  # the stem was copied from it, and is frozen
+
+
+def test_selective_compression_keeps_copied_sections_frozen_to_the_end(tmp_path: Path) -> None:
+    experiment = tiny(
+        "student={models: [resnet20], copied: [stem, section1, head], frozen_in_finetune: [stem, section1]}", "epochs=2"
+    )
+    run_experiment(experiment, tmp_path / "r", console=quiet())
+    student, teacher = (weights(tmp_path / "r", name) for name in (NAME, "teacher-resnet20"))
+    assert not [n for n in student if n.startswith(("conv1", "bn1", "layer1")) and not student[n].equal(teacher[n])]
+    assert not student["layer2.0.conv1.weight"].equal(teacher["layer2.0.conv1.weight"])
+    assert not student["linear.weight"].equal(teacher["linear.weight"])  # copied, trained in the fine-tune phase
+
+
+def test_recalibrate_policy_averages_over_the_training_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = trainer_module.recalibrate
+    monkeypatch.setattr(trainer_module, "recalibrate", lambda student, batches: seen.append(original(student, batches)))
+    run_experiment(tiny("step.bn_policy=recalibrate"), tmp_path / "r", console=quiet())
+    assert seen == [3]  # once, at the end of the LIT phase, 96 images in batches of 32
+
+
+def test_an_untrained_teacher_is_refused(tmp_path: Path) -> None:
+    from lit_fast import models
+
+    file = tmp_path / "untrained.pt"
+    torch.manual_seed(0)
+    torch.save(models.resnet20(in_channels=1).state_dict(), file)
+    with pytest.raises(ValueError, match="no better than chance"):
+        run_experiment(tiny(f"teacher.checkpoint={file}"), tmp_path / "run", console=quiet())
+
+
+def test_train_model_trains_only_the_teacher(tmp_path: Path) -> None:
+    result = train_model(tiny("epochs=1"), tmp_path / "r", console=quiet())
+    assert result["role"] == "teacher"
+    assert sorted(p.name for p in (tmp_path / "r" / "runs").iterdir()) == ["teacher-resnet20"]

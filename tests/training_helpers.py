@@ -1,0 +1,48 @@
+"""A whole experiment that takes a second: digits at 8x8, ResNet-20 as its own teacher."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_fast.training.config import Experiment, load_experiment
+
+TINY = (
+    "data.image_size=8",
+    "data.train_size=96",
+    "data.val_size=60",
+    "teacher.model=resnet20",
+    "batch_size=32",
+    "epochs=3",
+    "logging.every=2",
+    "logging.tensorboard=false",
+    "variants=[lit]",
+)
+
+
+def tiny(*overrides: str | dict[str, Any]) -> Experiment:
+    return load_experiment("digits", None, [*TINY, *overrides])
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def weights(run_dir: Path, name: str, which: str = "last") -> dict[str, Tensor]:
+    return load_file(run_dir / "runs" / name / f"{which}.safetensors")
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not bit-identical."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not a[name].equal(b[name])]
+
+
+def without_times(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
