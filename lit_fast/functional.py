@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
+import torch
 from torch import Tensor
 
 from lit_fast import backends
 from lit_fast.backends import LossOptions, LossParts
-from lit_fast.backends.checks import check_inputs, device_of
+from lit_fast.backends.checks import Inputs, check_inputs, device_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -107,8 +108,8 @@ def lit_loss(
         class_weight: weights of the classes in CE, [C], floating.
         ignore_index: rows with this label give no CE.
         label_smoothing: in [0, 1], of CE.
-        grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). It never changes the
-            result; the fused backends use it to scale float16 gradients before they are rounded.
+        grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). The result is the same
+            without it, but a fused backend that knows it saves a float32 copy of every float16 student tensor.
         backend: ``"auto"``, ``"native"`` or ``"eager"``; see ``lit_fast.backends``.
         return_parts: return ``LossParts`` instead; its ``total`` is the loss.
 
@@ -230,4 +231,23 @@ def compute(
         student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale, options
     )
     choice = backends.select(device_of(inputs), backend)
+    if choice.name != "eager" and inputs.grad_scale is None:
+        inputs = _with_float32_gradients(inputs)
     return choice.lit_loss(*inputs, options)
+
+
+def _with_float32_gradients(inputs: Inputs) -> Inputs:
+    """Widen the student's float16 tensors, so that a loss scale reaches their gradients before they are rounded.
+
+    A fused backend rounds its gradients in the forward pass. Those of float16, near 2 d / N, underflow there, unless the
+    backend is told the scale; where it is not, autograd rounds them behind the cast, with the scale multiplied in.
+    """
+
+    def widened(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype == torch.float16 and tensor.requires_grad else tensor
+
+    logits = inputs.student_logits
+    return inputs._replace(
+        student_irs=[widened(ir) for ir in inputs.student_irs],
+        student_logits=None if logits is None else widened(logits),
+    )

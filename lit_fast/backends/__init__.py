@@ -96,8 +96,6 @@ def _pick(device_type: str, requested: str) -> tuple[str, str]:
 
 
 def _native_available() -> tuple[bool, str]:
-    try:
-        from lit_fast.backends import native
-    except ImportError as error:
-        return False, str(error)
+    from lit_fast.backends import native  # loads the extension: not before a loss may need it
+
     return native.available()
