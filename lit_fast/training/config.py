@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _own(info: ValidationInfo) -> bool:
@@ -60,7 +60,7 @@ class DataConfig(_Strict):
     @model_validator(mode="after")
     def _needs_a_folder(self, info: ValidationInfo) -> DataConfig:
         if self.name != "digits" and self.dir is None and not _own(info):
-            raise ValueError(f"dataset {self.name!r} is read from disk: give its folder, data.dir=DIR or --data-dir DIR")
+            raise ValueError(f"dataset {self.name!r} is read from disk: give its folder, data.dir=DIR or --data-dir")
         return self
 
 
@@ -114,6 +114,8 @@ class StudentConfig(_Strict):
     @classmethod
     def _names(cls, value: Any) -> Any:
         entries = [value] if isinstance(value, str | Mapping) else value
+        if not isinstance(entries, list | tuple):
+            raise ValueError("expected a network's name, or a list of them")
         return [{"model": entry} if isinstance(entry, str) else entry for entry in entries]
 
     @model_validator(mode="after")
@@ -285,7 +287,7 @@ def load_experiment(
     """Resolve recipe, then YAML file, then overrides (later wins) into one validated `Experiment`.
 
     Args:
-        recipe: a name of `lit_fast.recipes.names()`; default: the file's own ``recipe`` key; without a file, ``digits``.
+        recipe: a name of `lit_fast.recipes.names()`; default: the file's ``recipe`` key; without a file, ``digits``.
         config: a YAML file with any of the keys of `Experiment`.
         overrides: ``"key.sub=value"`` strings (the value is YAML) or nested mappings.
         own_objects: model and dataset names are labels of objects the caller brings, not names to look up.
@@ -305,7 +307,10 @@ def load_experiment(
         raise ConfigError(error.args[0]) from error
     tree = _merge(_merge(tree, from_file), {"recipe": name})
     for override in overrides:
-        tree = _merge(tree, _parse_override(override) if isinstance(override, str) else override)
+        over = _parse_override(override) if isinstance(override, str) else override
+        if "recipe" in over:
+            raise ConfigError("override of recipe: choose it with recipe= or --recipe, the overrides go over it")
+        tree = _merge(tree, over)
     try:
         return Experiment.model_validate(tree, context={"own_objects": own_objects})
     except ValidationError as error:

@@ -13,7 +13,7 @@ class Phase(BaseModel):
     Source: paper, appendix A ("milestones ... decaying the learning rate by a factor of 10").
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0.0)]
     epochs: Annotated[int, Field(ge=1)]
