@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_fast.parts import Part, build, part_names
+from lit_fast.cuts import part_names
+from lit_fast.parts import Part, build
 from lit_fast.tracing import SplitError
 
 __all__ = ["Part", "SplitError", "SplitModel", "copy_parts", "split"]

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
 # Functions that make a tensor from nothing. Left alone they would run once, while tracing, and their result would be
 # baked into the graph: random numbers drawn once, indices that stay on the CPU.
-_FACTORIES = frozenset(
-    {torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones}
-    | {torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros}
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones"),
+    *("rand", "randint", "randn", "randperm", "tensor", "zeros"),
 )
 _TORCH = str(Path(torch.__file__).parent)
 _IN_PLACE = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
@@ -68,17 +67,6 @@ def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
 
 for _name in _IN_PLACE:
     setattr(_Proxy, f"__i{_name}__", _in_place(f"i{_name}"))
-
-
-class _RecordFactories(TorchFunctionMode):
-    def __init__(self, tracer: fx.Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _FACTORIES:
-            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
 
 
 class _CutTracer(fx.Tracer):
@@ -146,7 +134,7 @@ def trace(model: nn.Module, watched: Sequence[str], training: bool) -> Trace:
     tracer = _CutTracer(model, watched)
     _require_single_input(model)
     try:
-        with _unchanged(model), set_mode(model, training), _RecordFactories(tracer):
+        with _unchanged(model), set_mode(model, training), _record_factories(tracer):
             graph = tracer.trace(model)
     except Exception as error:
         raise _untraceable(tracer, error) from error
@@ -167,6 +155,30 @@ def set_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _record_factories(tracer: fx.Tracer) -> Iterator[None]:
+    """Within the context torch's factory functions are recorded instead of run.
+
+    Patched as fx patches modules: a TorchFunctionMode never sees ``torch.zeros(x.shape[0], 4)``, which torch's argument
+    parser rejects first.
+    """
+
+    def recorder(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return record
+
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+    try:
+        for name, function in originals.items():
+            setattr(torch, name, recorder(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise FileNotFoundError(f"checkpoint {file} {what}; give the path of a .th, .pt, .pth or .safetensors file")
-    weights = _unwrap(_read(file), file)
+    weights = _strip(_unwrap(_read(file), file), model)
     _compare(model, weights, file)
     model.load_state_dict(weights, strict=False)  # strict but for num_batches_tracked: _compare has looked
 
@@ -81,10 +81,17 @@ def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file}: expected a state_dict of tensors, bare or under one of {', '.join(WRAPPERS)}; got {held}"
         )
-    weights = dict(loaded)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key[len(prefix) :]: value for key, value in weights.items()}
+    return dict(loaded)
+
+
+def _strip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Take off the prefixes that all keys share, unless the model's own keys have them."""
+    own = model.state_dict().keys()
+    while not weights.keys() & own:
+        shared = [prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in weights)]
+        if not shared:
+            break
+        weights = {key.removeprefix(shared[0]): value for key, value in weights.items()}
     return weights
 
 
