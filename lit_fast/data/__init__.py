@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+from lit_fast.data.arrays import from_arrays
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Batch, Data, Split, TensorSplit
+from lit_fast.data.datasets import from_datasets
 from lit_fast.data.errors import DataError
-from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, floats
+from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, numbers
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -18,6 +20,8 @@ __all__ = [
     "DataError",
     "Split",
     "TensorSplit",
+    "from_arrays",
+    "from_datasets",
     "names",
     "open_data",
 ]
@@ -25,7 +29,7 @@ __all__ = [
 
 def names() -> tuple[str, ...]:
     """Names `open_data` knows."""
-    return ("digits", "cifar10", "cifar100")
+    return ("digits", "cifar10", "cifar100", "folder")
 
 
 def open_data(
@@ -43,16 +47,17 @@ def open_data(
     """Open a dataset by name.
 
     Args:
-        name: "digits" (bundled with scikit-learn), "cifar10" or "cifar100".
-        data_dir: where the files lie (not for digits): the unpacked CIFAR folder, the .tar.gz as downloaded, or a folder
-            that holds either.
-        val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR.
-            0 gives an empty validation split.
+        name: "digits" (bundled with scikit-learn), "cifar10", "cifar100" or "folder" (image files).
+        data_dir: where the files lie (not for digits). CIFAR: the unpacked folder, the .tar.gz as downloaded, or a
+            folder that holds either. folder: the one that holds train/<class>/*, test/<class>/* and perhaps
+            val/<class>/*.
+        val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR,
+            a tenth for a folder without val/. 0 gives an empty validation split.
         val_seed: fixes which images validate, and which `train_size` keeps.
         train_size: train on a stratified subset of this many of the remaining images. None: all.
-        image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR.
-        mean, std: per-channel normalisation in units of full scale (0..1). None: the dataset's own; published checkpoints may
-            have been trained with others (`IMAGENET_MEAN`, `IMAGENET_STD`).
+        image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR; a folder needs it.
+        mean, std: per-channel normalisation in units of full scale (0..1). None: the dataset's own; published
+            checkpoints may have been trained with others (`IMAGENET_MEAN`, `IMAGENET_STD`).
         augmentation: None: crops after padding by an eighth of the image size, and flips except for digits.
 
     Raises:
@@ -64,13 +69,13 @@ def open_data(
         (1257, 180, 360, (1, 16, 16))
     """
     options = Options(
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else Path(data_dir).expanduser(),
         val_size=val_size,
         val_seed=val_seed,
         train_size=train_size,
         image_size=image_size,
-        mean=floats(mean, "mean"),
-        std=floats(std, "std"),
+        mean=numbers(mean, "mean"),
+        std=numbers(std, "std"),
         augmentation=augmentation,
     )
     if name == "digits":
@@ -81,4 +86,8 @@ def open_data(
         from lit_fast.data import cifar
 
         return cifar.load(name, options)
+    if name == "folder":
+        from lit_fast.data import folder
+
+        return folder.load(options)
     raise DataError(f"there is no dataset {name!r}; choose from {', '.join(names())}")

@@ -10,13 +10,28 @@ from lit_fast.data.errors import DataError
 
 
 @dataclass(frozen=True)
+class Form:
+    """One form a dataset is published in: folder and archive names, the archive's size in bytes, the files needed."""
+
+    folder: str
+    tarball: str
+    tarball_bytes: int
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self.train_files + self.test_files
+
+
+@dataclass(frozen=True)
 class Archive:
     """Where the files of a dataset lie: an unpacked folder, or the contents of a tar file.
 
-    `version` is the position of the matched entry in the list given to `find`.
+    `form` is the position of the matched form in the list given to `find`.
     """
 
-    version: int
+    form: int
     location: Path
     members: dict[str, bytes] | None = None  # None: `location` is a folder
 
@@ -42,14 +57,14 @@ class Archive:
             raise DataError(f"{self.path(name)}: cannot be read ({error.strerror or error})") from error
 
 
-def find(data_dir: Path, versions: Sequence[tuple[str, str, int, tuple[str, ...]]]) -> Archive | None:
+def find(data_dir: Path, forms: Sequence[Form]) -> Archive | None:
     """Look for one of several published forms of a dataset.
 
     Unpacked folders win over archives, because a .tar.gz is decompressed at every start (about two seconds for CIFAR).
 
     Args:
         data_dir: the unpacked folder itself, an archive itself, or a folder that holds one.
-        versions: (folder name, archive name, archive size as published in bytes, files needed) in order of preference.
+        forms: what the dataset is published as, in order of preference.
 
     Returns:
         The first match, or None.
@@ -60,24 +75,24 @@ def find(data_dir: Path, versions: Sequence[tuple[str, str, int, tuple[str, ...]
     if not data_dir.exists():
         raise DataError(f"data_dir: {data_dir} does not exist")
     if data_dir.is_file():
-        for position, (folder, tarball, size, files) in enumerate(versions):
-            if data_dir.name == tarball:
-                return Archive(position, data_dir, _untar(data_dir, folder, files, size))
+        for position, form in enumerate(forms):
+            if data_dir.name == form.tarball:
+                return Archive(position, data_dir, _untar(data_dir, form))
         return None
-    for position, (folder, _, _, files) in enumerate(versions):
-        for place in (data_dir / folder, data_dir):
+    for position, form in enumerate(forms):
+        for place in (data_dir / form.folder, data_dir):
             # Any one of the files identifies the folder; a missing other one is then reported by name.
-            if place.is_dir() and (place.name == folder or any((place / name).is_file() for name in files)):
+            if place.is_dir() and (place.name == form.folder or any((place / name).is_file() for name in form.files)):
                 return Archive(position, place)
-    for position, (folder, tarball, size, files) in enumerate(versions):
-        if (data_dir / tarball).is_file():
-            return Archive(position, data_dir / tarball, _untar(data_dir / tarball, folder, files, size))
+    for position, form in enumerate(forms):
+        if (data_dir / form.tarball).is_file():
+            return Archive(position, data_dir / form.tarball, _untar(data_dir / form.tarball, form))
     return None
 
 
-def _untar(path: Path, folder: str, files: tuple[str, ...], published: int) -> dict[str, bytes]:
+def _untar(path: Path, form: Form) -> dict[str, bytes]:
     """Contents of the wanted files; nothing is written to disk, so member paths and links can do no harm."""
-    wanted = {f"{folder}/{name}": name for name in files}
+    wanted = {f"{form.folder}/{name}": name for name in form.files}
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as tar:
@@ -89,7 +104,7 @@ def _untar(path: Path, folder: str, files: tuple[str, ...], published: int) -> d
                         members[name] = stream.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
-            f"{path}: cannot be read as a .tar.gz archive ({error}); expected {published} bytes as published, got {path.stat().st_size};"
-            " download it again"
+            f"{path}: cannot be read as a .tar.gz archive ({error}); expected {form.tarball_bytes} bytes as published,"
+            f" got {path.stat().st_size}; download it again"
         ) from error
     return members

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,14 +16,13 @@ from lit_fast.data.errors import DataError
 from lit_fast.data.tables import epoch_tables
 
 Batch = tuple[Tensor, Tensor]  # images float32 [B, C, H, W], labels int64 [B]
-SplitName = Literal["train", "val", "test"]
 
 
 class Split(ABC):
     """Images and labels of one split.
 
-    `labels` is int64 [N]. `ahead` says that `fetch` takes long enough (decoding files) for the next batch to be fetched in
-    a thread while the current one is used.
+    `labels` is int64 [N]. `ahead` says that `fetch` takes long enough (decoding files) for the next batch to be fetched
+    in a thread while the current one is used.
     """
 
     labels: Tensor
@@ -61,7 +59,7 @@ class TensorSplit(Split):
 
     def digest(self) -> bytes:
         sha = hashlib.sha256()
-        for rows in self.indices.split(4096):
+        for rows in torch.split(self.indices, 4096):
             sha.update(self.images[rows].contiguous().numpy().data)
         return sha.digest()
 
@@ -107,8 +105,8 @@ class Data:
             if len(bad):
                 at = int(bad[0])
                 raise DataError(
-                    f"{self.name}: label {int(labels[at])} of image {at} in the {split} split is outside 0..{self.num_classes - 1}"
-                    f" ({self.num_classes} classes)"
+                    f"{self.name}: label {int(labels[at])} of image {at} in the {split} split is outside"
+                    f" 0..{self.num_classes - 1} ({self.num_classes} classes)"
                 )
 
     @property
@@ -124,7 +122,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal hash of everything that decides the batches: files, labels, split, shape, normalisation, augmentation.
+        """Hash of all that decides the batches: images, labels, split, normalisation, augmentation.
 
         A checkpoint keeps it, so that a run is never resumed on other data.
         """
@@ -152,8 +150,8 @@ class Data:
     ) -> Iterator[Batch]:
         """Batches of one training epoch in random order, the last one possibly smaller.
 
-        Every batch is a pure function of (seed, epoch, step) and the batch size: a run resumed with `start_step` gets the
-        batches an uninterrupted run would get, bit by bit, and the skipped ones are not computed.
+        Every batch is a pure function of (seed, epoch, step) and the batch size: a run resumed with `start_step` gets
+        the batches an uninterrupted run would get, bit by bit, and the skipped ones are not computed.
 
         Args:
             epoch: number of the epoch, from 0.
@@ -182,7 +180,7 @@ class Data:
                 for table in (tables.rows, tables.columns, tables.flips)
             )
             moved = images.to(target, non_blocking=True)
-            pixels = crop_and_flip(moved, augmentation.pad if rows is not None else 0, rows, columns, flips)
+            pixels = crop_and_flip(moved, augmentation.pad, rows, columns, flips)
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
             return normalise(pixels, self.mean, self.std), labels
 
@@ -190,7 +188,7 @@ class Data:
         fetched = _fetch(self.train, [tables.order[place] for place in places])
         return (batch(place, images) for place, images in zip(places, fetched))
 
-    def eval_batches(self, split: SplitName, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    def eval_batches(self, split: str, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All images of a split in their fixed order, without augmentation; the last batch may be smaller.
 
         Yields:
@@ -200,8 +198,9 @@ class Data:
             DataError: at the call, if there is no such split or `batch_size` < 1.
         """
         chosen = self.split(split)
+        size = _checked(batch_size, "batch_size", 1)
         target = torch.device(device)
-        places = list(torch.arange(len(chosen)).split(_checked(batch_size, "batch_size", 1))) if len(chosen) else []
+        places = list(torch.split(torch.arange(len(chosen)), size)) if len(chosen) else []
         fetched = _fetch(chosen, places)
         return (
             (

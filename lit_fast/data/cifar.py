@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the archives as they are published, binary or python version.
 
 The records of both versions are the same: label byte(s), then 3,072 pixel bytes, the red, green and blue planes of a
-32 x 32 image in row order. `archive` finds the files, unpacked or inside the .tar.gz; this module knows what is in them.
+32 x 32 image in row order. `archive` finds the files, unpacked or inside the .tar.gz; this module knows what is in
+them.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_fast.data.archive import Archive, find
+from lit_fast.data.archive import Archive, Form, find
 from lit_fast.data.augment import Augmentation, resize
 from lit_fast.data.base import Data, TensorSplit
 from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options
-from lit_fast.data.pickles import array_bytes, read_pickle
+from lit_fast.data.pickles import read_pickle, uint8_matrix
 from lit_fast.data.splits import train_val_indices
 
 SIDE = 32
@@ -24,28 +25,28 @@ VAL_SIZE = 5_000
 
 _CLASSES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CLASSES_100 = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest
-fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse
-mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon
-ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
-tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
 @dataclass(frozen=True)
-class Version:
-    """One published form of a dataset: names as published, records per file, where the label is."""
+class Version(Form):
+    """A published form of CIFAR and how its files are to be read.
 
-    folder: str
-    tarball: str
-    tarball_bytes: int
-    train_files: tuple[str, ...]
-    test_files: tuple[str, ...]
+    Binary version: `label_bytes` stand before the pixels of each record, and the last of them is the label. Python
+    version: `label_bytes` is 0 and `label_key` names the labels.
+    """
+
     train_records: int  # per file
     test_records: int
-    label_bytes: int = 0  # binary version: bytes before the pixels, of which the last is the label used; 0: python version
-    label_key: bytes = b""  # python version
+    label_bytes: int = 0
+    label_key: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ FAMILIES = {
 
 
 def load(name: str, options: Options) -> Data:
-    """Read "cifar10" or "cifar100": standard test split, `val_size` (default 5,000) images held out of the training set.
+    """Read "cifar10" or "cifar100": the standard test split; validation (default 5,000) is taken from the training set.
 
     Args:
         name: key of `FAMILIES`.
@@ -100,10 +101,13 @@ def load(name: str, options: Options) -> Data:
     family = FAMILIES[name]
     if options.data_dir is None:
         raise DataError(f"{name}: data_dir is needed: {_wanted(family)}, or a folder that holds one of them")
-    archive = find(options.data_dir, [(v.folder, v.tarball, v.tarball_bytes, (*v.train_files, *v.test_files)) for v in family.versions])
+    archive = find(options.data_dir, family.versions)
     if archive is None:
-        raise DataError(f"{name}: {options.data_dir} holds no {name} data; expected {_wanted(family)}, or a folder that holds one of them")
-    version = family.versions[archive.version]
+        raise DataError(
+            f"{name}: {options.data_dir} holds no {name} data; expected {_wanted(family)},"
+            " or a folder that holds one of them"
+        )
+    version = family.versions[archive.form]
     classes = len(family.classes)
     train = _read(archive, version, version.train_files, version.train_records, classes)
     test = _read(archive, version, version.test_files, version.test_records, classes)
@@ -128,7 +132,9 @@ def _wanted(family: Family) -> str:
     return " or ".join(f"{version.folder}/ (or {version.tarball})" for version in family.versions)
 
 
-def _read(archive: Archive, version: Version, files: Sequence[str], records: int, classes: int) -> tuple[Tensor, Tensor]:
+def _read(
+    archive: Archive, version: Version, files: Sequence[str], records: int, classes: int
+) -> tuple[Tensor, Tensor]:
     """(uint8 [N, 3, 32, 32], int64 [N]) of the files in order."""
     parse = _binary if version.label_bytes else _python
     parts = [parse(archive.read(name), archive.path(name), version, records) for name in files]
@@ -136,7 +142,10 @@ def _read(archive: Archive, version: Version, files: Sequence[str], records: int
         bad = ((labels < 0) | (labels >= classes)).nonzero()
         if len(bad):
             at = int(bad[0])
-            raise DataError(f"{archive.path(name)}: label {int(labels[at])} of image {at} is outside 0..{classes - 1}; the file is corrupt")
+            raise DataError(
+                f"{archive.path(name)}: label {int(labels[at])} of image {at} is outside 0..{classes - 1};"
+                " the file is corrupt"
+            )
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -157,10 +166,10 @@ def _python(content: bytes, path: str, version: Version, records: int) -> tuple[
     if not isinstance(batch, dict) or b"data" not in batch or version.label_key not in batch:
         keys = sorted(map(repr, batch)) if isinstance(batch, dict) else type(batch).__name__
         raise DataError(f"{path}: expected a dictionary with the keys b'data' and {version.label_key!r}, got {keys}")
-    pixels = array_bytes(batch[b"data"], (records, PIXELS), path)
     labels = batch[version.label_key]
-    if not isinstance(labels, list) or len(labels) != records or not all(type(label) is int for label in labels):
-        got = f"{len(labels)} entries" if isinstance(labels, list) else type(labels).__name__
+    kinds = {type(label).__name__ for label in labels} if isinstance(labels, list) else set()
+    if kinds != {"int"} or len(labels) != records:
+        got = f"{len(labels)} of {', '.join(sorted(kinds))}" if isinstance(labels, list) else type(labels).__name__
         raise DataError(f"{path}: expected {version.label_key!r} to be a list of {records} integers, got {got}")
-    images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(records, 3, SIDE, SIDE)
-    return images, torch.tensor(labels, dtype=torch.int64)
+    images = uint8_matrix(batch[b"data"], (records, PIXELS), path)
+    return images.reshape(records, 3, SIDE, SIDE), torch.tensor(labels, dtype=torch.int64)

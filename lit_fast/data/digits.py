@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real 8x8 images in ten classes, no download (UCI, Alpaydin and Kaynak 1998)."""
+"""scikit-learn's bundled handwritten digits (Alpaydin and Kaynak 1998): 1,797 8x8 images, ten classes, no download."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from lit_fast.data.augment import Augmentation, resize
 from lit_fast.data.base import Data, TensorSplit
 from lit_fast.data.errors import DataError
-from lit_fast.data.options import Options, channel_statistics
+from lit_fast.data.options import Options, normalisation
 from lit_fast.data.splits import stratified, train_val_indices
 
 TEST_SIZE = 360
@@ -21,21 +21,25 @@ def load(options: Options) -> Data:
     other signs, so the default augmentation crops and does not flip.
 
     Raises:
-        DataError: if scikit-learn is missing or a size cannot be given.
+        DataError: if scikit-learn is missing, a size cannot be given, or a folder is.
     """
+    if options.data_dir is not None:
+        raise DataError(f"digits: they come with scikit-learn; leave data_dir out (got {options.data_dir})")
     pixels, labels = _read()
     size = options.image_size or IMAGE_SIZE
     images = resize(pixels, size)
     test, rest = stratified(labels, TEST_SIZE, ("digits test",))
     val_size = VAL_SIZE if options.val_size is None else options.val_size
-    train, val = (rest[part] for part in train_val_indices(labels[rest], val_size, options.val_seed, options.train_size))
-    mean, std = channel_statistics(images[train])
+    train, val = (
+        rest[part] for part in train_val_indices(labels[rest], val_size, options.val_seed, options.train_size)
+    )
+    mean, std = normalisation(options, lambda: images[train])
     return Data(
         name="digits",
         shape=(1, size, size),
         classes=tuple(str(digit) for digit in range(10)),
-        mean=options.mean or mean,
-        std=options.std or std,
+        mean=mean,
+        std=std,
         augmentation=options.augmentation or Augmentation(pad=size // 8, flip=False),
         train=TensorSplit(images, labels, train),
         val=TensorSplit(images, labels, val),
@@ -46,7 +50,7 @@ def load(options: Options) -> Data:
 def _read() -> tuple[Tensor, Tensor]:
     """(uint8 [1797, 1, 8, 8] in 0..255, int64 [1797])."""
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("digits: needs scikit-learn, which is not installed; pip install 'lit_fast[demo]'") from error
     bunch = load_digits()

@@ -1,6 +1,6 @@
 """Options every dataset understands, checked once before any file is read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.errors import DataError
+
+Channels = tuple[float, ...]  # one value per channel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,22 +44,52 @@ class Options:
         if isinstance(self.val_seed, bool) or not isinstance(self.val_seed, int):
             raise DataError(f"val_seed: expected an integer, got {self.val_seed!r}")
         if self.augmentation is not None and not isinstance(self.augmentation, Augmentation):
-            raise DataError(f"augmentation: expected lit_fast.data.Augmentation(pad=..., flip=...), got {self.augmentation!r}")
+            raise DataError(
+                f"augmentation: expected lit_fast.data.Augmentation(pad=..., flip=...), got {self.augmentation!r}"
+            )
 
 
-def floats(values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
-    """A tuple of floats, or None; strings and other things are refused by name."""
+def numbers(values: Sequence[float] | None, what: str) -> tuple[float, ...] | None:
+    """A tuple of floats, or None; `what` names the argument.
+
+    Raises:
+        DataError: for strings, nothing at all, and things that are not numbers.
+    """
     if values is None:
         return None
     try:
-        if isinstance(values, str):
-            raise TypeError
-        return tuple(float(value) for value in values)
+        found = () if isinstance(values, str) else tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        raise DataError(f"{what}: expected a list of numbers, one per channel, got {values!r}") from None
+        found = ()
+    if not found:
+        raise DataError(f"{what}: expected numbers, one per channel, got {values!r}")
+    return found
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def class_count(num_classes: int | None, labels: Tensor) -> int:
+    """`num_classes` as given, or one more than the largest training label (int64 [N]).
+
+    Raises:
+        DataError: if there are no training labels to count by, or the number is not an integer >= 1.
+    """
+    if num_classes is None:
+        if not len(labels):
+            raise DataError("the training split is empty")
+        return int(labels.max()) + 1
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise DataError(f"num_classes: expected an integer >= 1, got {num_classes!r}")
+    return num_classes
+
+
+def normalisation(options: Options, images: Callable[[], Tensor]) -> tuple[Channels, Channels]:
+    """Mean and deviation as given, or those of `images()` (uint8 [N, C, H, W]), read only if one is missing."""
+    if options.mean is not None and options.std is not None:
+        return options.mean, options.std
+    mean, std = channel_statistics(images())
+    return options.mean or mean, options.std or std
+
+
+def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel of uint8 images [N, C, H, W], in units of full scale (0..1).
 
     Computed from integer histograms, so the values do not depend on the number of threads. A constant channel gets the

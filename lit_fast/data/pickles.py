@@ -1,13 +1,16 @@
 """Read the pickles of CIFAR's python version without running anything they name.
 
-Unpickling a downloaded file with `pickle.load` runs whatever code the file asks for. Here every global a pickle may name is
-one of a handful that NumPy arrays need, and even these are replaced by inert stand-ins that only remember what they are given:
-no NumPy function sees the file's contents. Anything else is refused with an error.
+Unpickling a downloaded file with `pickle.load` runs whatever code the file asks for. Here every global a pickle may
+name is one of a handful that NumPy arrays need, and even these are replaced by inert stand-ins that only remember what
+they are given: no NumPy function sees the file's contents. Anything else is refused with an error.
 """
 
 import io
 import pickle
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lit_fast.data.errors import DataError
 
@@ -35,10 +38,6 @@ class _Array:
         _, self.shape, self.type, self.column_major, self.raw = state
 
 
-class _ArrayClass:
-    """Stands for the class `numpy.ndarray`, which pickles pass to the function that makes an array."""
-
-
 def _reconstruct(*_: Any) -> _Array:
     """`numpy.core.multiarray._reconstruct`: an empty array whose state follows."""
     return _Array()
@@ -63,7 +62,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy", "ndarray"): _ArrayClass,
+    ("numpy", "ndarray"): "numpy.ndarray",  # only passed on, never called
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
 }
@@ -78,7 +77,7 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 def read_pickle(content: bytes, path: str) -> Any:
-    """Unpickle plain containers, numbers, bytes and arrays; arrays become stand-ins for `array_bytes`.
+    """Unpickle plain containers, numbers, bytes and arrays; arrays become stand-ins for `uint8_matrix`.
 
     Args:
         content: the whole file.
@@ -96,22 +95,28 @@ def read_pickle(content: bytes, path: str) -> Any:
         ) from error
 
 
-def array_bytes(value: Any, shape: tuple[int, ...], path: str) -> bytes:
-    """Raw bytes of an unpickled uint8 array of the given shape, in row-major order.
+def uint8_matrix(value: Any, shape: tuple[int, int], path: str) -> Tensor:
+    """An unpickled array as a tensor.
+
+    Args:
+        value: what stood in the pickle.
+        shape: the rows and columns it must have.
+        path: the file as messages name it.
+
+    Returns:
+        uint8 tensor of that shape.
 
     Raises:
-        DataError: if it is anything else.
+        DataError: if it is anything but a uint8 array of that shape.
     """
-    size = 1
-    for side in shape:
-        size *= side
     if not isinstance(value, _Array):
         raise DataError(f"{path}: expected an array of uint8 {shape}, got {type(value).__name__}")
     code = value.type.code if isinstance(value.type, _Type) else value.type
-    if code not in ("u1", "|u1", "uint8", "B") or value.shape != shape or value.column_major:
-        raise DataError(f"{path}: expected a row-major array of uint8 {shape}, got {code} {value.shape}")
-    raw = value.raw
+    if code not in ("u1", "|u1") or value.shape != shape:
+        raise DataError(f"{path}: expected an array of uint8 {shape}, got {code} {value.shape}")
+    raw, size = value.raw, shape[0] * shape[1]
     if not isinstance(raw, bytes | bytearray) or len(raw) != size:
         got = len(raw) if isinstance(raw, bytes | bytearray) else type(raw).__name__
         raise DataError(f"{path}: expected {size} bytes of pixels, got {got}")
-    return bytes(raw)
+    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    return flat.view(shape[1], shape[0]).t() if value.column_major else flat.view(shape)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.errors import DataError
+from lit_fast.data.options import Options
 from lit_fast.data.tables import generator
 
 
@@ -59,8 +60,32 @@ def train_val_indices(labels: Tensor, val_size: int, val_seed: int, train_size: 
     if train_size is not None:
         if not 1 <= train_size <= len(train):
             raise DataError(
-                f"train_size: expected 1..{len(train)} ({total} training images less {val_size} for validation), got {train_size}"
+                f"train_size: expected 1..{len(train)} ({total} training images less {val_size} for validation),"
+                f" got {train_size}"
             )
         chosen, _ = stratified(labels[train], train_size, ("train", val_seed))
         train = train[chosen]
     return train, val
+
+
+def kept_and_held_out(labels: Tensor, options: Options, *, own_val: bool) -> tuple[Tensor, Tensor]:
+    """Training and validation images of a dataset without a size of its own for either.
+
+    Args:
+        labels: int64 [N] of the whole training set.
+        options: `val_size` None holds out a tenth.
+        own_val: the dataset brings a validation split, so nothing is held out.
+
+    Returns:
+        As `train_val_indices`.
+
+    Raises:
+        DataError: if a size cannot be given, `val_size` has no meaning, or a label is negative.
+    """
+    if own_val and options.val_size is not None:
+        raise DataError("val_size: there is a validation split already; leave out one of the two")
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(f"train labels: expected classes from 0, got {int(labels.min())}")
+    tenth = 0 if own_val else len(labels) // 10
+    val_size = tenth if options.val_size is None else options.val_size
+    return train_val_indices(labels, val_size, options.val_seed, options.train_size)

@@ -1,7 +1,7 @@
 """Random tables of one epoch: order, crop offsets and flips as pure functions of (seed, epoch).
 
-Nothing is drawn while batches are made, so a run resumed at any step sees the very batches it would have seen, without any
-saved generator state and without computing the batches it skips.
+Nothing is drawn while batches are made, so a run resumed at any step sees the very batches it would have seen, without
+any saved generator state and without computing the batches it skips.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from lit_fast.data.augment import Augmentation
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded from `key`, the same on every machine and Python.
 
-    The key is hashed because torch's Mersenne twister takes only the low 32 bits of a seed: seeds built by arithmetic such
-    as seed + epoch would make run 1's epoch 0 equal run 0's epoch 1.
+    The key is hashed because torch's Mersenne twister takes only the low 32 bits of a seed: seeds built by arithmetic
+    such as seed + epoch would make run 1's epoch 0 equal run 0's epoch 1.
     """
     digest = hashlib.sha256(":".join(str(part) for part in key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -27,8 +27,8 @@ def generator(*key: int | str) -> torch.Generator:
 class EpochTables:
     """What one epoch does, position by position in the order of training.
 
-    `order` holds indices into the training split; `rows` and `columns` are crop offsets in 0..2*pad (None: no crop); `flips`
-    says which images are mirrored (None: none).
+    `order` holds indices into the training split; `rows` and `columns` are crop offsets in 0..2*pad (None: no crop);
+    `flips` says which images are mirrored (None: none).
     """
 
     order: Tensor  # int64 [N]

@@ -1,0 +1,91 @@
+"""From a Pillow image to uint8 pixels, and from a file to a square of a given size."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.errors import DataError
+
+
+def pillow() -> ModuleType:
+    """The module `PIL.Image`, imported only where images are decoded.
+
+    Raises:
+        DataError: if Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(
+            "reading image files needs Pillow, which is not installed; pip install 'lit_fast[demo]'"
+        ) from error
+    return Image
+
+
+def eight_bit(image: Any, what: str, *, keep_grey: bool) -> Any:
+    """A Pillow image in mode RGB, or L where a grey one may stay grey.
+
+    Raises:
+        DataError: for more than 8 bits per channel, which Pillow would clip to white; `what` names the image.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise DataError(
+            f"{what}: expected 8 bits per channel, got Pillow mode {image.mode!r}; convert the image to 8 bits"
+        )
+    return image.convert("L" if keep_grey and image.mode in ("1", "L") else "RGB")
+
+
+def pixels(image: Any) -> Tensor:
+    """Pixels of a Pillow image of mode RGB or L as uint8 [C, H, W]."""
+    width, height = image.size
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(height, width, len(image.getbands())).permute(2, 0, 1).contiguous()
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file that does not begin like an image; cheap, nothing is decoded.
+
+    Raises:
+        DataError: naming the file.
+    """
+    try:
+        with pillow().open(path):
+            pass
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise _undecodable(path, error) from error
+
+
+def read_square(path: Path, size: int) -> Tensor:
+    """Decode a file, resize its shorter side to `size` (bilinear, antialiased) and crop the centre.
+
+    Returns:
+        uint8 [3, size, size].
+
+    Raises:
+        DataError: naming the file, if it cannot be decoded.
+    """
+    image_module = pillow()
+    try:
+        with image_module.open(path) as image:
+            colour = eight_bit(image, str(path), keep_grey=False)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _undecodable(path, error) from error
+    width, height = colour.size
+    short = min(width, height)
+    width, height = size * width // short, size * height // short
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = colour.resize((width, height), image_module.Resampling.BILINEAR)
+    return pixels(resized.crop((left, top, left + size, top + size)))
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: cannot be decoded as an image ({error or type(error).__name__}); replace the file or remove it"
+    )

@@ -1,0 +1,168 @@
+"""Folders of images: layout, decoding, splits, and errors that name the file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lit_fast.data import IMAGENET_MEAN, Augmentation, Data, DataError, open_data
+
+image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+
+
+def write_image(path: Path, *, shade: int = 100, size: tuple[int, int] = (10, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = shade if mode in ("L", "P", "I;16") else (shade, 50, 0, 128)[: len(mode)]
+    image_module.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, count in (("train", 20), ("test", 3)):
+        for shade, name in ((200, "bee"), (40, "ant")):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i:02}.png", shade=shade + i)
+    return tmp_path
+
+
+def open_folder(root: Path, **options) -> Data:
+    return open_data("folder", data_dir=root, **{"image_size": 8, **options})
+
+
+def red(data: Data, split: str) -> list[int]:
+    chosen = data.split(split)
+    return chosen.fetch(torch.arange(len(chosen)))[:, 0, 4, 4].tolist()
+
+
+def test_classes_and_images_come_in_sorted_order(root):
+    data = open_folder(root, val_size=0)
+    assert data.classes == ("ant", "bee")
+    assert data.shape == (3, 8, 8)
+    assert red(data, "train") == [*range(40, 60), *range(200, 220)]
+    assert data.train.labels.tolist() == [0] * 20 + [1] * 20
+    assert data.mean == IMAGENET_MEAN
+    assert data.augmentation == Augmentation(pad=1, flip=True)
+
+
+def test_a_tenth_validates_unless_there_is_a_folder_for_it(root):
+    data = open_folder(root)
+    assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 6)
+    assert not set(red(data, "train")) & set(red(data, "val"))
+    assert data.val.labels.tolist() == [0, 0, 1, 1]
+    for name in ("ant", "bee"):
+        write_image(root / "val" / name / "a.png", shade=7)
+    data = open_folder(root, train_size=10)
+    assert red(data, "val") == [7, 7]
+    assert len(data.train) == 10
+    with pytest.raises(DataError, match="val_size: there is a validation split already"):
+        open_folder(root, val_size=4)
+
+
+def test_batches_are_those_of_the_fetched_images(root):
+    data = open_folder(root, val_size=0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    images, labels = zip(*data.train_batches(0, batch_size=16, seed=0, augment=False))
+    shades = (torch.cat(images)[:, 0, 4, 4] * 255).round().int()
+    assert sorted(shades.tolist()) == [*range(40, 60), *range(200, 220)]
+    assert torch.equal(torch.cat(labels), (shades >= 200).long())
+
+
+def test_the_shorter_side_is_resized_and_the_centre_cropped(root):
+    pixels = np.zeros((16, 48, 3), np.uint8)
+    pixels[:, 16:32] = 255
+    image_module.fromarray(pixels).save(root / "test" / "ant" / "00.png")
+    image = open_folder(root).test.fetch(torch.tensor([0]))[0]
+    assert image.shape == (3, 8, 8)
+    assert int(image[:, :, 1:7].min()) == 255
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("RGB", "bmp"), ("L", "jpg")]
+)
+def test_every_kind_of_image_becomes_rgb(root, mode, suffix):
+    write_image(root / "test" / "ant" / f"!first.{suffix}", mode=mode, size=(8, 8))
+    image = open_folder(root).test.fetch(torch.tensor([0]))
+    assert image.shape == (1, 3, 8, 8)
+    assert image.dtype is torch.uint8
+
+
+def test_sixteen_bit_images_are_refused_rather_than_clipped(root):
+    write_image(root / "test" / "ant" / "!deep.png", shade=5000, mode="I;16")
+    with pytest.raises(DataError, match=r"!deep\.png: expected 8 bits per channel"):
+        open_folder(root).test.fetch(torch.tensor([0]))
+
+
+def test_files_that_are_not_images_by_name_and_hidden_ones_are_left_out(root):
+    for name in ("notes.txt", ".hidden.png"):
+        (root / "train" / "ant" / name).write_text("x")
+    (root / "train" / ".cache").mkdir()
+    assert len(open_folder(root, val_size=0).train) == 40
+
+
+def test_a_file_that_is_no_image_is_named_when_the_folder_is_opened(root):
+    (root / "train" / "bee" / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"bee.broken\.png: cannot be decoded as an image"):
+        open_folder(root)
+
+
+def test_a_truncated_image_is_named_when_it_is_read(root):
+    path = root / "test" / "ant" / "00.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    image_module.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    data = open_folder(root)
+    with pytest.raises(DataError, match=r"ant.00\.png: cannot be decoded as an image \(.*truncated"):
+        next(data.eval_batches("test", batch_size=4))
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_missing_split_folder_is_named(root, missing):
+    (root / missing).rename(root / "elsewhere")
+    with pytest.raises(DataError, match=f"{missing}: missing; expected a folder with one folder of images per class"):
+        open_folder(root)
+
+
+def test_an_empty_class_is_named(root):
+    for file in (root / "test" / "bee").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"test.bee: holds no images; expected files ending in \.bmp"):
+        open_folder(root)
+
+
+def test_a_split_without_classes_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train: holds no class folders"):
+        open_folder(tmp_path)
+
+
+def test_splits_with_other_classes_are_refused_with_the_difference(root):
+    (root / "test" / "bee").rename(root / "test" / "wasp")
+    with pytest.raises(DataError, match="missing here: bee; only here: wasp"):
+        open_folder(root)
+
+
+def test_what_a_folder_needs_is_said(root):
+    with pytest.raises(DataError, match="folder: data_dir is needed"):
+        open_data("folder", image_size=8)
+    with pytest.raises(DataError, match="folder: image_size is needed"):
+        open_data("folder", data_dir=root)
+
+
+def test_without_pillow_the_error_says_how_to_get_it(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match=r"Pillow.*pip install 'lit_fast\[demo\]'"):
+        open_folder(root)
+
+
+def test_the_fingerprint_follows_names_and_contents_but_not_the_place(root, tmp_path_factory):
+    first = open_folder(root).fingerprint
+    moved = tmp_path_factory.mktemp("moved") / "pictures"
+    root.rename(moved)
+    assert open_folder(moved).fingerprint == first
+    write_image(moved / "train" / "ant" / "03.png", shade=99)
+    changed = open_folder(moved).fingerprint
+    (moved / "test" / "bee" / "02.png").rename(moved / "test" / "bee" / "zz.png")
+    assert len({first, changed, open_folder(moved).fingerprint}) == 3
