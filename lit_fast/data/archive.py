@@ -60,7 +60,7 @@ class Archive:
 def find(data_dir: Path, forms: Sequence[Form]) -> Archive | None:
     """Look for one of several published forms of a dataset.
 
-    Unpacked folders win over archives, because a .tar.gz is decompressed at every start (about two seconds for CIFAR).
+    Unpacked folders win over archives, because a .tar.gz is decompressed at every start (a few seconds for CIFAR).
 
     Args:
         data_dir: the unpacked folder itself, an archive itself, or a folder that holds one.
