@@ -239,7 +239,7 @@ def compute(
 def _with_float32_gradients(inputs: Inputs) -> Inputs:
     """Widen the student's float16 tensors, so that a loss scale reaches their gradients before they are rounded.
 
-    A fused backend rounds its gradients in the forward pass. Those of float16, near 2 d / N, underflow there, unless the
+    A fused backend rounds its gradients in the forward pass. Those of float16, near 2 d / N, underflow there unless the
     backend is told the scale; where it is not, autograd rounds them behind the cast, with the scale multiplied in.
     """
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_fast.backends import LossOptions, LossParts
 from lit_fast.functional import compute
@@ -329,6 +331,13 @@ def test_nan_in_an_ir_reaches_loss_and_gradient(kind):
     assert gradients(loss, student)[0].isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1"])
+def test_infinite_difference_keeps_a_finite_gradient_as_in_torch(kind):
+    student = torch.tensor([INF, -INF, 0.5], dtype=torch.float64, requires_grad=True)
+    teacher = torch.zeros(3, dtype=torch.float64)
+    assert_same(ir(student, teacher, kind), TORCH_IR[kind](student, teacher), student)
+
+
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_nan_in_logits_reaches_loss_and_gradient_of_its_row(side):
     z_s, z_t = torch.zeros(2, 3), torch.zeros(2, 3)
@@ -470,20 +479,43 @@ def test_result_is_float32_and_float64_for_float64(dtype):
     assert [grad.dtype for grad in gradients(parts.total, tensors[0], tensors[2])] == [dtype, dtype]
 
 
+@pytest.mark.parametrize("wide", range(4), ids=["student IR", "teacher IR", "student logits", "teacher logits"])
+def test_one_float64_input_makes_the_result_float64(wide):
+    tensors = [normal(2, 3, seed=i, dtype=torch.float64 if i == wide else torch.float32) for i in range(4)]
+    parts = run(tensors[:1], tensors[1:2], tensors[2], tensors[3], torch.tensor([0, 1]))
+    assert {part.dtype for part in parts} == {torch.float64}
+
+
 def test_unused_float64_does_not_promote():
     assert kl(torch.zeros(2, 3), torch.zeros(2, 3)).dtype == torch.float32
     parts = run([normal(3)], [normal(3)], torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1]), beta=1.0)
     assert parts.total.dtype == torch.float32
 
 
-def test_devices_without_float64_compute_logits_in_float32():
-    # The meta device has no arithmetic: what can be seen of it is the dtype, and that no value is ever read.
-    z, labels = torch.zeros(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
-    student = torch.zeros(2, 4, device="meta", requires_grad=True)
-    parts = run([student], [student], z, z, labels, label_smoothing=0.1)
-    assert [(part.dtype, part.shape) for part in parts] == [(torch.float32, s) for s in ((), (), (), (1,))]
-    parts.total.backward()
-    assert student.grad is not None
+class Dtypes(TorchDispatchMode):
+    """Collects the dtype of every tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen.update(leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+
+def test_devices_without_float64_are_never_asked_for_it():
+    # The meta device stands for them. It has no values either: to read one would raise.
+    z_s, z_t = (torch.zeros(2, 3, device="meta") for _ in range(2))
+    student, labels = torch.zeros(2, 4, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    z_s.requires_grad_()
+    with Dtypes() as dtypes:
+        parts = run([student], [student], z_s, z_t, labels, label_smoothing=0.1)
+        parts.total.backward()
+    assert torch.float32 in dtypes.seen
+    assert torch.float64 not in dtypes.seen
+    assert [part.shape for part in parts] == [(), (), (), (1,)]
 
 
 def test_channels_last_against_contiguous_is_compared_by_index():

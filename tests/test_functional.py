@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from lit_fast import backends, functional
 from lit_fast.backends import LossOptions, LossParts, eager, native
+from lit_fast.backends.checks import check_inputs
 from lit_fast.functional import ir_loss, kd_loss, lit_loss
 
 CPU = torch.device("cpu")
@@ -91,8 +92,22 @@ def test_what_the_weights_silence_is_not_needed_and_not_looked_at(settings, unus
     assert lit_loss(**inputs(**dict.fromkeys(unused, "nonsense")), **settings) == expected
 
 
-def test_labels_may_be_int32():
-    assert lit_loss(**inputs(labels=inputs()["labels"].int())) == lit_loss(**inputs())
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_labels_may_be_int32(backend):
+    expected = lit_loss(**inputs(), backend=backend)
+    assert lit_loss(**inputs(labels=inputs()["labels"].int()), backend=backend) == expected
+
+
+def test_backends_get_int64_labels_and_nothing_that_is_not_used():
+    given = check_inputs(
+        **inputs(labels=inputs()["labels"].int()), class_weight=None, grad_scale=None, options=LossOptions()
+    )
+    assert given.labels.dtype == torch.int64
+    everything = inputs(class_weight=torch.ones(10), grad_scale=None)
+    assert check_inputs(**everything, options=LossOptions(beta=0.0))[2:] == (None,) * 5
+    assert check_inputs(**everything, options=LossOptions(beta=1.0))[:2] == ((), ())
+    assert check_inputs(**everything, options=LossOptions(alpha=1.0)).teacher_logits is None
+    assert check_inputs(**everything, options=LossOptions(alpha=0.0))[4:6] == (None, None)
 
 
 def test_irs_may_be_any_sequence():
@@ -287,6 +302,20 @@ def test_auto_without_native_warns_once_and_computes(monkeypatch):
         warnings.simplefilter("error")
         assert lit_loss(**inputs()) == loss
     assert backends.select(CPU) == ("eager", "native is not available: no compiler", eager.lit_loss)
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_compiled_graph_without_native_warns_too(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
+    torch._dynamo.reset()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        loss = torch.compile(lit_loss, backend="eager", fullgraph=True)(**inputs())
+    torch._dynamo.reset()
+    torch.testing.assert_close(loss, lit_loss(**inputs(), backend="eager"))
+    assert [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)] == [
+        "lit_fast: the compiled loss is not available (no compiler); using plain PyTorch, slower but equal"
+    ]
 
 
 @pytest.mark.usefixtures("fresh_choice")
