@@ -36,25 +36,21 @@ def untouched(*models: nn.Module) -> Iterator[None]:
     modules = [module for model in models for module in model.modules()]
     parts = [part for model in models if isinstance(model, SplitModel) for part in model.parts]
     modes = [(module, module.training) for module in (*modules, *parts)]
-    buffers = [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    # The models run on copies of their buffers: BatchNorm writes into running statistics without counting the write.
+    buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+    copies = {id(buffer): buffer.detach().clone() for _, _, buffer in buffers if buffer is not None}
     tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     try:
+        for module, name, buffer in buffers:
+            module._buffers[name] = None if buffer is None else copies[id(buffer)]
         with torch.random.fork_rng(devices):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for module, name, buffer, version, value in buffers:
+        for module, name, buffer in buffers:
             module._buffers[name] = buffer
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
 
 
 @dataclass

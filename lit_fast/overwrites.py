@@ -12,7 +12,7 @@ from lit_fast.sections import SplitModel
 
 
 class Overwrites:
-    """Context in which every module call is followed by a look at the watched tensors' version counters.
+    """Context in which every module call is preceded and followed by a look at the watched tensors' version counters.
 
     torch counts the in-place writes to a tensor and its views; a count that grew names the module that just ran. The
     hooks are gone when the context ends: they are no part of training.
@@ -32,6 +32,9 @@ class Overwrites:
         for role, model in self.models.items():
             for name, module in model.model.named_modules():
                 if name:
+                    # What changed before the module ran was a statement of the forward that calls it.
+                    before = f"a statement before {name!r} in the {role}'s forward"
+                    self._hooks.append(module.register_forward_pre_hook(self._hook(before)))
                     self._hooks.append(module.register_forward_hook(self._hook(f"the {role}'s {name!r}")))
         return self
 
@@ -64,7 +67,7 @@ class Overwrites:
                 )
 
     def _hook(self, writer: str) -> Callable[..., None]:
-        def hook(module: Any, args: Any, out: Any) -> None:
+        def hook(*_: Any) -> None:
             self.check(writer)
 
         return hook
