@@ -1,7 +1,7 @@
 """Builds the compiled extension ``lit_fast._C``; everything else about the package is in pyproject.toml.
 
-The extension needs torch (build_backend/ finds it) and a C++ compiler. Without a compiler the build stops and says so: a
-silent install of the slow path would be noticed months later, if ever.
+The extension needs torch (build_backend/ finds it) and a C++ compiler. Without a compiler the build stops and says so:
+a silent install of the slow path would be noticed months later, if ever.
 
 Environment variables:
     LIT_FAST_NO_EXT=1  install the Python code alone: losses are then computed by plain PyTorch operations.

@@ -3,6 +3,8 @@
 #include <Python.h>
 #include <torch/version.h>
 
+#include <cstddef>  // _GLIBCXX_USE_CXX11_ABI
+
 #define LIT_TEXT_(x) #x
 #define LIT_TEXT(x) LIT_TEXT_(x)
 

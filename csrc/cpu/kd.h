@@ -94,11 +94,12 @@ double kl_block(const T* student, const T* teacher, T* grad, int64_t n, const So
   const T to_soft = static_cast<T>(inverse_tau);
   const T max_s = static_cast<T>(s.max), max_t = static_cast<T>(t.max);
   const T inverse_s = static_cast<T>(1 / s.sum), inverse_t = static_cast<T>(1 / t.sum);
-  const T offset = static_cast<T>((s.max - t.max) * inverse_tau + std::log(s.sum / t.sum));
+  const T max_difference = max_s - max_t, log_ratio = static_cast<T>(std::log(s.sum / t.sum));
   const auto element = [=](T z_s, T z_t) {
     const T q = exp_nonpositive((z_s - max_s) * to_soft) * inverse_s;
     const T p = exp_nonpositive((z_t - max_t) * to_soft) * inverse_t;
-    return kl_element(p, q, (z_s - z_t) * to_soft - offset);  // the difference of near-equal logits is exact
+    // The difference of near-equal logits is exact, that of two shifted ones is not: the difference is shifted.
+    return kl_element(p, q, ((z_s - z_t) - max_difference) * to_soft - log_ratio);
   };
   double sum = 0;
   if (grad == nullptr) {

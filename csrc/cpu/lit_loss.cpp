@@ -173,8 +173,8 @@ LitLossResult compute(const LitLossArgs& args) {
   result.parts = at::empty({3 + sections}, at::dtype(compute_dtype(args)));
   T* parts = result.parts.template mutable_data_ptr<T>();
   // A mean over nothing is 0 / 0 = NaN, as in torch.
-  const double ce = kd.rows.labels != nullptr ? sums.ce / kd.labels_weight : 0.0;
-  double kl = kd.rows.teacher.given() ? sums.kl / static_cast<double>(kd.rows.batch) : 0.0;
+  const double ce = kd.labels.defined() ? sums.ce / kd.labels_weight : 0.0;
+  double kl = kd.teacher.defined() ? sums.kl / static_cast<double>(kd.rows.batch) : 0.0;
   kl *= args.tau_squared ? args.tau * args.tau : 1.0;
   double ir_total = 0;
   for (int64_t i = 0; i < sections; ++i) {

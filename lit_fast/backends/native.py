@@ -57,7 +57,7 @@ def lit_loss(
         grad_scale,
     )
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*students, logits) if t is not None):
-        total, parts = _LitLoss.apply(options, logits, *others, *students, *teachers)
+        total, parts = _LitLoss.apply(options, len(students), logits, *others, *students, *teachers)
     else:
         with torch.no_grad():
             parts, _, _ = _call(students, teachers, logits, others, options, need_grad=False)
@@ -93,32 +93,34 @@ def _call(
 
 
 class _LitLoss(torch.autograd.Function):
-    """(total 0-d, parts [3 + k] not differentiable) of the op; irs: k of the student, then k of the teacher."""
+    """(total 0-d, parts [3 + k] not differentiable) of the op.
+
+    The tensors are teacher logits, labels, class weight and grad scale, then the IRs of the student and of the teacher,
+    `sections` each: not in lists, inside which autograd does not look.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, options: LossOptions, logits: Tensor | None, *tensors: Tensor | None
+    def forward(  # type: ignore[override]
+        ctx: Any, options: LossOptions, sections: int, logits: Tensor | None, *tensors: Any
     ) -> tuple[Tensor, Tensor]:
-        others, irs = tensors[:4], tensors[4:]
-        sections = len(irs) // 2
-        parts, ir_grads, logits_grad = _call(irs[:sections], irs[sections:], logits, others, options, need_grad=True)  # type: ignore[arg-type]
-        ctx.set_materialize_grads(False)
+        others, students, teachers = tensors[:4], tensors[4 : 4 + sections], tensors[4 + sections :]
+        parts, ir_grads, logits_grad = _call(students, teachers, logits, others, options, need_grad=True)
         ctx.mark_non_differentiable(parts)
         ctx.save_for_backward(others[3], logits_grad, *ir_grads)
         return parts[0].clone(), parts
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_parts: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, _grad_parts: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a compiled graph refuses by itself
             raise RuntimeError(
                 "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
                 "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
             )
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[1], *ctx.needs_input_grad[6 : 6 + len(ir_grads)]]
+        _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
         factor = grad_total if grad_scale is None else grad_total / grad_scale
-        logits_out, *irs_out = _rescaled([logits_grad, *ir_grads], wanted, factor)
-        return None, logits_out, None, None, None, None, *irs_out, *(None for _ in ir_grads)
+        logits_out, *irs_out = _rescaled([logits_grad, *ir_grads], [want_logits, *want_irs], factor)
+        return None, None, logits_out, None, None, None, None, *irs_out, *(None for _ in ir_grads)
 
 
 def _rescaled(grads: list[Tensor], wanted: list[bool], factor: Tensor) -> list[Tensor | None]:

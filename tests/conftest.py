@@ -1,0 +1,25 @@
+"""What every test starts from: a seed, and property tests that do not fail because a machine is slow."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+import lit_fast
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_report_header() -> str:
+    info = lit_fast.build_info()
+    return f"lit_fast {info['version']}: torch {info['torch']}, backend {info['backend']} ({info['reason']})"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
