@@ -1,0 +1,31 @@
+# make demo   train a teacher and distil students on scikit-learn's handwritten digits; report in demo/
+# make test   run the tests
+# Both set up .venv by themselves: Python >= 3.10 and a C++ compiler are enough. PYTHON names another interpreter:
+#   make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BUILD := pyproject.toml setup.py constraints.txt build_backend/lit_fast_build.py csrc/sources.txt \
+         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h kernels/*.h)
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed-demo
+	$(VENV)/bin/lit-fast distill --run-dir demo
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist lit_fast.egg-info lit_fast/_C*.so
+
+# torch first: the extension is then built against it.
+$(VENV)/installed-%: $(BUILD) | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("lit_fast needs Python 3.10 or later, " \
+	  "$(PYTHON) is " + sys.version.split()[0] + "; name another: make ... PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
