@@ -20,7 +20,7 @@ from lit_fast.sections import SplitModel
 if TYPE_CHECKING:
     from lit_fast.projector import Projectors
 
-__all__ = ["LITStep", "PRECISIONS"]
+__all__ = ["PRECISIONS", "LITStep"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 StudentInput = Literal["teacher", "composed"]
@@ -115,7 +115,9 @@ class LITStep:
         needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
         if self.teacher is None:
             if needs_teacher:
-                raise ValueError("teacher: the loss needs one unless alpha=1 and beta=1 (training from scratch), got None")
+                raise ValueError(
+                    "teacher: the loss needs one unless alpha=1 and beta=1 (training from scratch), got None"
+                )
         elif self.teacher.num_sections != self.student.num_sections:
             raise ValueError(
                 f"teacher has {self.teacher.num_sections} sections {list(self.teacher.at)}, the student "
@@ -183,7 +185,9 @@ class LITStep:
         if self.teacher is None or not self._needs_teacher:
             return [], None
         if self.teacher.training:
-            raise RuntimeError("teacher: expected eval mode, got train mode since the step was built; call teacher.eval()")
+            raise RuntimeError(
+                "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
+            )
         with torch.no_grad():
             return self.teacher.run(images)
 
@@ -226,8 +230,8 @@ class LITStep:
         yield
         if fed._version != before:
             raise RuntimeError(
-                f"section {i + 1} of the student overwrites its input in place, which is the teacher's IR {i} kept as a "
-                "target; make its first operation out of place (for example nn.ReLU(inplace=False))"
+                f"section {i + 1} of the student overwrites its input in place, which is the teacher's IR {i}, kept as "
+                "a target; make its first operation out of place (for example nn.ReLU(inplace=False))"
             )
 
 

@@ -15,7 +15,9 @@ from lit_fast.training.checkpoint import Checkpoint, CheckpointError, Checkpoint
 
 def made(step: int, best: bool = True) -> Checkpoint:
     model = {"w": torch.full((3, 2), float(step)), "n": torch.tensor(step)}
-    return Checkpoint(step, model, {"w": torch.zeros(2)} if best else None, {"position": {"step": step}, "list": [1, 2.5]})
+    return Checkpoint(
+        step, model, {"w": torch.zeros(2)} if best else None, {"position": {"step": step}, "list": [1, 2.5]}
+    )
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(made(3))
     (tmp_path / "step-000000003" / "state.pt").write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match="no checkpoint of this run can be read:\n.*step-000000003"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read:\n.*step-000000003"):
         store.load()
 
 
@@ -89,7 +91,9 @@ def test_a_failed_write_names_the_reason_and_leaves_the_last_one(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(module.torch, "save", fail)
-    with pytest.raises(CheckpointError, match=f"{os.strerror(code)}; the last checkpoint, .*step-000000003, is intact"):
+    with pytest.raises(
+        CheckpointError, match=rf"{os.strerror(code)}; the last checkpoint, .*step-000000003, is intact"
+    ):
         store.save(made(4))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000003"]
@@ -105,8 +109,8 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step-000000002").mkdir()
     original = module._save_tensors
     try:
-        module._save_tensors = lambda path, tensors: Path("/dev/full").write_bytes(b"x" * 100_000)  # type: ignore[assignment]
-        with pytest.raises(CheckpointError, match="No space left on device; the last checkpoint"):
+        module._save_tensors = lambda path, tensors: Path("/dev/full").write_bytes(b"x" * 100_000)
+        with pytest.raises(CheckpointError, match=r"No space left on device; the last checkpoint"):
             store.save(made(2))
     finally:
         module._save_tensors = original

@@ -35,7 +35,7 @@ class Net(nn.Module):
         return self.last(self.high(self.low(self.first(x))).mean((2, 3)))
 
 
-def bright_or_dark() -> "lf.data.Data":
+def bright_or_dark() -> lf.data.Data:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(160) % 2
     noise = torch.randint(0, 60, (160, 1, 8, 8), generator=generator)
@@ -70,7 +70,13 @@ def student() -> Net:
 def test_the_given_student_is_trained_in_place(teacher: Net, tmp_path: Path) -> None:
     net = student()
     done = lf.distill(
-        halves(teacher), halves(net), bright_or_dark(), recipe="digits", run_dir=tmp_path / "r", overrides=OVERRIDES, console=quiet()
+        halves(teacher),
+        halves(net),
+        bright_or_dark(),
+        recipe="digits",
+        run_dir=tmp_path / "r",
+        overrides=OVERRIDES,
+        console=quiet(),
     )
     assert done.student is net
     first, second = done.results
@@ -95,7 +101,7 @@ def test_another_teacher_is_another_experiment(teacher: Net, tmp_path: Path) -> 
     options = {"recipe": "digits", "run_dir": tmp_path / "r", "overrides": OVERRIDES, "console": quiet()}
     lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
     other = Net(3)
-    with pytest.raises(RunFolderError, match="teacher.weights"):
+    with pytest.raises(RunFolderError, match=r"teacher.weights"):
         lf.distill(halves(other), halves(student()), bright_or_dark(), resume=True, **options)
 
 
@@ -103,14 +109,24 @@ def test_a_pair_that_does_not_fit_fails_by_name_before_training(teacher: Net, tm
     wide = Net(1)
     wide.high = nn.Conv2d(8, 12, 3)
     wide.last = nn.Linear(12, 2)
-    with pytest.raises(lf.PairError, match="section ?2"):
+    with pytest.raises(lf.PairError, match=r"section ?2"):
         lf.distill(
-            halves(teacher), halves(wide), bright_or_dark(), recipe="digits", run_dir=tmp_path / "r", overrides=OVERRIDES
+            halves(teacher),
+            halves(wide),
+            bright_or_dark(),
+            recipe="digits",
+            run_dir=tmp_path / "r",
+            overrides=OVERRIDES,
         )
 
 
 def test_unknown_override(teacher: Net, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="loss.gamma: unknown key"):
+    with pytest.raises(ConfigError, match=r"loss.gamma: unknown key"):
         lf.distill(
-            halves(teacher), halves(student()), bright_or_dark(), recipe="digits", run_dir=tmp_path / "r", overrides=["loss.gamma=1"]
+            halves(teacher),
+            halves(student()),
+            bright_or_dark(),
+            recipe="digits",
+            run_dir=tmp_path / "r",
+            overrides=["loss.gamma=1"],
         )

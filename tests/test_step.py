@@ -64,10 +64,7 @@ def naive_loss(
     z_s = head(student, a[-1])
     ir = torch.zeros((), dtype=images.dtype)
     for n in sections:
-        if fed:
-            b = getattr(student, f"layer{n}")(stem(student) if n == 1 else t[n - 2])
-        else:
-            b = a[n - 1]
+        b = getattr(student, f"layer{n}")(stem(student) if n == 1 else t[n - 2]) if fed else a[n - 1]
         ir = ir + F.mse_loss(b, t[n - 1])
     kl = F.kl_div(F.log_softmax(z_s / TAU, 1), F.softmax(z_t / TAU, 1), reduction="batchmean") * TAU**2
     kd = ALPHA * F.cross_entropy(z_s, labels) + (1 - ALPHA) * kl
@@ -118,7 +115,9 @@ def test_a_step_updates_the_student_and_only_the_student() -> None:
     assert parts.ir.shape == (3,)
     assert all(torch.equal(value, before_teacher[key]) for key, value in teacher.model.state_dict().items())
     assert all(
-        not torch.equal(p, before_student[name]) for name, p in student.model.named_parameters() if p.grad.abs().max() > 0
+        not torch.equal(p, before_student[name])
+        for name, p in student.model.named_parameters()
+        if p.grad.abs().max() > 0
     )
 
 
@@ -296,29 +295,29 @@ def test_projectors_train_students_of_another_width() -> None:
     step = lf.LITStep(teacher, student, criterion(), torch.optim.SGD(both, lr=0.05), projector=projector)
     losses = [float(step(images, labels).total) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
-    with pytest.raises(ValueError, match="optimizer: .*projector"):
+    with pytest.raises(ValueError, match=r"optimizer: .*projector"):
         lf.LITStep(teacher, student, criterion(), sgd(student), projector=projector)
 
 
 class TestErrors:
     def test_no_teacher(self) -> None:
         _, student = pair()
-        with pytest.raises(ValueError, match="teacher: the loss needs one unless alpha=1 and beta=1"):
+        with pytest.raises(ValueError, match=r"teacher: the loss needs one unless alpha=1 and beta=1"):
             lf.LITStep(None, student, criterion(), sgd(student))
 
     def test_section_numbers(self) -> None:
         teacher, student = pair()
-        with pytest.raises(ValueError, match="ir_sections: expected numbers from 1 to 3, got \\[4\\]"):
+        with pytest.raises(ValueError, match=r"ir_sections: expected numbers from 1 to 3, got \[4\]"):
             lf.LITStep(teacher, student, criterion(), sgd(student), ir_sections=[4])
 
     def test_section_counts_differ(self) -> None:
         teacher, student = pair()
-        with pytest.raises(ValueError, match="teacher has 3 sections .* the student 2"):
+        with pytest.raises(ValueError, match=r"teacher has 3 sections .* the student 2"):
             lf.LITStep(teacher, lf.split(student.model, at=["layer1", "layer2"]), criterion(), sgd(student))
 
     def test_optimizer_of_another_network(self) -> None:
         teacher, student = pair()
-        with pytest.raises(ValueError, match="optimizer: it does not hold .* 'conv1.weight'"):
+        with pytest.raises(ValueError, match=r"optimizer: it does not hold .* 'conv1.weight'"):
             lf.LITStep(teacher, student, criterion(), sgd(lf.models.resnet20()))
 
     @pytest.mark.parametrize(
@@ -326,21 +325,21 @@ class TestErrors:
     )
     def test_unknown_switch(self, name: str, value: str) -> None:
         teacher, student = pair()
-        with pytest.raises(ValueError, match=f"{name}: expected .* got '{value}'"):
+        with pytest.raises(ValueError, match=rf"{name}: expected .* got '{value}'"):
             lf.LITStep(teacher, student, criterion(), sgd(student), **{name: value})
 
     def test_all_sections_frozen(self) -> None:
         teacher, student = pair()
         optimizer = sgd(student)
         student.freeze("section1", "section2", "section3")
-        with pytest.raises(ValueError, match="every one of them is frozen"):
+        with pytest.raises(ValueError, match=r"every one of them is frozen"):
             lf.LITStep(teacher, student, criterion(), optimizer)
 
     def test_teacher_put_back_into_train_mode(self) -> None:
         teacher, student = pair()
         step = lf.LITStep(teacher, student, criterion(), sgd(student))
         teacher.train()
-        with pytest.raises(RuntimeError, match="teacher: expected eval mode"):
+        with pytest.raises(RuntimeError, match=r"teacher: expected eval mode"):
             step(*batch())
 
     def test_a_section_that_overwrites_the_teachers_ir(self) -> None:
@@ -348,13 +347,13 @@ class TestErrors:
         student.model.layer2 = nn.Sequential(nn.ReLU(inplace=True), student.model.layer2)
         student = lf.split(student.model)
         step = lf.LITStep(teacher, student, criterion(), sgd(student))
-        with pytest.raises(RuntimeError, match="section 2 of the student overwrites its input in place"):
+        with pytest.raises(RuntimeError, match=r"section 2 of the student overwrites its input in place"):
             step(*batch())
 
     def test_momentum_none_cannot_count_double(self) -> None:
         teacher, student = pair()
         student.model.layer1[0].bn1.momentum = None
-        with pytest.raises(ValueError, match="'both' counts section 1 twice"):
+        with pytest.raises(ValueError, match=r"'both' counts section 1 twice"):
             lf.LITStep(teacher, student, criterion(), sgd(student), bn_policy="both")
 
 
@@ -380,6 +379,6 @@ class TestRecalibrate:
     def test_without_batches_nothing_changes(self) -> None:
         _, student = pair()
         before = stats_of(student.model)
-        with pytest.raises(ValueError, match="at least one batch"):
+        with pytest.raises(ValueError, match=r"at least one batch"):
             lf.recalibrate(student, [])
         assert all(torch.equal(value, before[name]) for name, value in stats_of(student.model).items())

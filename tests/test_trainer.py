@@ -170,9 +170,7 @@ def test_a_signal_saves_says_so_and_exits(tmp_path: Path, number: signal.Signals
     assert f"after step {saved.step};" in errors
 
 
-def test_interrupted_and_resumed_is_bit_identical(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = LITStep.__call__, 0
 
     def interrupting(self: LITStep, *args: object) -> object:
@@ -183,7 +181,7 @@ def test_interrupted_and_resumed_is_bit_identical(
         return original(self, *args)
 
     monkeypatch.setattr(LITStep, "__call__", interrupting)
-    with pytest.raises(Interrupted, match="stopped by SIGINT after step 4"):
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 4"):
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -198,7 +196,7 @@ def test_a_finished_experiment_resumes_to_the_same_results(whole: Path, tmp_path
 
 class TestRunFolder:
     def test_without_resume_a_used_folder_is_refused(self, whole: Path) -> None:
-        with pytest.raises(RunFolderError, match="holds this experiment already; pass --resume"):
+        with pytest.raises(RunFolderError, match=r"holds this experiment already; pass --resume"):
             run_experiment(tiny(), whole, console=quiet())
 
     def test_another_experiment_is_refused_by_key(self, whole: Path) -> None:
@@ -206,7 +204,7 @@ class TestRunFolder:
             run_experiment(tiny("loss.tau=4"), whole, resume=True, console=quiet())
 
     def test_other_data_are_refused(self, whole: Path) -> None:
-        with pytest.raises(RunFolderError, match="data.fingerprint"):
+        with pytest.raises(RunFolderError, match=r"data.fingerprint"):
             run_experiment(tiny("data.val_seed=5"), whole, resume=True, console=quiet())
 
     def test_logging_may_differ(self, whole: Path) -> None:
@@ -214,13 +212,13 @@ class TestRunFolder:
 
     def test_a_folder_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("mine")
-        with pytest.raises(RunFolderError, match="not empty and holds no experiment"):
+        with pytest.raises(RunFolderError, match=r"not empty and holds no experiment"):
             run_experiment(tiny(), tmp_path, console=quiet())
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(RunFolderError, match="cannot write to the run directory"):
+        with pytest.raises(RunFolderError, match=r"cannot write to the run directory"):
             run_experiment(tiny(), tmp_path / "file", console=quiet())
 
 
@@ -258,7 +256,9 @@ def test_a_full_disk_ends_the_run_and_freeing_it_resumes(
         original(folder, checkpoint)
 
     monkeypatch.setattr(CheckpointStore, "_write", staticmethod(full))
-    with pytest.raises(CheckpointError, match="No space left on device; the last checkpoint, .*step-000000003, is intact"):
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device; the last checkpoint, .*step-000000003, is intact"
+    ):
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     monkeypatch.undo()
     run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())
@@ -266,7 +266,11 @@ def test_a_full_disk_ends_the_run_and_freeing_it_resumes(
 
 
 def test_variants_share_initial_weights_and_data_order(tmp_path: Path) -> None:
-    results = run_experiment(tiny("variants=[scratch, kd, hint, multi_ir, one_ir_teacher_input]", "epochs=1"), tmp_path / "r", console=quiet())
+    results = run_experiment(
+        tiny("variants=[scratch, kd, hint, multi_ir, one_ir_teacher_input]", "epochs=1"),
+        tmp_path / "r",
+        console=quiet(),
+    )
     names = [result["variant"] for result in results[1:]]
     assert names == ["scratch", "kd", "hint", "multi_ir", "one_ir_teacher_input"]
     assert [len(result["history"][0]["ir"]) for result in results[1:]] == [0, 0, 1, 3, 1]
@@ -308,7 +312,7 @@ def test_an_untrained_teacher_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "untrained.pt"
     torch.manual_seed(0)
     torch.save(models.resnet20(in_channels=1).state_dict(), file)
-    with pytest.raises(ValueError, match="no better than chance"):
+    with pytest.raises(ValueError, match=r"no better than chance"):
         run_experiment(tiny(f"teacher.checkpoint={file}"), tmp_path / "run", console=quiet())
 
 

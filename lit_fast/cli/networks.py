@@ -58,10 +58,12 @@ def evaluate(
         str | None, typer.Option("--mean", metavar="M1,M2,M3", help="Normalisation, per channel, of values in 0..1.")
     ] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="S1,S2,S3", help="Its standard deviations.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images at a time.", min=1)] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images at a time.", min=1)] = 128,
     device: Device = "auto",
 ) -> None:
     """Measure a network's accuracy on a split of a dataset."""
+    import torch
+
     from lit_fast import models
     from lit_fast.data import open_data
     from lit_fast.training import evaluation
@@ -99,13 +101,14 @@ def evaluate(
     built, label = _build(checkpoint, model, cardinality, info, data.num_classes, data.shape[0])
     models.load_checkpoint(built, checkpoint)
     where = resolve_device(device)
+    built.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
     batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
-    scores = evaluation.evaluate(built.to(where), batches)
-    right = round(scores.accuracy * scores.count / 100.0)
+    scores = evaluation.evaluate(built, ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches))
+    right = round(scores.accuracy * scores.images / 100.0)
     typer.echo(f"{label}  {checkpoint}")
-    typer.echo(f"  dataset        {name}, {split.value} split, {scores.count:,} images")
+    typer.echo(f"  dataset        {name}, {split.value} split, {scores.images:,} images")
     typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
-    typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.count:,})")
+    typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.images:,})")
     typer.echo(f"  {split.value + ' loss':<13}  {scores.loss:.4f}")
 
 
@@ -157,8 +160,9 @@ def inspect(
         copy_parts(teacher_split, student_split)
         student_split.freeze("stem", "head")
     projectors = make_projectors(teacher_split, student_split, example) if projector else None
+    found = look(teacher_split, student_split, example, projector=projectors, loader=loader)
     typer.echo(f"teacher {teacher}, student {student}, images {' x '.join(map(str, shape))}, {num_classes} classes")
-    typer.echo(str(look(teacher_split, student_split, example, projector=projectors, loader=loader)))
+    typer.echo(str(found))
 
 
 def export(

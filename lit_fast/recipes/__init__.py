@@ -10,7 +10,8 @@ __all__ = ["load", "names", "text"]
 
 def names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if entry.name.endswith(".yaml"))
+    found = (entry.name for entry in files(__name__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
 
 
 def text(name: str) -> str:

@@ -95,8 +95,12 @@ def distill(
         name = f"teacher-{labels['teacher']}"
         given = Teacher(name, labels["teacher"], teacher_split, count_parameters(teacher_split.model))
         session.record_given_teacher(given)
-        spec = RunSpec(f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0]))
-        session.train(spec, student_split, given, ModelConfig.model_construct(model=labels["student"], cardinality=None))
+        spec = RunSpec(
+            f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0])
+        )
+        session.train(
+            spec, student_split, given, ModelConfig.model_construct(model=labels["student"], cardinality=None)
+        )
     return Distilled(student_split.model, session.results)
 
 

@@ -13,11 +13,11 @@ __all__ = ["Scores", "evaluate"]
 
 
 class Scores(NamedTuple):
-    """Top-1 ``accuracy`` in percent, mean cross-entropy ``loss``, number of images ``count``."""
+    """Top-1 ``accuracy`` in percent, mean cross-entropy ``loss``, number of ``images``."""
 
     accuracy: float
     loss: float
-    count: int
+    images: int
 
 
 @torch.inference_mode()

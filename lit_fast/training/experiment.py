@@ -77,7 +77,7 @@ class Session:
         """Move ``model`` to the device, in the layout of the step."""
         model.to(self.device)
         if self.experiment.step.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         return model
 
     def info(self, config: ModelConfig) -> WeightInfo:
@@ -233,7 +233,9 @@ class Session:
         )
 
 
-def _accuracies(val_last: float, val_best: float, best_epoch: int, test_last: float, test_best: float) -> dict[str, Any]:
+def _accuracies(
+    val_last: float, val_best: float, best_epoch: int, test_last: float, test_best: float
+) -> dict[str, Any]:
     return {
         "val_last": val_last,
         "val_best": val_best,
@@ -250,7 +252,8 @@ def _refuse_chance(label: str, accuracy: float, count: int, classes: int) -> Non
     if accuracy <= limit:
         raise ValueError(
             f"teacher {label}: {accuracy:.1f} % on {count} validation images is no better than chance "
-            f"({100.0 * chance:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation (data.mean, data.std)"
+            f"({100.0 * chance:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation "
+            "(data.mean, data.std)"
         )
 
 

@@ -53,8 +53,8 @@ class RunProgress:
 
     def epoch(self, entry: Mapping[str, Any], epochs: int) -> None:
         self._console.print(
-            f"{self._name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  {describe(entry)}  "
-            f"val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s",
+            f"{self._name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  "
+            f"{describe(entry)}  val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s",
             highlight=False,
             soft_wrap=True,
         )

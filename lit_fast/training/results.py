@@ -78,7 +78,7 @@ class Row:
             f"{self.compression:.2f}x",
             _text(self.last),
             _text(self.best),
-            "-" if self.seconds is None else f"{self.seconds.mean:,.0f}",
+            "-" if self.seconds is None else f"{self.seconds.mean:,.{1 if self.seconds.mean < 10 else 0}f}",
             "-" if self.images_per_second is None else f"{self.images_per_second.mean:,.0f}",
         )
 

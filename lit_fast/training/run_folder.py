@@ -51,7 +51,9 @@ class RunFolder:
         try:
             there = json.loads((self.path / "identity.json").read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise RunFolderError(f"{self.path / 'identity.json'} is damaged ({error}); choose another folder") from error
+            raise RunFolderError(
+                f"{self.path / 'identity.json'} is damaged ({error}); choose another folder"
+            ) from error
         mine = json.loads(json.dumps(identity))
         differing = [
             f"{key} ({there.get(key)!r} there, {mine.get(key)!r} now)"

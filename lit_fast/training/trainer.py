@@ -6,7 +6,6 @@ only the tensors, the position and the generators' states to make a resumed run 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lit_fast.backends.options import LossParts
 from lit_fast.data import Data
 from lit_fast.losses import LITLoss
 from lit_fast.projector import Projectors
@@ -31,6 +29,7 @@ from lit_fast.training.interrupt import Interrupted, SignalWatch
 from lit_fast.training.logs import RunLog
 from lit_fast.training.progress import RunProgress, describe
 from lit_fast.training.schedule import Phase
+from lit_fast.training.tally import LossTally, NotFinite, named
 from lit_fast.training.variants import VARIANTS
 
 __all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
@@ -67,8 +66,8 @@ class _Position:
     total_steps: int = 0
     images: int = 0
     seconds: float = 0.0  # of training: evaluation and checkpoints are not counted
-    sums: list[float] = field(default_factory=list)  # loss parts of this epoch, weighted by batch size
-    epoch_images: int = 0
+    sums: list[float] = field(default_factory=list)  # the tally of this epoch
+    sums_images: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +99,7 @@ class Trainer:
         console, signals: where progress goes; who may ask to stop.
 
     Raises:
-        NonFiniteLoss, Interrupted, CheckpointError: see there; in each case ``--resume`` goes on from the last checkpoint.
+        NonFiniteLoss, Interrupted, CheckpointError: see there; ``--resume`` then goes on from the last checkpoint.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.store = CheckpointStore(folder / "checkpoints")
         self.step: LITStep | None = None
-        self._window: list[tuple[int, float, Tensor]] = []  # (global step, lr, parts on the device), not read yet
+        self.tally = LossTally([], 0)
 
     # -- the whole run -----------------------------------------------------------------------------------------------
 
@@ -245,23 +244,23 @@ class Trainer:
             at.step += 1
             at.total_steps += 1
             at.images += len(labels)
-            self._window.append((len(labels), lr, _row(parts)))
+            self.tally.add(parts, len(labels))
             self.progress.step(at.total_steps)
             if at.total_steps % every == 0:
-                row = self._read_window(phase)
+                row = self._read(phase, lr)
                 now = time.perf_counter()
                 self._log_step(phase, lr, row, (at.images - logged_images) / (now - logged_at))
                 logged_at, logged_images = now, at.images
             stop = self.signals.requested is not None
             if stop or time.perf_counter() - saved_at > self.settings.checkpoint.every_seconds:
-                self._read_window(phase)
+                self._read(phase, lr)
                 at.seconds = before + time.perf_counter() - started
                 self._save()
                 saved_at = time.perf_counter()
                 before, started = at.seconds, saved_at
             if stop:
                 self._leave()
-        self._read_window(phase)
+        self._read(phase, phase.lr_at((at.epoch + 1) * self.steps_per_epoch - 1, self.steps_per_epoch))
         at.seconds = before + time.perf_counter() - started
 
     def _laid_out(self, images: Tensor) -> Tensor:
@@ -277,19 +276,18 @@ class Trainer:
         if ends_lit and self.settings.step.bn_policy == "recalibrate":
             self._recalibrate()
         scores = self.scores("val")
-        means = [total / at.epoch_images for total in at.sums]
         entry = {
             "epoch": at.total_epochs,
             "phase": phase.name,
             "lr": phase.lr_at(at.epoch * self.steps_per_epoch - 1, self.steps_per_epoch),
-            **_named(means),
+            **named(self.tally.means()),
             "val_accuracy": scores.accuracy,
             "val_loss": scores.loss,
             "seconds": at.seconds,
             "images": at.images,
         }
         at.history.append(entry)
-        at.sums, at.epoch_images = [], 0
+        self.tally = LossTally([], 0)
         if scores.accuracy > at.best_accuracy:
             at.best_accuracy, at.best_epoch = scores.accuracy, at.total_epochs
             self.best = self._weights()
@@ -310,46 +308,32 @@ class Trainer:
         )
         recalibrate(self.student, (self._laid_out(images) for images, _ in batches))
 
-    # -- loss parts --------------------------------------------------------------------------------------------------
+    def _log_step(self, phase: Phase, lr: float, row: list[float], speed: float) -> None:
+        at, parts = self.position, named(row)
+        self.log.write(
+            "step", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, lr=lr, **parts, images_per_second=speed
+        )
+        self.progress.status(parts, speed)
 
-    def _read_window(self, phase: Phase) -> list[float]:
-        """Bring the loss parts since the last reading to the host (one sync), check and add them up.
-
-        Returns the last step's parts, or nothing where no step has been made since.
-        """
-        if not self._window:
-            return []
-        at = self.position
-        rows = torch.stack([row for _, _, row in self._window]).tolist()
-        first = at.total_steps - len(rows) + 1
-        for i, (row, (size, lr, _)) in enumerate(zip(rows, self._window, strict=True)):
-            if not all(math.isfinite(value) for value in row):
-                self._window.clear()
-                raise NonFiniteLoss(self._advice(first + i, phase, lr, row))
-            at.sums = [a + size * b for a, b in zip(at.sums or [0.0] * len(row), row, strict=True)]
-            at.epoch_images += size
-        self._window.clear()
-        return rows[-1]
+    def _read(self, phase: Phase, lr: float) -> list[float]:
+        """The parts of the last step, with all steps since the last reading checked and added up."""
+        try:
+            return self.tally.read()
+        except NotFinite as found:
+            step = self.position.total_steps - found.back
+            raise NonFiniteLoss(self._advice(step, phase, lr, found.row)) from None
 
     def _advice(self, step: int, phase: Phase, lr: float, row: list[float]) -> str:
         precision = self.settings.step.precision
-        tries = [f"a smaller learning rate (phases.{phase.name}.lr, now {phase.lr:g}: {lr:g} at this step)"]
+        tries = [f"a smaller learning rate (phases.{phase.name}.lr, now {phase.lr:g}; {lr:g} at this point)"]
         if precision != "fp32":
             tries.append(f"step.precision=fp32 (now {precision})")
         if phase.name == "lit":
             tries.append(f"a larger loss.beta (now {self.settings.loss.beta:g}), which weighs the IR loss less")
         return (
-            f"{self.spec.name}: the loss is not finite at step {step} (phase {phase.name}): {describe(_named(row))}. "
+            f"{self.spec.name}: the loss is not finite at step {step} (phase {phase.name}): {describe(named(row))}. "
             f"The last good checkpoint is kept in {self.store.folder}. Try {', or '.join(tries)}"
         )
-
-    def _log_step(self, phase: Phase, lr: float, row: list[float], speed: float) -> None:
-        named = _named(row)
-        at = self.position
-        self.log.write(
-            "step", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, lr=lr, **named, images_per_second=speed
-        )
-        self.progress.status(named, speed)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -361,6 +345,7 @@ class Trainer:
         if self.projector is not None:
             tensors |= {f"projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
         step = self.step
+        self.position.sums, self.position.sums_images = self.tally.sums, self.tally.images
         state = {
             "position": asdict(self.position),
             "optimizer": None if step is None else step.optimizer.state_dict(),
@@ -381,6 +366,7 @@ class Trainer:
         self.best = checkpoint.best
         state = checkpoint.state
         self.position = _Position(**state["position"])
+        self.tally = LossTally(self.position.sums, self.position.sums_images)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -391,15 +377,6 @@ class Trainer:
             f"{self.spec.name}: stopped by {self.signals.requested} after step {self.position.total_steps}; everything "
             "up to it is saved. The same command with --resume goes on from there"
         )
-
-
-def _row(parts: LossParts) -> Tensor:
-    return torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
-
-
-def _named(row: list[float]) -> dict[str, Any]:
-    loss, ce, kl, *irs = row
-    return {"loss": loss, "ce": ce, "kl": kl, "ir": irs}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

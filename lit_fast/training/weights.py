@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,7 +46,8 @@ def read_info(path: Path) -> WeightInfo | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return WeightInfo(**{k: _thaw(json.loads(v)) for k, v in metadata.items() if k != "format"})
+        fields: dict[str, Any] = {k: _thaw(json.loads(v)) for k, v in metadata.items() if k != "format"}
+        return WeightInfo(**fields)
     except (SafetensorError, OSError, TypeError, json.JSONDecodeError):
         return None
 
