@@ -22,7 +22,7 @@ class Scores(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-    """Run ``model`` in eval mode over ``batches``; its mode is as before afterwards.
+    """Run ``model`` in eval mode over ``batches``; every module's own mode is as before afterwards.
 
     Args:
         model: images [B, ...] -> logits [B, classes].
@@ -31,7 +31,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scor
     Raises:
         ValueError: no batch.
     """
-    was_training = model.training
+    before = [(module, module.training) for module in model.modules()]  # frozen parts of a model in train mode differ
     model.eval()
     totals: Tensor | None = None
     count = 0
@@ -44,7 +44,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scor
             totals = batch if totals is None else totals + batch
             count += len(labels)
     finally:
-        model.train(was_training)
+        for module, mode in before:
+            module.training = mode
     if totals is None:
         raise ValueError("evaluate: expected at least one batch, got none")
     right_sum, loss_sum = totals.tolist()
