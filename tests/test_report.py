@@ -195,8 +195,8 @@ def test_the_figure_is_a_png_of_a_readable_size(tmp_path: Path) -> None:
         [result(v, 0, m, test=90) for m in ("resnet20", "resnet32") for v in ("hint", "one_ir_teacher_input", "lit")],
         [result("lit", 0, test=90) | {"history": []}],
         [result("scratch", s, test=90) | {"history": history({"scratch": 1}, ir=0, level=50)} for s in (0, 1)],
-        [result("lit", 0, test=90) | {"history": history({"lit": 3}, ir=3, level=50)[:2] + [
-            history({"lit": 3}, ir=3, level=50)[2] | {"loss": float("nan")}]}],
+        [result("lit", 0, test=90) | {"history": [
+            entry | {"loss": math.nan} for entry in history({"lit": 3}, ir=3, level=50)]}],
     ],
     ids=["given teacher", "only a teacher", "two networks", "no history", "one epoch, two seeds", "NaN"],
 )  # fmt: skip

@@ -31,6 +31,12 @@ class _Commands(TyperGroup):
             code = explain(error)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None  # versions of Typer differ in what they make of it
+
 
 app = typer.Typer(
     cls=_Commands,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,9 +23,13 @@ from lit_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lit_fast.training.results import Row
 
 __all__ = ["distill", "report", "train"]
+
+_WIDTH = 96  # columns below which the rich table would cut numbers
 
 
 def distill(
@@ -160,21 +163,27 @@ def _conclude(folder: Path) -> None:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    from lit_fast.training.results import HEADERS, plain_table
-
-    if not sys.stdout.isatty():
-        typer.echo(plain_table(rows))
-        return
-    from rich import box
     from rich.console import Console
+
+    from lit_fast.training.results import plain_table
+
+    console = Console()
+    if console.is_terminal and console.width >= _WIDTH:
+        console.print(_rich_table(rows))
+    else:
+        typer.echo(plain_table(rows))
+
+
+def _rich_table(rows: Sequence[Row]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    shown: Any = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    from lit_fast.training.results import HEADERS
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, (above, name) in enumerate(HEADERS):
         # Only the way of training may wrap: its longest name is the one thing that outgrows a narrow terminal.
-        shown.add_column(
-            f"{above}\n{name}", justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold", vertical="bottom"
-        )
+        shown.add_column(f"{above}\n{name}", justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
     for row in rows:
         shown.add_row(*row.cells(), style="bold" if row.training == "lit" else "")
-    Console().print(shown)
+    return shown
