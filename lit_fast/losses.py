@@ -41,7 +41,11 @@ class _Loss(nn.Module):
 
     @property
     def parts(self) -> LossParts | None:
-        """Value and parts of the last call, detached and still on its device; None before the first."""
+        """Value and parts of the last call, detached and still on its device; None before the first.
+
+        ``torch.compile`` keeps them too, without a graph break. Where it replays CUDA graphs (``reduce-overhead``), the
+        next call reclaims their memory: clone what is to be kept.
+        """
         return self._parts
 
     def _compute(

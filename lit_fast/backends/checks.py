@@ -172,12 +172,18 @@ def device_of(inputs: Inputs) -> torch.device:
 
 def _check_devices(inputs: Inputs) -> None:
     device = device_of(inputs)
-    named = [(f"section {n}: student IR", t) for n, t in enumerate(inputs.student_irs, 1)]
-    named += [(f"section {n}: teacher IR", t) for n, t in enumerate(inputs.teacher_irs, 1)]
-    named += [(name, t) for name, t in zip(Inputs._fields[2:], inputs[2:]) if t is not None]
-    for name, tensor in named:
-        if tensor.device != device:
-            raise ValueError(f"{name}: expected device {device} as the student's, got {tensor.device}; move it there")
+    for number, (student, teacher) in enumerate(zip(inputs.student_irs, inputs.teacher_irs), 1):
+        _on(device, f"section {number}: student IR", student)
+        _on(device, f"section {number}: teacher IR", teacher)
+    _on(device, "teacher_logits", inputs.teacher_logits)
+    _on(device, "labels", inputs.labels)
+    _on(device, "class_weight", inputs.class_weight)
+    _on(device, "grad_scale", inputs.grad_scale)
+
+
+def _on(device: torch.device, name: str, tensor: Tensor | None) -> None:
+    if tensor is not None and tensor.device != device:
+        raise ValueError(f"{name}: expected device {device} as the student's, got {tensor.device}; move it there")
 
 
 def _tensor(name: str, value: Any) -> None:

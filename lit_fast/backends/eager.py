@@ -20,7 +20,6 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.amp import is_autocast_available
 
 from lit_fast.backends.options import LossOptions, LossParts
 
@@ -61,7 +60,7 @@ def lit_loss(
     device = inputs[0].device
 
     # Nothing here is on autocast's list of low-precision operations; switching it off keeps that true for ever.
-    with torch.autocast(device.type, enabled=False) if is_autocast_available(device.type) else nullcontext():
+    with torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext():
         zero = torch.zeros((), dtype=dtype, device=device)
         total = ce = kl = zero
         if use_kd and student_logits is not None:
@@ -84,6 +83,11 @@ def lit_loss(
     if not torch.compiler.is_compiling():  # compiled graphs refuse double backward themselves
         total = _FirstOrderOnly.apply(total)
     return LossParts(total, ce.detach(), kl.detach(), ir.detach())
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 # --- eq. 3: element losses of d = student IR - teacher IR
