@@ -15,7 +15,6 @@ import pytest
 import torch
 from training_helpers import TINY, differing, quiet, tiny, weights, without_times
 
-from lit_fast.losses import LITLoss
 from lit_fast.step import LITStep
 from lit_fast.training import trainer as trainer_module
 from lit_fast.training.checkpoint import CheckpointError, CheckpointStore
@@ -223,17 +222,15 @@ class TestRunFolder:
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = LITLoss.forward, 0
+    original, calls = LITStep.__call__, 0
 
-    def poisoned(self: LITLoss, *args: object, **kwargs: object) -> object:
+    def poisoned(self: LITStep, *args: object) -> object:
         nonlocal calls
-        loss = original(self, *args, **kwargs)
+        parts = original(self, *args)
         calls += self.options.beta < 1.0
-        if calls == 5:
-            self.parts = self.parts._replace(total=self.parts.total * float("nan"))
-        return loss
+        return parts._replace(total=parts.total * float("nan")) if calls == 5 else parts
 
-    monkeypatch.setattr(LITLoss, "forward", poisoned)
+    monkeypatch.setattr(LITStep, "__call__", poisoned)
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 5 \(phase lit\): loss nan .*loss.beta") as caught:
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     assert "lr" in str(caught.value)
