@@ -6,6 +6,8 @@ activations or additions. That is the convention of the method's table (ResNet-2
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,19 +54,27 @@ def count_macs(module: nn.Module, example: Tensor) -> int:
         example: its input, [B, ...]; the count is divided by B.
 
     Example:
+        >>> from lit_fast.models import resnet20
         >>> count_macs(resnet20(), torch.zeros(1, 3, 32, 32)) / 1e6
         40.55104
     """
     owner = module.owner if isinstance(module, Part) else module
+    with torch.no_grad(), set_mode(owner, False), _nothing_fused():
+        return _flops(owner, module, example) // 2 // example.shape[0]
+
+
+@contextlib.contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Attention as matrix products: torch's counter does not know its fused encoder layer, nor the CPU's attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # The fused encoder layer is one operator that the counter does not know.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), set_mode(owner, False):
-            flops = _flops(owner, module, example)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return flops // 2 // example.shape[0]
 
 
 def _flops(owner: nn.Module, module: nn.Module, example: Tensor) -> int:

@@ -54,8 +54,8 @@ def inspect(
         >>> import lit_fast as lf
         >>> teacher = lf.split(lf.models.resnet56().eval().requires_grad_(False))
         >>> student = lf.split(lf.models.resnet20())
-        >>> print(lf.inspect(teacher, student, torch.zeros(1, 3, 32, 32)).compression)
-        3.16...
+        >>> f"{lf.inspect(teacher, student, torch.zeros(1, 3, 32, 32)).compression:.2f}"
+        '3.16'
     """
     for role, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, SplitModel):

@@ -65,6 +65,13 @@ def make_projectors(teacher: SplitModel, student: SplitModel, example: Tensor) -
 
     Raises:
         PairError: numbers of sections differ, or IRs differ in more than their width.
+
+    Example:
+        >>> import lit_fast as lf
+        >>> teacher, student = lf.split(lf.models.resnext20(cardinality=2)), lf.split(lf.models.resnet20())
+        >>> maps = make_projectors(teacher, student, torch.zeros(1, 3, 8, 8))
+        >>> maps.compare(0, torch.zeros(1, 16, 8, 8)).shape
+        torch.Size([1, 256, 8, 8])
     """
     if teacher.num_sections != student.num_sections:
         raise PairError([sections_differ(teacher, student)])

@@ -215,10 +215,16 @@ def copy_parts(teacher: SplitModel, student: SplitModel, parts: Sequence[str] = 
 
     Args:
         parts: names of the parts, "stem", "section<i>" or "head". Copying (and freezing) sections too is the
-            paper's selective compression.
+            paper's selective compression (section 4.1).
 
     Raises:
         SplitError: a part that one side lacks, other keys, or other shapes, listed by name.
+
+    Example:
+        >>> import lit_fast as lf
+        >>> teacher, student = lf.split(lf.models.resnet32()), lf.split(lf.models.resnet20())
+        >>> copy_parts(teacher, student, ["stem", "head"])
+        >>> student.freeze("stem", "head")
     """
     pairs: list[tuple[Tensor, Tensor]] = []
     problems = []

@@ -103,5 +103,16 @@ def test_counting_leaves_no_trace(make):
     assert all(p.device.type == "cpu" for p in model.parameters())
 
 
+def test_attention_is_counted_too_where_the_model_must_run():
+    model = nn.Sequential(EncoderStack(depth=3), LooksAtValues()).eval()
+    assert count_macs(model, torch.randint(50, (1, 7))) == encoder_macs(7, 32, 3) + 32 * 5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class LooksAtValues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum().item() < 1e9 else -x
+
+
 def test_a_module_that_looks_at_values_is_counted_by_running_it():
     assert count_macs(Stateful(), torch.ones(2, 4)) == 16

@@ -294,8 +294,9 @@ def weight_used_by_function(model: Body, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("middle", [in_place_statement, slice_of_a_buffer, made_tensors, weight_used_by_function])
-def test_statements_between_modules_are_repeated_as_they_are(middle):
-    model = split(Body(middle), ["second"], stem="first")
+@pytest.mark.parametrize("cuts", [{"at": ["second"], "stem": "first"}, {"at": ["first"]}, {"at": ["third"]}])
+def test_statements_between_modules_are_repeated_as_they_are(middle, cuts):
+    model = split(Body(middle), **cuts)
     own, composed = both_ways(model, torch.randn(3, 4))
     assert torch.equal(own, composed)
 

@@ -36,7 +36,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: not a file of weights; or missing keys, unexpected keys or other shapes, all of them listed.
 
     Example:
-        >>> load_checkpoint(resnet56(num_classes=10), "resnet56.th")    # doctest: +SKIP
+        >>> from lit_fast import models
+        >>> models.load_checkpoint(models.resnet56(num_classes=10), "resnet56.th")  # doctest: +SKIP
     """
     file = Path(path)
     if not file.is_file():

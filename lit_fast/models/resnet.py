@@ -91,6 +91,7 @@ class ResNet(nn.Module):
         ValueError: a depth that is not 6n + 2, or a count that is not positive.
 
     Example:
+        >>> import torch
         >>> ResNet(20, num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
     """

@@ -65,6 +65,11 @@ class ResNeXt(nn.Module):
 
     Raises:
         ValueError: a depth that is not 6n + 2, or a count that is not positive.
+
+    Example:
+        >>> import torch
+        >>> ResNeXt(20, num_classes=10, cardinality=16)(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 10])
     """
 
     sections = ("layer1", "layer2", "layer3")
