@@ -128,13 +128,17 @@ def _check_crossings(graph: fx.Graph, outputs: list[fx.Node], home: dict[fx.Node
     parts = part_names(len(outputs) - 1)
     lines = []
     for cut, extra in sorted(crossing.items()):
-        others = "; ".join(f"{_describe(node)}, used later by {_describe(user)}" for node, user in extra.items())
+        others = "; ".join(f"{_value(node)}, used later by {_describe(user)}" for node, user in extra.items())
         lines.append(f"between {parts[cut]} and {parts[cut + 1]} ({names[cut]!r}): {others}")
     raise SplitError(
         "more than one tensor crosses a cut; besides the IR,\n  "
         + "\n  ".join(lines)
         + "\ncut where a single tensor passes (take sizes from the tensor at hand: x.flatten(1), x.shape[0])"
     )
+
+
+def _value(node: fx.Node) -> str:
+    return f"the output of {_describe(node)}" if node.op == "call_module" else _describe(node)
 
 
 def _describe(node: fx.Node) -> str:

@@ -62,6 +62,9 @@ def inspect(
             raise PairError(
                 [f"{role}: expected a split model, got {type(model).__name__}; use split({role}, at=[...])"]
             )
+    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
+        got = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise PairError([f"example: expected a batch of inputs, [B, ...] with B > 0, got {got}"])
     problems = _teacher_state(teacher)
     hopeless = _devices(teacher, student, example)
     if teacher.num_sections != student.num_sections:

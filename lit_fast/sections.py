@@ -286,10 +286,13 @@ def _check_names(model: nn.Module, at: Sequence[str] | None, stem: str | None) -
     names = tuple(at)
     if not names:
         raise SplitError("at: the list of cuts is empty; name at least one submodule")
+    unnamed = [name for name in (*names, stem) if not isinstance(name, str) and name is not None]
+    if unnamed:
+        raise SplitError(f"at, stem: expected names of submodules (strings), got {unnamed[0]!r}")
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in (*names, *([stem] if stem is not None else [])):
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=3)
+            close = difflib.get_close_matches(name, known, n=3)
             tried = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known[:12])} ..."
             raise SplitError(f"{type(model).__name__} has no submodule {name!r}; {tried}")
         if (*names, stem).count(name) > 1:

@@ -98,6 +98,7 @@ def test_inspection_leaves_no_trace():
     teacher2, student2 = teacher_of(models.resnet20()), split(models.resnet20())
     student2.model.layer2.eval()
     student2.freeze("stem")
+    student.eval()
     for t, s in ((teacher, student), (teacher2, student2)):
         x = torch.randn(X)
         before = [copy.deepcopy(m.state_dict()) for m in (t, s)]
@@ -205,6 +206,12 @@ def test_a_teacher_that_requires_gradients_is_refused():
 
 def test_a_model_that_was_not_split_is_named():
     assert "teacher: expected a split model, got ResNet" in one_problem(models.resnet20(), split(models.resnet20()))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(0, 3, 8, 8), torch.tensor(1.0), [1, 2]])
+def test_an_example_that_is_no_batch_is_refused(example):
+    problem = one_problem(teacher_of(models.resnet20()), split(models.resnet20()), example)
+    assert problem.startswith("example: expected a batch of inputs")
 
 
 def test_a_model_elsewhere_is_named():

@@ -354,6 +354,7 @@ def test_an_unknown_name_is_refused_with_close_matches():
     [
         ([], "the list of cuts is empty"),
         ("layer1", "the string 'layer1'"),
+        (["layer1", 2], "expected names of submodules (strings), got 2"),
         (["layer1", "layer1"], "'layer1' is named twice"),
         (["layer2", "layer1"], "cuts out of order: 'layer1' runs before 'layer2'"),
         (["layer1.2", "layer1"], "'layer1.2' and 'layer1' have the same output"),
@@ -414,7 +415,7 @@ def test_every_tensor_that_crosses_a_cut_besides_the_ir_is_named():
         ["b", "c"],
         "more than one tensor crosses a cut",
         "between section1 and section2 ('b')",
-        "'a' at test_sections.py:",
+        "the output of 'a' at test_sections.py:",
         "used later by",
         "between section2 and head ('c')",
         "the model's input, used later by 'getattr_1' (getattr at test_sections.py:",
