@@ -242,6 +242,15 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
     assert started["resume"] is True
 
 
+def test_a_networks_name_may_carry_its_cardinality(started: dict[str, Any]) -> None:
+    refused("distill", "--teacher", "resnext56-c16", "--student", "resnext20-c8", "--student", "resnext32", code=130)
+    ours = started["experiment"]
+    assert ours.teacher.label == "resnext56-c16"
+    assert [(s.model, s.cardinality) for s in ours.student.models] == [("resnext20", 8), ("resnext32", None)]
+    refused("train", "--model", "resnext20-c16", code=130)
+    assert started["experiment"].teacher.label == "resnext20-c16"
+
+
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [
@@ -504,6 +513,15 @@ def test_inspect_takes_classes_image_size_and_channels() -> None:
     options = ["--num-classes", 100, "--image-size", 16, "--in-channels", 1]
     result = lit_fast_command("inspect", "--teacher", "resnet32", "--student", "resnet20", *options)
     assert "images 1 x 16 x 16, 100 classes" in result.stdout
+
+
+def test_inspect_knows_cardinality_and_what_the_teachers_file_tells(weights: Path) -> None:
+    pair = ["--teacher", "resnext20", "--student", "resnext20-c16", "--image-size", 8]
+    assert "4,775,754" in lit_fast_command("inspect", *pair).stdout
+    told = lit_fast_command(
+        "inspect", "--teacher", "resnet20", "--student", "resnet20", "--teacher-checkpoint", weights
+    )
+    assert "images 1 x 8 x 8, 10 classes" in told.stdout
 
 
 def test_inspect_takes_unequal_widths_only_with_a_projector() -> None:

@@ -19,6 +19,7 @@ from lit_fast.cli.options import (
     Resume,
     RunDir,
     Settings,
+    network,
     override,
 )
 
@@ -48,7 +49,7 @@ def distill(
     ] = None,
     student: Annotated[
         list[str] | None,
-        typer.Option("--student", metavar="MODEL", help="A student's network. Repeatable (student.models)."),
+        typer.Option("--student", metavar="MODEL", help="A student; resnext20-c16: of cardinality 16. Repeatable."),
     ] = None,
     variant: Annotated[
         list[str] | None,
@@ -67,12 +68,15 @@ def distill(
 
     from lit_fast.training.config import load_experiment
 
+    students = [dict(zip(("model", "cardinality"), network(name))) for name in student or ()]
+    teacher_model, teacher_cardinality = (None, None) if teacher is None else network(teacher)
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
-        "teacher.model": teacher,
+        "teacher.model": teacher_model,
+        "teacher.cardinality": teacher_cardinality,
         "teacher.checkpoint": teacher_checkpoint,
-        "student.models": student,
+        "student.models": students,
         "variants": variant,
         "seeds": seed,
         "epochs": epochs,
@@ -110,18 +114,19 @@ def train(
 
     from lit_fast.training.config import load_experiment
 
+    name, cardinality = (None, None) if model is None else network(model)
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
-        "teacher.model": model,
+        "teacher.model": name,
+        "teacher.cardinality": cardinality,
         "teacher.seed": seed,
         "teacher.epochs": epochs,
         "batch_size": batch_size,
         "step.precision": precision,
     }
     experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
-    name = f"{_default_name(recipe, config, experiment.recipe)}-{experiment.teacher.label}"
-    folder = run_dir or Path("runs") / name
+    folder = run_dir or Path("runs") / f"{_default_name(recipe, config, experiment.recipe)}-{experiment.teacher.label}"
 
     from lit_fast.training.experiment import train_model
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lit_fast.cli.options import DataDir, Dataset, Device, numbers
+from lit_fast.cli.options import DataDir, Dataset, Device, network, numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,17 @@ Model = Annotated[
     typer.Option("--model", metavar="MODEL", help="The network; not needed for files that lit-fast wrote."),
 ]
 Cardinality = Annotated[int | None, typer.Option("--cardinality", metavar="N", help="Of a ResNeXt. Default: 32.")]
+
+# What a weight file of lit-fast tells of itself goes before these.
+NumClasses = Annotated[
+    int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits, if the weights do not tell.")
+]
+ImageSize = Annotated[
+    int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared, if the weights do not tell.")
+]
+InChannels = Annotated[
+    int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image, if the weights do not tell.")
+]
 
 
 class SplitName(str, Enum):
@@ -114,13 +125,15 @@ def evaluate(
 
 def inspect(
     teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The teacher's network.")],
-    student: Annotated[str, typer.Option("--student", metavar="MODEL", help="The student's network.")],
+    student: Annotated[
+        str, typer.Option("--student", metavar="MODEL", help="The student's; resnext20-c16: of cardinality 16.")
+    ],
     teacher_checkpoint: Annotated[
         Path | None, typer.Option("--teacher-checkpoint", metavar="FILE", help="The teacher's weights.")
     ] = None,
-    num_classes: Annotated[int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits.")] = 10,
-    image_size: Annotated[int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared.")] = 32,
-    in_channels: Annotated[int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image.")] = 3,
+    num_classes: NumClasses = 10,
+    image_size: ImageSize = 32,
+    in_channels: InChannels = 3,
     projector: Annotated[bool, typer.Option("--projector", help="1x1 convolutions where widths differ.")] = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -137,20 +150,28 @@ def inspect(
     from lit_fast.inspect import inspect as look
     from lit_fast.projector import make_projectors
     from lit_fast.sections import copy_parts, split
-    from lit_fast.training.weights import normalization_of
+    from lit_fast.training.weights import normalization_of, read_info
 
-    loader = None
+    info = known = loader = None
+    if teacher_checkpoint is not None:
+        _must_exist(teacher_checkpoint)
+        info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
+    if info is not None:
+        num_classes, image_size, in_channels = info.num_classes, info.image_size, info.in_channels
     shape = (in_channels, image_size, image_size)
     if dataset is not None:
-        known = normalization_of(teacher_checkpoint) if teacher_checkpoint is not None else None
+        size = None if info is None else info.image_size
         means, stds = known or (None, None)
-        data = open_data(dataset, data_dir=data_dir, mean=means, std=stds)
+        data = open_data(dataset, data_dir=data_dir, image_size=size, mean=means, std=stds)
         loader = data.eval_batches("val", batch_size=256)
         shape, num_classes = data.shape, data.num_classes
     elif data_dir is not None:
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
-    pair = [models.create(name, num_classes=num_classes, in_channels=shape[0]) for name in (teacher, student)]
+    pair = [
+        models.create(name, num_classes=num_classes, in_channels=shape[0], cardinality=cardinality)
+        for name, cardinality in (network(teacher), network(student))
+    ]
     if teacher_checkpoint is not None:
         models.load_checkpoint(pair[0], teacher_checkpoint)
     teacher_split, student_split = split(pair[0]), split(pair[1])
@@ -171,15 +192,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")],
     model: Model = None,
     cardinality: Cardinality = None,
-    num_classes: Annotated[
-        int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits, if the file does not tell.")
-    ] = 10,
-    image_size: Annotated[
-        int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared, if the file does not tell.")
-    ] = 32,
-    in_channels: Annotated[
-        int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image, if the file does not tell.")
-    ] = 3,
+    num_classes: NumClasses = 10,
+    image_size: ImageSize = 32,
+    in_channels: InChannels = 3,
 ) -> None:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
@@ -193,8 +208,9 @@ def export(
     built, label = _build(checkpoint, model, cardinality, info, num_classes, in_channels)
     models.load_checkpoint(built, checkpoint)
     known = normalization_of(checkpoint)
-    if info is None and known is not None and model is not None:
-        info = WeightInfo(model, num_classes, in_channels, image_size, "", known[0], known[1], cardinality)
+    if info is None and known is not None:  # a published file
+        name, cardinality = network(label)
+        info = WeightInfo(name, num_classes, in_channels, image_size, "", *known, cardinality)
     done = exporting.export(built, (in_channels, image_size, image_size), to.value, out, info)
     typer.echo(f"{label}  {done.path}  {done.size:,} bytes")
     if to is Format.safetensors:
@@ -223,7 +239,8 @@ def _build(
     """The network of a checkpoint, with fresh weights, and what to call it."""
     from lit_fast import models
 
-    name = model or (info.model if info else None)
+    name, named_cardinality = network(model) if model else (info.model if info else None, None)
+    cardinality = cardinality or named_cardinality
     if name is None:
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
     if cardinality is None and info is not None and info.model == name:
