@@ -20,6 +20,7 @@ from typing import Any
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
+BUILDS = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
 
 
 def extension() -> dict[str, Any]:
@@ -62,4 +63,6 @@ def extension() -> dict[str, Any]:
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
-setup(**({} if os.environ.get("LIT_FAST_NO_EXT") == "1" else extension()))
+# Metadata and source archives need neither torch nor a compiler.
+wanted = BUILDS.intersection(sys.argv) and os.environ.get("LIT_FAST_NO_EXT") != "1"
+setup(**(extension() if wanted else {}))

@@ -18,7 +18,6 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that stay as they are)
 
 TORCH = "torch>=2.6"
@@ -30,13 +29,13 @@ def _site_packages() -> Iterator[Path]:
     yield own
     yield Path(sysconfig.get_path("platlib"))
     yield from map(Path, site.getsitepackages())
-    yield Path(site.getusersitepackages())
+    if sys.prefix == sys.base_prefix:  # virtual environments do not see the user's packages
+        yield Path(site.getusersitepackages())
     active = os.environ.get("VIRTUAL_ENV")
-    if active and own in map(Path, sys.path):  # nothing is hidden: a temporary environment
-        scheme = "nt_venv" if os.name == "nt" else "posix_venv"
-        if scheme not in sysconfig.get_scheme_names():  # Python 3.10
-            scheme = scheme.replace("venv", "prefix") if os.name != "nt" else "nt"
-        # On POSIX the path holds the Python version, so an environment of another Python is not taken for this one's.
+    if active and own in map(Path, sys.path):  # nothing is hidden, so the environment is a temporary one
+        plain = "nt" if os.name == "nt" else "posix_prefix"
+        scheme = "venv" if "venv" in sysconfig.get_scheme_names() else plain  # Python 3.10 has no "venv"
+        # On POSIX the path holds the Python version, so another Python's environment is not found here.
         yield Path(sysconfig.get_path("purelib", scheme, {"base": active, "platbase": active}))
 
 
@@ -49,14 +48,9 @@ if _torch_folder is not None and str(_torch_folder) not in sys.path:
     sys.path.append(str(_torch_folder))  # last: the build environment's own setuptools and ninja come first
 
 
-def _and_torch(requirements: list[str]) -> list[str]:
-    needed = _torch_folder is None and os.environ.get("LIT_FAST_NO_EXT") != "1"
-    return [*requirements, TORCH] if needed else requirements
-
-
 def get_requires_for_build_wheel(config_settings: dict[str, str] | None = None) -> list[str]:
-    return _and_torch(build_meta.get_requires_for_build_wheel(config_settings))
+    """What to put into the build environment besides pyproject.toml's requirements."""
+    return [] if _torch_folder is not None or os.environ.get("LIT_FAST_NO_EXT") == "1" else [TORCH]
 
 
-def get_requires_for_build_editable(config_settings: dict[str, str] | None = None) -> list[str]:
-    return _and_torch(build_meta.get_requires_for_build_editable(config_settings))
+get_requires_for_build_editable = get_requires_for_build_wheel
