@@ -7,8 +7,8 @@ is written into the file as text (csrc/bindings.cpp) and compared with the torch
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import mmap
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,8 @@ class Extension(NamedTuple):
 
 def load() -> Extension:
     """Load the extension if there is one for this torch; never raises for one that is missing or unfit."""
-    spec = importlib.util.find_spec("lit_fast._C")
+    # Beside this package's own files and nowhere else: an editable install of another checkout may offer its own.
+    spec = PathFinder.find_spec("lit_fast._C", [str(Path(__file__).parents[1])])
     if spec is None or spec.origin is None:
         return Extension(False, "lit_fast was installed without its compiled extension", {}, None)
     path = Path(spec.origin)
