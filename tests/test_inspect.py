@@ -288,8 +288,11 @@ def test_a_section_that_gives_no_tensor_is_named():
 )
 def test_a_module_that_overwrites_a_kept_tensor_is_named(teacher, student, message):
     cuts = ["b", "c"]
-    found = problems(teacher_of(Chain(**teacher), cuts), split(Chain(**student), cuts), torch.randn(2, 4))
+    x = torch.randn(2, 4)
+    before = x.clone()
+    found = problems(teacher_of(Chain(**teacher), cuts), split(Chain(**student), cuts), x)
     assert any(problem.startswith(message) for problem in found), found
+    assert torch.equal(x, before)
     assert all("inplace=False" in problem for problem in found)
 
 
