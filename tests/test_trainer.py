@@ -16,6 +16,7 @@ import torch
 from training_helpers import TINY, differing, quiet, tiny, weights, without_times
 
 from lit_fast.step import LITStep
+from lit_fast.training import experiment as experiment_module
 from lit_fast.training import trainer as trainer_module
 from lit_fast.training.checkpoint import CheckpointError, CheckpointStore
 from lit_fast.training.experiment import run_experiment, train_model
@@ -317,3 +318,49 @@ def test_train_model_trains_only_the_teacher(tmp_path: Path) -> None:
     result = train_model(tiny("epochs=1"), tmp_path / "r", console=quiet())
     assert result["role"] == "teacher"
     assert sorted(p.name for p in (tmp_path / "r" / "runs").iterdir()) == ["teacher-resnet20"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.models=[resnext20]", "section 1"),
+        ("student={models: [resnet20], copied: [stem, heads]}", "heads"),
+        ("student={models: [resnet20], copied: [section1, section2, section3]}", "every one of them is frozen"),
+        ("loss.section_weights=[1, 2]", "section_weights: expected 3"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_experiment(tiny(override), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run" / "runs").exists()
+
+
+def test_a_given_teacher_is_known_by_its_content_not_by_its_path(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment_module, "_refuse_chance", lambda *_: None)  # three epochs teach it nothing
+    trained = whole / "runs" / "teacher-resnet20" / "last.safetensors"
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes(trained.read_bytes())
+    run_experiment(tiny(f"teacher.checkpoint={file}", "epochs=1"), tmp_path / "run", console=quiet())
+    moved = file.rename(tmp_path / "moved.safetensors")
+    run_experiment(tiny(f"teacher.checkpoint={moved}", "epochs=1"), tmp_path / "run", resume=True, console=quiet())
+    moved.write_bytes((whole / "runs" / NAME / "last.safetensors").read_bytes())
+    with pytest.raises(RunFolderError, match=r"teacher\.weights"):
+        run_experiment(tiny(f"teacher.checkpoint={moved}", "epochs=1"), tmp_path / "run", resume=True, console=quiet())
+
+
+def test_weight_files_can_be_read_by_whoever_the_umask_lets(whole: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (whole / "runs" / NAME / "last.safetensors", whole / "results.json"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_section_weights_go_with_their_sections(tmp_path: Path) -> None:
+    """Weights (1, 0, 0) on all sections are weight 1 on the first; for hint, the middle section's weight counts."""
+    overrides = ("loss.section_weights=[2, 0, 0]", "loss.beta=0", "variants=[lit, hint]")
+    lit, hint = run_experiment(tiny(*overrides), tmp_path / "run", console=quiet())[1:]
+    assert lit["history"][0]["loss"] == pytest.approx(2 * lit["history"][0]["ir"][0], rel=1e-5)
+    assert hint["history"][0]["loss"] == 0.0
+    assert len(hint["history"][0]["ir"]) == 1

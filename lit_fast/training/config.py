@@ -17,7 +17,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
-_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir"})
+# Files are part of it by content (`RunFolder`), not by where they lie.
+_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "teacher.checkpoint"})
 
 
 class ConfigError(ValueError):

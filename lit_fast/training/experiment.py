@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import Data, open_data
+from lit_fast.inspect import inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
@@ -24,7 +26,9 @@ from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run_folder import RunFolder
 from lit_fast.training.trainer import Outcome, RunSpec, Trainer
 from lit_fast.training.variants import VARIANTS
-from lit_fast.training.weights import WeightInfo, normalization_of, save_weights
+from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
+
+_RESIZED = ("digits", "folder")  # datasets whose images are brought to a size of choice
 
 __all__ = ["Session", "Teacher", "run_experiment", "train_model"]
 
@@ -139,6 +143,40 @@ class Session:
             write_json(self.folder.path / "runs" / teacher.name / "result.json", done)
         self._record(done)
 
+    def check(self) -> None:
+        """Build every pair of the experiment with fresh weights and go through its phases' steps without training.
+
+        Raises:
+            PairError, SplitError, ValueError: what would otherwise stop the experiment after hours.
+        """
+        example = torch.zeros(2, *self.data.shape, device=self.device)
+        teacher_config: ModelConfig = self.experiment.teacher
+        for config in self.experiment.student.models:
+            for variant in self.experiment.variants:
+                teacher, student = self.build(teacher_config, 0), self.build(config, 0)
+                teacher.eval().requires_grad_(False)
+                spec = RunSpec(f"{config.label}-{variant}", variant, 0, self.experiment.plan(variant))
+                given = self._as_teacher(f"teacher-{teacher_config.label}", teacher_config, teacher)
+                trainer = self._trainer(spec, self.folder.path, student, given)
+                if VARIANTS[variant].needs_teacher:
+                    inspect(teacher, student, example, projector=trainer.projector)
+                trainer.check()
+            if self.experiment.student.sequence:
+                teacher_config = config
+
+    def _trainer(self, spec: RunSpec, folder: Path, student: SplitModel, teacher: Teacher | None) -> Trainer:
+        return Trainer(
+            spec,
+            folder,
+            self.data,
+            student,
+            teacher.split if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
+            self.experiment,
+            console=self.console,
+            signals=self.signals,
+            projector=self._projector(spec, student, teacher),
+        )
+
     def train(
         self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
     ) -> dict[str, Any]:
@@ -149,18 +187,7 @@ class Session:
             models.load_checkpoint(student.model, self.folder.path / done["files"]["last"])
             self._record(done)
             return done
-        needs_teacher = VARIANTS[spec.variant].needs_teacher
-        trainer = Trainer(
-            spec,
-            folder,
-            self.data,
-            student,
-            teacher.split if teacher is not None and needs_teacher else None,
-            self.experiment,
-            console=self.console,
-            signals=self.signals,
-            projector=self._projector(spec, student, teacher),
-        )
+        trainer = self._trainer(spec, folder, student, teacher)
         outcome = trainer.run()
         result = self._finish(spec, trainer, outcome, teacher, config, role)
         self._record(result)
@@ -258,12 +285,18 @@ def _refuse_chance(label: str, accuracy: float, count: int, classes: int) -> Non
 
 
 def open_experiment_data(experiment: Experiment) -> Data:
-    """The experiment's dataset, normalised as a given teacher's checkpoint was trained, unless the config says how."""
-    config = experiment.data
-    if config.mean is None and config.std is None and experiment.teacher.checkpoint is not None:
-        known = normalization_of(experiment.teacher.checkpoint)
+    """The experiment's dataset as a given teacher's checkpoint was trained on it, unless the config says how."""
+    config, checkpoint = experiment.data, experiment.teacher.checkpoint
+    update: dict[str, Any] = {}
+    if checkpoint is not None and config.mean is None and config.std is None:
+        known = normalization_of(checkpoint)
         if known is not None:
-            config = config.model_copy(update={"mean": known[0], "std": known[1]})
+            update |= {"mean": known[0], "std": known[1]}
+    if checkpoint is not None and config.image_size is None and config.name in _RESIZED:
+        info = read_info(checkpoint)
+        if info is not None and info.dataset == config.name:
+            update["image_size"] = info.image_size
+    config = config.model_copy(update=update)
     return open_data(config.name, **_data_options(config))
 
 
@@ -299,6 +332,7 @@ def run_experiment(
     """
     with SignalWatch() as signals:
         session = _open(experiment, run_dir, resume, console, signals)
+        session.check()
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
         for spec, config in _specs(experiment):
@@ -326,5 +360,7 @@ def _open(
     experiment: Experiment, run_dir: Path, resume: bool, console: Console | None, signals: SignalWatch
 ) -> Session:
     data = open_experiment_data(experiment)
-    folder = RunFolder(run_dir, experiment, data.fingerprint, resume=resume)
+    checkpoint = experiment.teacher.checkpoint
+    extra = {} if checkpoint is None else {"teacher.weights": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    folder = RunFolder(run_dir, experiment, data.fingerprint, resume=resume, extra=extra)
     return Session(experiment, data, folder, console or Console(), signals)

@@ -129,10 +129,15 @@ class Trainer:
 
     # -- the whole run -----------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Build every phase's step once, so that what cannot work is refused before anything is trained."""
+        self._copy()
+        for phase in self.spec.phases:
+            self._enter(phase, None)
+
     def run(self) -> Outcome:
         """Train what is left to train."""
-        if self.teacher is not None and self.switches.ir != "none":
-            copy_parts(self.teacher, self.student, self.settings.student.copied)
+        self._copy()
         pending = self._restore()
         self.log = RunLog(
             self.folder, resume_step=self.position.total_steps, tensorboard=self.settings.logging.tensorboard
@@ -166,6 +171,10 @@ class Trainer:
         """Accuracy and loss of the student as it is now on a split of the data."""
         return evaluate(self.student.model, self.data.eval_batches(split, batch_size=_EVAL_BATCH, device=self.device))
 
+    def _copy(self) -> None:
+        if self.teacher is not None and self.switches.ir != "none":
+            copy_parts(self.teacher, self.student, self.settings.student.copied)
+
     # -- phases ------------------------------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase, pending: Mapping[str, Any] | None) -> None:
@@ -186,17 +195,20 @@ class Trainer:
     def _build_step(self, in_lit: bool) -> LITStep:
         loss, chosen = self.settings.loss, self.settings.optimizer
         count = self.student.num_sections
-        sections = [n for n in self.switches.ir_sections(count) if f"section{n}" not in self.student.frozen]
+        sections = self.switches.ir_sections(count)
         weights = loss.section_weights
         if weights is not None and len(weights) != count:
             raise ValueError(f"loss.section_weights: expected {count} (one per section), got {len(weights)}")
+        if weights is not None:
+            trained = [n for n in sections if f"section{n}" not in self.student.frozen]
+            weights = tuple(weights[n - 1] for n in trained) if in_lit else None
         criterion = LITLoss(
             alpha=loss.alpha if self.switches.needs_teacher else 1.0,
             beta=loss.beta if in_lit else 1.0,
             tau=loss.tau,
             ir=loss.ir,
             tau_squared=loss.tau_squared,
-            section_weights=None if weights is None or not in_lit else [weights[n - 1] for n in sections],
+            section_weights=weights,
             label_smoothing=loss.label_smoothing,
         ).to(self.device)
         parameters = [p for p in self.student.parameters() if p.requires_grad]
