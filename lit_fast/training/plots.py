@@ -32,6 +32,9 @@ Runs = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
 
+_LEAST_SPAN = 2.0  # percentage points that the accuracy axis shows at least: a tenth is noise, and should look it
+
+
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Write the four panels of ``content`` (what ``results.json`` holds) to the PNG ``path``.
 
@@ -72,6 +75,9 @@ def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_xticks(list(sizes.values()), [f"{name}\n{size / 1e6:.2f} M" for name, size in sizes.items()])
     ax.minorticks_off()
     ax.margins(x=0.15, y=0.12)
+    low, high = ax.get_ylim()
+    short = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    ax.set_ylim(low - short, high + short)
     span = math.log(max(sizes.values()) / min(sizes.values()))
     nearest = min((math.log(b / a) for a, b in pairwise(sizes.values())), default=0.0)
     if span and nearest < 0.18 * span:  # their names would overlap
