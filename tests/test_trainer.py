@@ -120,6 +120,27 @@ def test_a_kill_while_a_checkpoint_is_written_is_harmless(
     assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
 
 
+@pytest.mark.parametrize("at", ["save_weights", "write_json"])
+def test_a_kill_while_a_run_ends_is_harmless(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    original = getattr(experiment_module, at)
+
+    def dying(path: Path, *args: object) -> None:
+        if NAME in str(path) and path.name in ("last.safetensors", "result.json"):
+            raise Killed
+        original(path, *args)
+
+    monkeypatch.setattr(experiment_module, at, dying)
+    with pytest.raises(Killed):
+        run_experiment(tiny(), tmp_path / "run", console=quiet())
+    monkeypatch.undo()
+    results = run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())
+    assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+    before = json.loads((whole / "results.json").read_text())["results"][1]
+    assert results[1]["accuracy"] == before["accuracy"]
+
+
 def launch(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
     sets = [part for override in (*TINY, "epochs=12", *extra) for part in ("--set", override)]
     command = [sys.executable, "-m", "lit_fast", "distill", "--recipe", "digits", "--run-dir", str(run_dir), *sets]
