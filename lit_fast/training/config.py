@@ -92,7 +92,7 @@ class TeacherConfig(ModelConfig):
 
     checkpoint: Path | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
+    seed: int = 1000  # no student's: a born-again student must not start as its teacher did
 
     @field_validator("checkpoint")
     @classmethod
