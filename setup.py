@@ -49,9 +49,9 @@ def extension() -> dict[str, Any]:
     else:
         # fno-...: loops with comparisons and calls vectorise; results and NaN keep their IEEE meaning.
         options = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0", "-Wall"]
-        if "parallel backend: OpenMP" in torch.__config__.parallel_info() and sys.platform == "linux":
-            # Compiled for OpenMP, yet not linked to it: the runtime must be the one that torch has loaded.
-            options.append("-fopenmp")
+        # Compiled for OpenMP, yet not linked to it: the runtime must be the one that torch has loaded.
+        threads = "parallel backend: OpenMP" in torch.__config__.parallel_info() and sys.platform == "linux"
+        options.append("-fopenmp" if threads else "-fopenmp-simd")
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("kernels/*.h")]
     module = CppExtension(
         "lit_fast._C",

@@ -27,7 +27,7 @@
 #if defined(_GLIBCXX_USE_CXX11_ABI)
 #define LIT_CXX11_ABI LIT_TEXT(_GLIBCXX_USE_CXX11_ABI)
 #else
-#define LIT_CXX11_ABI "1"
+#define LIT_CXX11_ABI "none"
 #endif
 
 // What this file was built with. lit_fast/build.py finds it by its first word in the file BEFORE it loads it, because

@@ -1,16 +1,23 @@
 // Schemas of the ops and the checks that all devices share.
 #include <torch/library.h>
 
+#include <algorithm>
+#include <string>
+
 #include "csrc/lit_loss.h"
 #include "kernels/math.h"
 
 namespace lit_fast {
 namespace {
 
-void check_float(const at::Tensor& tensor, const char* what) {
+// section: counted from 1; 0 for a tensor of no section.
+void check_float(const at::Tensor& tensor, const char* what, size_t section = 0) {
   const auto dtype = tensor.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
-                   "lit_loss: ", what, ": expected float16, bfloat16, float32 or float64, got ", dtype);
+  if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16) {
+    return;
+  }
+  const std::string where = section > 0 ? "section " + std::to_string(section) + ", " : "";
+  TORCH_CHECK_TYPE(false, "lit_loss: ", where, what, ": expected float16, bfloat16, float32 or float64, got ", dtype);
 }
 
 void check_sections(const LitLossArgs& args) {
@@ -24,11 +31,10 @@ void check_sections(const LitLossArgs& args) {
                     "lit_loss: ir_kind: expected 0 (l2), 1 (l1) or 2 (smooth_l1), got ", args.ir_kind);
   for (size_t i = 0; i < sections; ++i) {
     const at::Tensor &student = args.student_irs[i], &teacher = args.teacher_irs[i];
-    const std::string section = "section " + std::to_string(i + 1);
-    check_float(student, (section + ", student IR").c_str());
-    check_float(teacher, (section + ", teacher IR").c_str());
-    TORCH_CHECK_VALUE(student.sizes() == teacher.sizes(), "lit_loss: ", section, ": student gives ", student.sizes(),
-                      ", teacher ", teacher.sizes(),
+    check_float(student, "student IR", i + 1);
+    check_float(teacher, "teacher IR", i + 1);
+    TORCH_CHECK_VALUE(student.sizes() == teacher.sizes(), "lit_loss: section ", i + 1, ": student gives ",
+                      student.sizes(), ", teacher ", teacher.sizes(),
                       "; choose a student of the teacher's width or project its IRs to it");
   }
 }

@@ -5,7 +5,9 @@
 //   L_KD = alpha CE(z_s, y) + (1 - alpha) tau^2 KL(softmax(z_t/tau) || softmax(z_s/tau))  paper eq. 2
 #pragma once
 
+#if !defined(__CUDACC_RTC__)  // NVRTC knows exp, and has no headers
 #include <cmath>
+#endif
 
 #if defined(__CUDACC__)
 #define LIT_HD __host__ __device__ __forceinline__
@@ -14,6 +16,10 @@
 #endif
 
 namespace lit_fast {
+
+#if !defined(__CUDACC_RTC__)
+using std::exp;
+#endif
 
 // --- eq. 3: one element of an IR
 
@@ -50,6 +56,16 @@ LIT_HD LossSlope<T> ir_element(T d) {
 
 // --- softmax over a row in one pass, part by part
 
+// Whether a logit is -inf, which takes its class out of the softmax: less than the lowest finite number.
+template <typename T>
+LIT_HD bool is_masked(T logit) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return logit < -1.7976931348623157e308;
+  } else {
+    return logit < -3.4028234664e38f;
+  }
+}
+
 // What is known of softmax(z * scale) over some classes: their largest z and the sum of exp((z - max) * scale).
 template <typename T>
 struct SoftmaxState {
@@ -61,10 +77,10 @@ struct SoftmaxState {
 template <typename T>
 LIT_HD SoftmaxState<T> merge(SoftmaxState<T> a, SoftmaxState<T> b, T scale) {
   const T max = a.max > b.max ? a.max : b.max;
-  if (max == -INFINITY) {  // only masked classes so far: there is nothing to shift (and NaN sums stay NaN)
+  if (is_masked(max)) {  // only masked classes so far: there is nothing to shift (and NaN sums stay NaN)
     return {max, a.sum + b.sum};
   }
-  return {max, a.sum * std::exp((a.max - max) * scale) + b.sum * std::exp((b.max - max) * scale)};
+  return {max, a.sum * exp((a.max - max) * scale) + b.sum * exp((b.max - max) * scale)};
 }
 
 // --- eq. 2: one class of a row
@@ -104,7 +120,7 @@ LIT_HD T cross_entropy_slope(T probability, T mass, T target) {
 // weight * log p, where a weight of 0 silences a masked class (log p = -inf); NaN stays NaN.
 template <typename T>
 LIT_HD T weighted_log(T weight, T log_p) {
-  return weight == T(0) && log_p == T(-INFINITY) ? T(0) : weight * log_p;
+  return weight == T(0) && is_masked(log_p) ? T(0) : weight * log_p;
 }
 
 }  // namespace lit_fast

@@ -134,7 +134,12 @@ def test_no_value_is_further_from_float64_than_torchs_at_that_dtype(kind: str, d
     options = LossOptions(ir=kind, alpha=0.5, label_smoothing=0.1)
     problem = make(batch=32, classes=100, shapes=((64, 16, 16), (33,)), dtype=dtype)
     values, grads = run(native.lit_loss, problem, options)
-    theirs, their_grads = run(torch_loss, problem, options)
+    try:
+        theirs, their_grads = run(torch_loss, problem, options)
+    except RuntimeError as error:
+        if "not implemented for" not in str(error):
+            raise
+        pytest.skip(f"this torch has no such loss: {error}")
     exact, exact_grads = run(torch_loss, problem.to(torch.float64), options)
     small = 1e-14 if dtype == torch.float64 else 3e-7
     for ours, torchs, true in zip(values, theirs, exact):
@@ -661,6 +666,7 @@ def test_errors_name_the_section_and_both_shapes() -> None:
         ({"class_weight": torch.ones(9)}, ValueError, r"class_weight: expected one weight per class, \[10\]"),
         ({"grad_scale": torch.ones(2)}, ValueError, "grad_scale: expected one number"),
         ({"student_logits": torch.zeros(8, 10, dtype=torch.long)}, TypeError, "student_logits: expected float16"),
+        ({"teacher_irs": [torch.zeros(8, 16, 8, 8).int()] * 3}, TypeError, "section 1, teacher IR: expected float16"),
     ],
 )
 def test_the_op_checks_its_arguments(change: dict, error: type[Exception], message: str) -> None:

@@ -45,7 +45,7 @@ void add_block(RowState& row, const T* z, int64_t n, bool hard, bool soft, doubl
   for (int64_t c = 0; c < n; ++c) {
     max = z[c] > max ? z[c] : max;
   }
-  const T shift = max == T(-INFINITY) ? T(0) : max;
+  const T shift = is_masked(max) ? T(0) : max;
   if (hard) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -1,14 +1,15 @@
 // lit_fast::lit_loss on the CPU: loss and gradients in one pass over the inputs.
 //
-// The work is cut into chunks whose size depends on the inputs alone; each gives its own partial sum and the partial
-// sums are added in order, so the result is the same for any number of threads. Sums are kept in float64.
+// The work is cut into chunks whose size depends on the inputs alone; each gives its own partial sums, which are added
+// in order: the result is the same for any number of threads. Sums are kept in float64.
 #include "csrc/lit_loss.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ones.h>
 #include <torch/library.h>
+
+#include <numeric>
 
 #include "csrc/cpu/ir.h"
 #include "csrc/cpu/kd.h"
@@ -16,20 +17,10 @@
 namespace lit_fast::cpu {
 namespace {
 
-constexpr int64_t kChunk = 64 * kBlock;  // elements: tens of microseconds of work
+constexpr int64_t kChunk = 64 * kBlock;     // elements of IRs: tens of microseconds of work
+constexpr int64_t kRowsChunk = kChunk / 8;  // elements of logits, which cost more
 
-// A range of elements of a section, or of rows of the logits.
-struct Chunk {
-  static constexpr int64_t kRows = -1;
-  int64_t section;  // or kRows
-  int64_t begin, end;
-};
-
-void add_chunks(std::vector<Chunk>& chunks, int64_t section, int64_t count, int64_t step) {
-  for (int64_t begin = 0; begin < count; begin += step) {
-    chunks.push_back({section, begin, std::min(begin + step, count)});
-  }
-}
+// --- the inputs, made dense; the structs keep the tensors' memory alive
 
 // Strides of dimensions of size 1 play no role.
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
@@ -43,9 +34,33 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
 
 // `tensor` itself if its elements lie in memory as those of `model`, else a copy in which they do.
 at::Tensor laid_out_as(const at::Tensor& model, const at::Tensor& tensor) {
-  return same_layout(model, tensor) ? tensor
-                                    : at::empty_like(model, model.options().dtype(tensor.dtype())).copy_(tensor);
+  return same_layout(model, tensor) ? tensor : at::empty_like(model, tensor.options()).copy_(tensor);
 }
+
+template <typename T>
+struct IrProblem {
+  std::vector<Section<T>> sections;
+  std::vector<at::Tensor> grads;  // one per section, or none
+  std::vector<at::Tensor> inputs;
+
+  IrProblem(const LitLossArgs& args, double grad_scale) {
+    for (size_t i = 0; i < args.student_irs.size(); ++i) {
+      const at::Tensor& given = args.student_irs[i];
+      // What student, teacher and gradient share is the layout of this tensor: the student's own if that is dense.
+      const at::Tensor model = args.need_grad || !given.is_non_overlapping_and_dense() ? at::empty_like(given) : given;
+      inputs.push_back(laid_out_as(model, given));
+      const Source<T> student(inputs.back());
+      inputs.push_back(laid_out_as(model, args.teacher_irs[i]));
+      const Source<T> teacher(inputs.back());
+      const double slope = (1 - args.beta) * args.section_weights[i] * grad_scale / static_cast<double>(model.numel());
+      sections.push_back({student, teacher, Target<T>(), model.numel(), static_cast<T>(slope)});
+      if (args.need_grad) {
+        grads.push_back(model);
+        sections.back().grad = Target<T>(model);
+      }
+    }
+  }
+};
 
 void check_labels(const at::Tensor& labels, int64_t classes, int64_t ignore_index) {
   const int64_t* data = labels.const_data_ptr<int64_t>();
@@ -56,12 +71,11 @@ void check_labels(const at::Tensor& labels, int64_t classes, int64_t ignore_inde
   }
 }
 
-// The rows of the KD loss and the tensors that keep their memory alive.
 template <typename T>
 struct KdProblem {
   Rows<T> rows{};
   double labels_weight = 0;  // sum of the class weights of all labels that count: what the cross-entropy is divided by
-  at::Tensor student, teacher, labels, class_weight, grad;
+  at::Tensor student, teacher, labels, class_weight, grad;  // undefined where not given
 
   KdProblem(const LitLossArgs& args, double grad_scale) {
     if (!args.student_logits) {
@@ -109,86 +123,92 @@ struct KdProblem {
   }
 };
 
+// --- sums
+
+struct Sums {
+  std::vector<double> ir;  // per section, over its elements
+  RowSums rows;
+};
+
+// A range of elements of a section, or of rows of the logits.
+struct Chunk {
+  static constexpr int64_t kRows = -1;
+  int64_t section;  // or kRows
+  int64_t begin, end;
+};
+
+void add_chunks(std::vector<Chunk>& chunks, int64_t section, int64_t count, int64_t step) {
+  for (int64_t begin = 0; begin < count; begin += step) {
+    chunks.push_back({section, begin, std::min(begin + step, count)});
+  }
+}
+
+// Does all the work: writes the gradients, returns the sums.
 template <typename T>
-LitLossResult compute(const LitLossArgs& args) {
-  const double grad_scale = args.grad_scale ? args.grad_scale->item().toDouble() : 1.0;
-  const int64_t sections = static_cast<int64_t>(args.student_irs.size());
-  LitLossResult result;
-
-  std::vector<Section<T>> irs(sections);
-  std::vector<at::Tensor> alive;  // copies of inputs that did not lie in memory as their partner
+Sums compute_sums(const IrProblem<T>& ir, const KdProblem<T>& kd, IrKind kind) {
   std::vector<Chunk> chunks;
-  int64_t work = 0;
-  for (int64_t i = 0; i < sections; ++i) {
-    // empty_like keeps the strides of a dense tensor and gives dense ones to any other.
-    const at::Tensor model = at::empty_like(args.student_irs[i]);
-    const at::Tensor student = laid_out_as(model, args.student_irs[i]);
-    const at::Tensor teacher = laid_out_as(model, args.teacher_irs[i]);
-    const int64_t numel = student.numel();
-    const double slope = (1 - args.beta) * args.section_weights[i] * grad_scale / static_cast<double>(numel);
-    irs[i] = {Source<T>(student), Source<T>(teacher), Target<T>(), numel, static_cast<T>(slope)};
-    if (args.need_grad) {
-      irs[i].grad = Target<T>(model);
-      result.ir_grads.push_back(model);
-    }
-    alive.insert(alive.end(), {student, teacher});
-    add_chunks(chunks, i, numel, kChunk);
-    work += numel;
+  int64_t work = kd.rows.batch * kd.rows.classes;
+  for (size_t i = 0; i < ir.sections.size(); ++i) {
+    add_chunks(chunks, static_cast<int64_t>(i), ir.sections[i].numel, kChunk);
+    work += ir.sections[i].numel;
   }
+  add_chunks(chunks, Chunk::kRows, kd.rows.batch, kRowsChunk / std::max<int64_t>(1, kd.rows.classes) + 1);
 
-  const KdProblem<T> kd(args, grad_scale);
-  if (kd.student.defined()) {
-    add_chunks(chunks, Chunk::kRows, kd.rows.batch, std::max<int64_t>(1, kChunk / 8 / kd.rows.classes));
-    work += kd.student.numel();
-  }
-  result.logits_grad = kd.grad.defined() ? kd.grad : at::empty({0}, at::dtype(compute_dtype(args)));
-
-  const auto kind = static_cast<IrKind>(args.ir_kind);
-  std::vector<RowSums> row_partials(chunks.size());
   std::vector<double> ir_partials(chunks.size());
+  std::vector<RowSums> row_partials(chunks.size());
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const Chunk& chunk = chunks[c];
       if (chunk.section == Chunk::kRows) {
         row_partials[c] = kd_range(kd.rows, chunk.begin, chunk.end);
       } else {
-        ir_partials[c] = ir_range(irs[chunk.section], kind, chunk.begin, chunk.end);
+        ir_partials[c] = ir_range(ir.sections[chunk.section], kind, chunk.begin, chunk.end);
       }
     }
   };
   const int64_t count = static_cast<int64_t>(chunks.size());
-  at::parallel_for(0, count, /*grain_size=*/work < kChunk ? count : 1, run);
+  at::parallel_for(0, count, /*grain_size=*/work < kChunk ? count : 1, run);  // to wake a thread costs microseconds
 
-  std::vector<double> ir(sections, 0.0);
-  RowSums sums;
+  Sums sums{std::vector<double>(ir.sections.size()), {}};
   for (int64_t c = 0; c < count; ++c) {
     if (chunks[c].section == Chunk::kRows) {
-      sums.ce += row_partials[c].ce;
-      sums.kl += row_partials[c].kl;
+      sums.rows.ce += row_partials[c].ce;
+      sums.rows.kl += row_partials[c].kl;
     } else {
-      ir[chunks[c].section] += ir_partials[c];
+      sums.ir[chunks[c].section] += ir_partials[c];
     }
   }
+  return sums;
+}
 
-  result.parts = at::empty({3 + sections}, at::dtype(compute_dtype(args)));
-  T* parts = result.parts.template mutable_data_ptr<T>();
+// --- the loss
+
+template <typename T>
+LitLossResult compute(const LitLossArgs& args) {
+  const double grad_scale = args.grad_scale ? args.grad_scale->item().toDouble() : 1.0;
+  const IrProblem<T> ir(args, grad_scale);
+  const KdProblem<T> kd(args, grad_scale);
+  const Sums sums = compute_sums(ir, kd, static_cast<IrKind>(args.ir_kind));
+
+  const auto options = at::dtype(c10::CppTypeToScalarType<T>::value);
+  const int64_t sections = static_cast<int64_t>(ir.sections.size());
+  at::Tensor parts_tensor = at::empty({3 + sections}, options);
+  T* parts = parts_tensor.template mutable_data_ptr<T>();
   // A mean over nothing is 0 / 0 = NaN, as in torch.
-  const double ce = kd.labels.defined() ? sums.ce / kd.labels_weight : 0.0;
-  double kl = kd.teacher.defined() ? sums.kl / static_cast<double>(kd.rows.batch) : 0.0;
-  kl *= args.tau_squared ? args.tau * args.tau : 1.0;
+  const double ce = kd.labels.defined() ? sums.rows.ce / kd.labels_weight : 0.0;
+  const double kl_mean = kd.teacher.defined() ? sums.rows.kl / static_cast<double>(kd.rows.batch) : 0.0;
+  const double kl = kl_mean * (args.tau_squared ? args.tau * args.tau : 1.0);
   double ir_total = 0;
   for (int64_t i = 0; i < sections; ++i) {
-    ir[i] /= static_cast<double>(irs[i].numel);
-    ir_total += args.section_weights[i] * ir[i];
-    parts[3 + i] = static_cast<T>(ir[i]);
+    const double mean = sums.ir[i] / static_cast<double>(ir.sections[i].numel);
+    ir_total += args.section_weights[i] * mean;
+    parts[3 + i] = static_cast<T>(mean);
   }
-  // A part of weight 0 may be infinite: it does not count.
-  const auto weighted = [](double weight, double value) { return weight == 0 ? 0.0 : weight * value; };
-  parts[0] = static_cast<T>(weighted(args.beta * args.alpha, ce) + weighted(args.beta * (1 - args.alpha), kl) +
-                            weighted(1 - args.beta, ir_total));
+  const double total = args.beta * (args.alpha * ce + (1 - args.alpha) * kl) + (1 - args.beta) * ir_total;
+  parts[0] = static_cast<T>(total);
   parts[1] = static_cast<T>(ce);
   parts[2] = static_cast<T>(kl);
-  return result;
+  return {parts_tensor, ir.grads, kd.grad.defined() ? kd.grad : at::empty({0}, options)};
 }
 
 LitLossResult lit_loss(const LitLossArgs& args) {

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 _MARK = b"lit_fast-build;"
+# pip would take the wheel that it built last time, for another torch, from its cache.
+_MEND = "install lit_fast again: pip install --force-reinstall --no-deps --no-cache-dir ..."
 
 
 class Extension(NamedTuple):
@@ -43,11 +45,11 @@ def load() -> Extension:
     built = _read_build(path)
     misfit = _misfit(built)
     if misfit is not None:
-        return Extension(False, f"{misfit}; install lit_fast again in this environment", built, path)
+        return Extension(False, f"{misfit}; {_MEND}", built, path)
     try:
         importlib.import_module("lit_fast._C")
     except ImportError as error:
-        return Extension(False, f"{path.name} does not load: {error}; install lit_fast again", built, path)
+        return Extension(False, f"{path.name} does not load: {error}; {_MEND}", built, path)
     return Extension(True, f"compiled for torch {built['torch']} by {built['compiler']}", built, path)
 
 
@@ -69,6 +71,6 @@ def _misfit(built: dict[str, str]) -> str | None:
     # C++ interfaces are kept within a minor release; the CPU and CUDA builds of one release share them.
     if built["torch"].split(".")[:2] != release.split(".")[:2]:
         return f"the compiled extension is for torch {built['torch']}, this is torch {torch.__version__}"
-    if built["cxx11_abi"] != str(int(torch.compiled_with_cxx11_abi())):
+    if built["cxx11_abi"] not in ("none", str(int(torch.compiled_with_cxx11_abi()))):  # none: not GNU's C++ library
         return f"the compiled extension has _GLIBCXX_USE_CXX11_ABI={built['cxx11_abi']}, this torch has the other"
     return None
