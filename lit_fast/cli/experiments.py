@@ -163,7 +163,7 @@ def _conclude(folder: Path) -> None:
         typer.echo(f"note: {paths.note}", err=True)
     for result in results:
         last = (result.get("files") or {}).get("last")
-        if last:
+        if last and (folder / last).is_file():  # results are read without their weights, too
             typer.echo(f"weights  {folder / last}")
 
 
