@@ -1,0 +1,369 @@
+"""The causes of the messages that the documentation quotes, by the name under which a page marks them.
+
+    <!-- error split-unknown-name -->
+
+above a ``text`` block says that the block holds what CAUSES["split-unknown-name"] raises. ``tests/test_docs.py`` holds
+the pages to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import lit_fast as lf
+from lit_fast import backends
+from lit_fast.cli.networks import evaluate
+from lit_fast.training import checkpoint, export
+from lit_fast.training.config import load_experiment
+from lit_fast.training.experiment import Session, run_experiment
+from lit_fast.training.tally import LossTally
+
+CAUSES: dict[str, Callable[[], Any]] = {}
+IMAGES = torch.zeros(2, 3, 8, 8)
+TINY = ("data.image_size=8", "data.train_size=40", "data.val_size=20", "teacher.model=resnet20", "epochs=1")
+NO_LOGS = ("logging.tensorboard=false", "step.device=cpu")
+
+
+def cause(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    def register(function: Callable[[], Any]) -> Callable[[], Any]:
+        CAUSES[name] = function
+        return function
+
+    return register
+
+
+def message(name: str) -> str:
+    """What the cause raises (or warns of), without this machine's folders and line numbers."""
+    torch.manual_seed(0)
+    text = ""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            CAUSES[name]()
+        except Exception as error:
+            text = str(error)
+    if not text and warned:
+        text = str(warned[0].message)
+    assert text, f"{name} raised nothing"
+    text = text.replace(f"{Path.cwd()}{os.sep}", "")
+    return re.sub(r"documented_errors\.py:\d+", "model.py:12", text)
+
+
+# -- splitting -------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two sections, ``low`` and ``high``, between a convolution and a linear layer."""
+
+    def __init__(self, width: int = 4, classes: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.low = nn.Sequential(nn.Conv2d(4, width, 3, padding=1), nn.ReLU())
+        self.high = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.last = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.high(self.low(self.first(x))).mean((2, 3)))
+
+
+class Skipping(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        low = self.low(x)
+        return self.last((self.high(low) + x).mean((2, 3)))
+
+
+class Repeating(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.high(self.low(self.low(self.first(x)))).mean((2, 3)))
+
+
+class Deciding(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.mean() > 0:
+            x = F.relu(x)
+        return self.last(self.high(self.low(x)).mean((2, 3)))
+
+
+class TwoInputs(Net):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return self.last((self.high(self.low(self.first(x))) * mask).mean((2, 3)))
+
+
+def halves(net: nn.Module) -> lf.SplitModel:
+    return lf.split(net, at=["low", "high"])
+
+
+def teacher(net: nn.Module | None = None) -> lf.SplitModel:
+    return halves((net or Net()).eval().requires_grad_(False))
+
+
+CAUSES["split-no-default-cuts"] = lambda: lf.split(Net())
+CAUSES["split-unknown-name"] = lambda: lf.split(lf.models.resnet20(), at=["layer1", "layer4"])
+CAUSES["split-order"] = lambda: lf.split(lf.models.resnet20(), at=["layer2", "layer1"])
+CAUSES["split-crossing"] = lambda: halves(Skipping())
+CAUSES["split-called-twice"] = lambda: halves(Repeating())
+CAUSES["split-untraceable"] = lambda: halves(Deciding())
+CAUSES["split-two-inputs"] = lambda: halves(TwoInputs())
+CAUSES["copy-parts"] = lambda: lf.copy_parts(teacher(), halves(Net(classes=7)))
+
+
+@cause("split-not-called")
+def _() -> None:
+    net = Net()
+    net.blocks = nn.ModuleList([net.low, net.high])
+    lf.split(net, at=["blocks"])
+
+
+# -- pairs and steps ---------------------------------------------------------------------------------------------------
+
+
+CAUSES["pair-sections"] = lambda: lf.inspect(teacher(), lf.split(Net(), at=["low"]), IMAGES)
+CAUSES["pair-width"] = lambda: lf.inspect(teacher(Net(8)), halves(Net()), IMAGES)
+CAUSES["pair-train-mode"] = lambda: lf.inspect(halves(Net()), halves(Net()), IMAGES)
+
+
+@cause("pair-in-place")
+def _() -> None:
+    student = Net()
+    student.high = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    lf.inspect(teacher(), halves(student), IMAGES)
+
+
+@cause("pair-chance")
+def _() -> None:
+    batch = (torch.zeros(1000, 3, 8, 8), torch.arange(1000) % 10)
+    lf.inspect(teacher(), halves(Net()), IMAGES, loader=[batch])
+
+
+def step(**options: Any) -> lf.LITStep:
+    student = halves(Net())
+    settings = {"optimizer": torch.optim.SGD(student.parameters(), lr=0.1), "criterion": lf.LITLoss(), **options}
+    return lf.LITStep(teacher(), student, **settings)
+
+
+@cause("step-optimizer")
+def _() -> None:
+    student = halves(Net())
+    student.freeze("stem", "head")
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)
+    student.unfreeze("stem", "head")
+    lf.LITStep(teacher(), student, lf.LITLoss(), optimizer)
+
+
+CAUSES["step-sections"] = lambda: step(ir_sections=[3])
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def irs(width: int = 16) -> list[Tensor]:
+    return [torch.zeros(4, width, 2, 2, requires_grad=True)]
+
+
+LOGITS = torch.zeros(4, 10)
+LABELS = torch.arange(4)
+
+CAUSES["loss-no-irs"] = lambda: lf.LITLoss()(None, None, LOGITS, LOGITS, LABELS)
+CAUSES["loss-shapes"] = lambda: lf.IRLoss()(irs(16), irs(32))
+CAUSES["loss-one-tensor"] = lambda: lf.IRLoss()(irs()[0], irs()[0])
+CAUSES["loss-no-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS)
+CAUSES["loss-soft-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS, torch.full((4, 10), 0.1))
+CAUSES["loss-logits"] = lambda: lf.KDLoss()(torch.zeros(4, 5, 10), torch.zeros(4, 5, 10), torch.zeros(4, 5).long())
+CAUSES["loss-alpha"] = lambda: lf.LITLoss(alpha=95)
+
+
+@cause("loss-double-backward")
+def _() -> None:
+    inputs = irs()
+    torch.autograd.grad(lf.IRLoss()(inputs, [torch.ones(4, 16, 2, 2)]), inputs, create_graph=True)
+
+
+def without_extension() -> contextlib.AbstractContextManager[Any]:
+    said = (False, "lit_fast was installed without its compiled extension")
+    return mock.patch.object(backends, "_native_available", lambda: said)
+
+
+@cause("loss-no-native")
+def _() -> None:
+    with without_extension():
+        lf.LITLoss(backend="native")
+
+
+@cause("loss-fallback")
+def _() -> None:
+    backends._pick.cache_clear()
+    try:
+        with without_extension():
+            lf.IRLoss()(irs(), irs())
+    finally:
+        backends._pick.cache_clear()
+
+
+# -- configs -----------------------------------------------------------------------------------------------------------
+
+
+CAUSES["config-unknown-key"] = lambda: load_experiment("digits", overrides=["loss.gamma=1"])
+CAUSES["config-values"] = lambda: load_experiment("digits", overrides=["loss.alpha=95", "teacher.model=resnet21"])
+CAUSES["config-no-data"] = lambda: load_experiment("resnet-cifar10")
+CAUSES["config-no-checkpoint"] = lambda: load_experiment("digits", overrides=["teacher.checkpoint=resnet56.th"])
+CAUSES["config-recipe"] = lambda: load_experiment("resnet")
+
+
+@cause("config-no-recipe")
+def _() -> None:
+    Path("mine.yaml").write_text("epochs: 20\n", encoding="utf-8")
+    load_experiment(config=Path("mine.yaml"))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def run(*overrides: str) -> Any:
+    experiment = load_experiment("digits", overrides=[*TINY, *NO_LOGS, *overrides])
+    return run_experiment(experiment, Path("runs/mine"), console=Console(file=io.StringIO()))
+
+
+def begin() -> None:
+    """A run folder that an experiment has begun in."""
+    with mock.patch.object(Session, "teacher", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):
+        run()
+
+
+@cause("run-begun")
+def _() -> None:
+    begin()
+    run()
+
+
+@cause("run-other")
+def _() -> None:
+    begin()
+    run("loss.beta=0.5")
+
+
+@cause("run-not-empty")
+def _() -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/notes.txt").touch()
+    run()
+
+
+@cause("run-chance")
+def _() -> None:
+    torch.save(lf.models.resnet20(in_channels=1).state_dict(), "resnet20.pt")
+    run("teacher.checkpoint=resnet20.pt")
+
+
+@cause("run-not-finite")
+def _() -> None:
+    run("phases.scratch.lr=1e+30")
+
+
+@cause("run-interrupted")
+def _() -> None:
+    with mock.patch.object(LossTally, "add", side_effect=lambda *_: signal.raise_signal(signal.SIGINT)):
+        run()
+
+
+@cause("run-disk-full")
+def _() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with mock.patch.object(checkpoint, "_save_tensors", side_effect=full):
+        run()
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def load(saved: nn.Module) -> None:
+    torch.save(saved.state_dict(), "net.pt")
+    lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
+
+
+CAUSES["weights-missing"] = lambda: lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
+CAUSES["weights-depth"] = lambda: load(lf.models.resnet32())
+CAUSES["weights-classes"] = lambda: load(lf.models.resnet20(num_classes=100))
+
+
+@cause("evaluate-unknown")
+def _() -> None:
+    torch.save(lf.models.resnet20().state_dict(), "net.pt")
+    evaluate(Path("net.pt"))
+
+
+@cause("export-packages")
+def _() -> None:
+    with mock.patch.object(export.importlib.util, "find_spec", return_value=None):
+        export.export(lf.models.resnet20(), (3, 8, 8), "onnx", Path("net.onnx"))
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def images(count: int = 20) -> tuple[Tensor, Tensor]:
+    return torch.zeros(count, 3, 8, 8, dtype=torch.uint8), torch.arange(count) % 2
+
+
+CAUSES["data-none"] = lambda: lf.data.open_data("cifar10", data_dir=".")
+CAUSES["data-size"] = lambda: lf.data.open_data("digits", train_size=5000)
+
+
+@cause("data-truncated")
+def _() -> None:
+    folder = Path("cifar-10-batches-bin")
+    folder.mkdir()
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}.bin").write_bytes(bytes(1_000_000))
+    lf.data.open_data("cifar10", data_dir=".")
+
+
+@cause("data-classes")
+def _() -> None:
+    for folder in ("train/daisy", "train/tulip", "test/daisy"):
+        path = Path("photos") / folder
+        path.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path / "1.png")
+    lf.data.open_data("folder", data_dir="photos", image_size=32)
+
+
+@cause("data-channels-last")
+def _() -> None:
+    pixels, labels = images()
+    lf.data.from_arrays((pixels.permute(0, 2, 3, 1), labels), test=images())
+
+
+@cause("data-floats")
+def _() -> None:
+    pixels, labels = images()
+    lf.data.from_arrays((pixels / 255, labels), test=images())
+
+
+@cause("data-random")
+def _() -> None:
+    class Random(Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.rand(3, 8, 8), index % 2
+
+    lf.data.from_datasets(Random(), test=Random())
