@@ -199,7 +199,7 @@ def _() -> None:
 
 def without_extension() -> contextlib.AbstractContextManager[Any]:
     said = (False, "lit_fast was installed without its compiled extension")
-    return mock.patch.object(backends, "_native_available", lambda: said)
+    return mock.patch.object(backends, "_native_available", return_value=said)
 
 
 @cause("loss-no-native")

@@ -1,8 +1,8 @@
 """Everything the documentation shows is real: code runs, commands work, messages and tables are those of the program.
 
 A page is run from its first block to its last in a folder of its own. Its ``python`` blocks share one namespace, its
-``lit-fast`` commands go through the real command line. The folder holds what the pages take as given: CIFAR-10 under
-``data``, image folders under ``photos``, and a teacher's checkpoint, ``resnet56.th``. All three are small and made here.
+``lit-fast`` commands go through the real command line. The folder holds what the pages take as given, small and made
+here: CIFAR-10 under ``data``, image folders under ``photos``, and a teacher's checkpoint, ``resnet56.th``.
 
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
@@ -45,7 +45,7 @@ from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, cifar
 from lit_fast.data.augment import normalise, resize
 from lit_fast.training import distill as distilling
 from lit_fast.training.config import Experiment, load_experiment
-from lit_fast.training.results import HEADERS, load_results, plain_table, table
+from lit_fast.training.results import HEADERS
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
@@ -117,9 +117,7 @@ def fitted_resnet56() -> nn.Module:
 
 
 @pytest.fixture
-def page_folder(
-    given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `given` as the working folder, with every training shortened."""
     shutil.copytree(given, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -213,7 +211,7 @@ def command(words: list[str]) -> str:
     if words[0] == "lit-fast":
         return run_lit_fast(words[1:])
     assert words[0] in checks, f"tests/test_docs.py knows no way to check {words[0]!r}"
-    checks[words[0]](words[1:] if words[0] != ".ci/run" and words[0] not in ("ruff", "mypy") else words)
+    checks[words[0]](words)
     return ""
 
 
@@ -231,29 +229,28 @@ def check_make(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z]+):", makefile, re.MULTILINE)
     variables = re.findall(r"^([A-Z]+) [?:]?=", makefile, re.MULTILINE)
-    for word in words:
+    for word in words[1:]:
         assert word in targets or word.partition("=")[0] in variables, f"the Makefile has no {word}"
 
 
 def check_pip(words: list[str]) -> None:
     """An installation of this checkout with extras that there are."""
-    extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
-    assert extras
-    assert words[0] == "install"
-    for word in words[1:]:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert words[1] == "install"
+    for word in words[2:]:
         what = re.fullmatch(r"\.(?:\[([a-z,]+)\])?|-e|--editable", word)
         assert what, word
         for extra in (what[1] or "").split(","):
-            assert not extra or re.search(rf"^{extra} = ", extras[1], re.MULTILINE), f"no extra {extra!r}"
+            assert not extra or re.search(rf"^{extra} = ", extras, re.MULTILINE), f"no extra {extra!r}"
 
 
 def check_python(words: list[str]) -> None:
-    """A script of ours, or pytest or build as a module."""
-    if words[0] == "-m":
-        assert words[1] in ("pytest", "build", "venv"), words
-        words = [word for word in words[2:] if "/" in word]
-    for word in words[:1]:
-        assert (ROOT / word).exists(), word
+    """pytest or build as a module, or a script of ours, on paths that there are."""
+    if words[1] == "-m":
+        assert words[2] in ("pytest", "build"), words
+    for word in words[1:]:
+        assert "/" not in word or (ROOT / word).exists(), word
 
 
 def check_script(words: list[str]) -> None:
@@ -270,15 +267,52 @@ def page_name(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = PageRun(monkeypatch)
+    run_page(page, PageRun(monkeypatch))
+
+
+def run_page(page: Path, run: PageRun) -> None:
+    """Run all blocks of a page; code that would not be run (other fences, indented blocks) fails."""
+    other = re.search(r"^(~~~.*| {4}\s*(?:lit-fast|pip|python|import|make) .*)$", doc_pages.prose(page), re.MULTILINE)
+    assert not other, f"{page.name}: {other[0]!r} is not in a fenced block"
     for block in doc_pages.blocks(page):
         assert block.language in LANGUAGES, f"{block}: language {block.language!r}, known: {', '.join(LANGUAGES)}"
         try:
             run.run(block)
-        except BaseException as error:
-            error.add_note(f"in the block at {block}") if hasattr(error, "add_note") else None
+        except BaseException:
             print(f"in the block at {block}", file=sys.stderr)
             raise
+
+
+def page_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
+    monkeypatch.setattr(doc_pages, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def test_blocks_in_lists_are_found_and_comments_above_them_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "- so\n\n  <!-- output -->\n  ```text\n  a\n    b\n  ```\n\n```python\nprint()\n```\n"
+    found = doc_pages.blocks(page_of(tmp_path, monkeypatch, text))
+    assert [(b.language, b.text, b.mark, b.line) for b in found] == [
+        ("text", "a\n  b", "output", 5),
+        ("python", "print()", "", 10),
+    ]
+
+
+@pytest.mark.parametrize("text", ["```\nx\n```\n", "```sh\nx\n```\n", "~~~python\nx\n~~~\n", "    lit-fast x\n"])
+def test_no_block_is_skipped(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError):
+        run_page(page_of(tmp_path, monkeypatch, text), PageRun(monkeypatch))
+
+
+@pytest.mark.parametrize(
+    "line", ["make nothing", "pip install .[no]", "pip install torch", "lit-fast distil", "curl x", "ruff-x ."]
+)
+def test_a_command_that_is_not_there_is_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        command(line.split())
 
 
 # -- what the pages say of the program ---------------------------------------------------------------------------------
