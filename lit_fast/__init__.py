@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lit_fast import data, models, recipes
     from lit_fast.build import build_info
     from lit_fast.functional import ir_loss, kd_loss, lit_loss
-    from lit_fast.inspect import PairError, Report, inspect
     from lit_fast.losses import IRLoss, KDLoss, LITLoss
+    from lit_fast.preflight import PairError, Report, inspect
     from lit_fast.projector import Projectors, make_projectors
     from lit_fast.running_stats import recalibrate
     from lit_fast.sections import SplitModel, copy_parts, split
@@ -31,9 +31,9 @@ _HOME = {
     "lit_loss": "functional",
     "kd_loss": "functional",
     "ir_loss": "functional",
-    "inspect": "inspect",
-    "PairError": "inspect",
-    "Report": "inspect",
+    "inspect": "preflight",
+    "PairError": "preflight",
+    "Report": "preflight",
     "LITLoss": "losses",
     "KDLoss": "losses",
     "IRLoss": "losses",

@@ -147,7 +147,7 @@ def inspect(
 
     from lit_fast import models
     from lit_fast.data import open_data
-    from lit_fast.inspect import inspect as look
+    from lit_fast.preflight import inspect as look
     from lit_fast.projector import make_projectors
     from lit_fast.sections import copy_parts, split
     from lit_fast.training.weights import normalization_of, read_info

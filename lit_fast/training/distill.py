@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_fast.counting import count_parameters
 from lit_fast.data import Data
-from lit_fast.inspect import inspect
+from lit_fast.preflight import inspect
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ModelConfig, load_experiment

@@ -15,7 +15,7 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import Data, open_data
-from lit_fast.inspect import inspect
+from lit_fast.preflight import chance_limit, inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
@@ -273,13 +273,11 @@ def _accuracies(
 
 
 def _refuse_chance(label: str, accuracy: float, count: int, classes: int) -> None:
-    """A teacher within three standard errors of guessing teaches nothing."""
-    chance = 1.0 / classes
-    limit = 100.0 * (chance + 3.0 * (chance * (1.0 - chance) / count) ** 0.5)
+    limit = 100.0 * chance_limit(classes, count)
     if accuracy <= limit:
         raise ValueError(
             f"teacher {label}: {accuracy:.1f} % on {count} validation images is no better than chance "
-            f"({100.0 * chance:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation "
+            f"({100.0 / classes:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation "
             "(data.mean, data.std)"
         )
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +14,7 @@ from lit_fast.pairreport import Report, make_report
 from lit_fast.projector import Projectors, sections_differ
 from lit_fast.sections import SplitModel
 
-__all__ = ["PairError", "Report", "inspect"]
+__all__ = ["PairError", "Report", "chance_limit", "inspect"]
 
 # Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
 CHANCE_IMAGES = 1000
@@ -236,29 +233,25 @@ def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device
             break
     if images == 0:
         return ["loader: it gave no images; pass a list of batches or a fresh loader"]
-    chance = 1 / classes
-    error = math.sqrt(chance * (1 - chance) / images)
-    if chance + 3 * error >= 1:
+    limit = chance_limit(classes, images)
+    if limit >= 1:
         return [f"loader: {images} images are too few to tell {classes} classes from chance; pass some hundred"]
     accuracy = correct / images
-    if accuracy > chance + 3 * error:
+    if accuracy > limit:
         return []
+    chance = 1 / classes
     return [
-        f"teacher: accuracy {accuracy:.2%} on {images} images, expected above {chance + 3 * error:.2%} (chance, "
-        f"1/{classes} = {chance:.2%}, and 3 standard errors of {error:.2%}); its weights look untrained: load a "
+        f"teacher: accuracy {accuracy:.2%} on {images} images, expected above {limit:.2%} (chance, 1/{classes} = "
+        f"{chance:.2%}, and 3 standard errors of {(limit - chance) / 3:.2%}); its weights look untrained: load a "
         "checkpoint"
     ]
 
 
+def chance_limit(classes: int, images: int) -> float:
+    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors."""
+    chance = 1 / classes
+    return chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+
 def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-class _Callable(ModuleType):
-    """``lit_fast.inspect`` is a function and this module: the name stays callable whichever was imported first."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Report:
-        return inspect(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from example_networks import ViT, vision_resnet18, vision_resnet50
 from torch import Tensor, nn
 
-import lit_fast as lf
 from lit_fast import models
-from lit_fast.inspect import PairError, inspect
+from lit_fast.preflight import PairError, inspect
 from lit_fast.sections import SplitModel, copy_parts, split
 
 X = (1, 3, 16, 16)
@@ -120,12 +118,6 @@ def test_inspection_works_in_any_gradient_mode(context):
     teacher, student = teacher_of(models.resnet20()), split(models.resnet20())
     with context():
         inspect(teacher, student, torch.randn(X))
-
-
-def test_lf_inspect_is_callable_though_it_is_also_a_module():
-    teacher, student = teacher_of(models.resnet20()), split(models.resnet20())
-    for call in (lf.inspect, importlib.import_module("lit_fast.inspect")):
-        assert call(teacher, student, torch.randn(X)).compression == 1.0
 
 
 # -- problems ---------------------------------------------------------------------------------------------------------
