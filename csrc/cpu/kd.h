@@ -65,26 +65,58 @@ void add_block(RowState& row, const T* z, int64_t n, bool hard, bool soft, doubl
   }
 }
 
-// grad = ce_scale * d CE / d z without the label's own share, which is one class of one block.
+// The targets of a row's cross-entropy, -sum_c target_c log softmax(z)_c: `every` times the class's weight at every
+// class, and `label_target` more at the label.
+struct HardTargets {
+  int64_t label;  // -1: the row has none, and no cross-entropy
+  double label_target;
+  double every;
+  double mass;  // sum of all targets
+
+  bool given() const { return label >= 0; }
+};
+
 template <typename T>
-void ce_grad_block(const T* z, const T* weight, T* grad, int64_t n, const SoftmaxState<double>& state, T mass,
-                   T smoothing, T scale) {
-  const T max = static_cast<T>(state.max), inverse_sum = static_cast<T>(1 / state.sum);
-#pragma omp simd
-  for (int64_t c = 0; c < n; ++c) {
-    const T target = weight == nullptr ? smoothing : smoothing * weight[c];
-    grad[c] = scale * cross_entropy_slope(exp_nonpositive(z[c] - max) * inverse_sum, mass, target);
+HardTargets hard_targets(const Rows<T>& rows, int64_t row) {
+  if (rows.labels == nullptr || rows.labels[row] == rows.ignore_index) {
+    return {-1, 0, 0, 0};
   }
+  const int64_t label = rows.labels[row];
+  const double weight = rows.class_weight == nullptr ? 1.0 : rows.class_weight[label];
+  const double label_target = (1 - rows.label_smoothing) * weight;
+  const double every = rows.label_smoothing / static_cast<double>(rows.classes);
+  return {label, label_target, every, label_target + every * rows.class_weight_sum};
 }
 
-// Sum over a block's classes of weight * log p.
+// Share of the classes first .. first + n in the row's cross-entropy; writes ce_scale * its slope if `grad` is not
+// null.
 template <typename T>
-double log_block(const T* z, const T* weight, int64_t n, double log_normaliser) {
-  double sum = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    sum += weighted_log(weight == nullptr ? 1.0 : static_cast<double>(weight[c]), z[c] - log_normaliser);
+double ce_block(const Rows<T>& rows, const HardTargets& targets, const SoftmaxState<double>& state, const T* z, T* grad,
+                int64_t first, int64_t n) {
+  const T* weight = rows.class_weight == nullptr ? nullptr : rows.class_weight + first;
+  const int64_t label = targets.label - first;  // within the block, if it is there
+  const bool has_label = label >= 0 && label < n;
+  const double log_normaliser = state.max + std::log(state.sum);
+  double log_sum = has_label ? weighted_log(targets.label_target, z[label] - log_normaliser) : 0.0;
+  if (targets.every > 0) {
+    for (int64_t c = 0; c < n; ++c) {
+      const double target = targets.every * (weight == nullptr ? 1.0 : weight[c]);
+      log_sum += weighted_log(target, z[c] - log_normaliser);
+    }
   }
-  return sum;
+  if (grad != nullptr) {
+    const T max = static_cast<T>(state.max), inverse_sum = static_cast<T>(1 / state.sum);
+    const T every = static_cast<T>(targets.every), mass = static_cast<T>(targets.mass), scale = rows.ce_scale;
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) {
+      const T target = weight == nullptr ? every : every * weight[c];
+      grad[c] = scale * cross_entropy_slope(exp_nonpositive(z[c] - max) * inverse_sum, mass, target);
+    }
+    if (has_label) {
+      grad[label] -= scale * static_cast<T>(targets.label_target);
+    }
+  }
+  return -log_sum;
 }
 
 // Sum of the block's shares of KL(teacher || student); adds scale * (q - p) to `grad` if it is not null.
@@ -123,48 +155,25 @@ void kd_row(const Rows<T>& rows, int64_t row, RowSums& sums) {
   T student_buffer[kBlock], teacher_buffer[kBlock], grad_buffer[kBlock];
   const int64_t start = row * rows.classes, end = start + rows.classes;
   const bool soft = rows.teacher.given();
-  const bool hard = rows.labels != nullptr && rows.labels[row] != rows.ignore_index;
+  const HardTargets targets = hard_targets(rows, row);
 
   RowState student_row, teacher_row;
   for (int64_t i = start; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
-    add_block(student_row, rows.student.block(i, n, student_buffer), n, hard, soft, rows.inverse_tau);
+    add_block(student_row, rows.student.block(i, n, student_buffer), n, targets.given(), soft, rows.inverse_tau);
     if (soft) {
       add_block(teacher_row, rows.teacher.block(i, n, teacher_buffer), n, false, true, rows.inverse_tau);
     }
   }
 
-  // Targets of the cross-entropy: (1 - smoothing) * weight at the label, smoothing / classes * weight at every class.
-  const int64_t label = hard ? rows.labels[row] : -1;
-  const double smoothing = rows.label_smoothing / static_cast<double>(rows.classes);
-  double label_target = 0;
-  if (hard) {
-    label_target = (1 - rows.label_smoothing) * (rows.class_weight == nullptr ? 1.0 : rows.class_weight[label]);
-  }
-  const T mass = static_cast<T>(label_target + smoothing * rows.class_weight_sum);
-  const double log_normaliser = student_row.hard.max + std::log(student_row.hard.sum);
-
   for (int64_t i = start; i < end; i += kBlock) {
-    const int64_t n = std::min(kBlock, end - i), first = i - start;
+    const int64_t n = std::min(kBlock, end - i);
     const T* z = rows.student.block(i, n, student_buffer);
-    const T* weight = rows.class_weight == nullptr ? nullptr : rows.class_weight + first;
-    const bool has_label = hard && label >= first && label < first + n;
     T* grad = rows.grad.given() ? rows.grad.block(i, grad_buffer) : nullptr;
-    if (has_label) {
-      sums.ce -= weighted_log(label_target, z[label - first] - log_normaliser);
-    }
-    if (hard && smoothing > 0) {
-      sums.ce -= smoothing * log_block(z, weight, n, log_normaliser);
-    }
-    if (grad != nullptr) {
-      if (hard) {
-        ce_grad_block(z, weight, grad, n, student_row.hard, mass, static_cast<T>(smoothing), rows.ce_scale);
-      } else {
-        std::fill_n(grad, n, T(0));
-      }
-      if (has_label) {
-        grad[label - first] -= rows.ce_scale * static_cast<T>(label_target);
-      }
+    if (targets.given()) {
+      sums.ce += ce_block(rows, targets, student_row.hard, z, grad, i - start, n);
+    } else if (grad != nullptr) {
+      std::fill_n(grad, n, T(0));
     }
     if (soft) {
       const T* teacher = rows.teacher.block(i, n, teacher_buffer);
