@@ -15,7 +15,10 @@ class Interrupted(RuntimeError):
 
 
 class SignalWatch:
-    """While active, the first SIGINT or SIGTERM only sets `requested`; the handlers before it come back at the end."""
+    """While active, the first SIGINT or SIGTERM only sets `requested`; the handlers before it come back at the end.
+
+    A signal that was ignored stays ignored: a job started in the background is not to be stopped from the keyboard.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -24,7 +27,8 @@ class SignalWatch:
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
