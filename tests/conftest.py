@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -23,3 +24,8 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_configure() -> None:
+    """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -147,21 +146,7 @@ def launch(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lit_fast", "distill", "--recipe", "digits", "--run-dir", str(run_dir), *sets]
     if run_dir.exists():
         command.append("--resume")
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests may run where it is ignored
-    )
-
-
-@pytest.fixture
-def keyboard() -> Iterator[None]:
-    """SIGINT as in a terminal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_steps(log: Path, steps: int, process: subprocess.Popen[str]) -> None:
@@ -225,13 +210,15 @@ def test_interrupted_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, m
     assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
 
 
-@pytest.mark.usefixtures("keyboard")
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with SignalWatch() as watch:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert watch.requested is None
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with SignalWatch() as watch:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert watch.requested is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_experiment_resumes_to_the_same_results(whole: Path, tmp_path: Path) -> None:
