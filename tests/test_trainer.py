@@ -146,7 +146,8 @@ def launch(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lit_fast", "distill", "--recipe", "digits", "--run-dir", str(run_dir), *sets]
     if run_dir.exists():
         command.append("--resume")
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other crawl on a busy machine
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def wait_for_steps(log: Path, steps: int, process: subprocess.Popen[str]) -> None:
