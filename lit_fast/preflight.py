@@ -187,7 +187,7 @@ def _fed(
     try:
         fed = teacher_ir if projector is None else projector.feed(i - 1, teacher_ir)
         out = model.sections[i](fed)
-        overwrites.check(f"the student's section {i + 1}")
+        overwrites.check(f"the student's section{i + 1}")
         compared = out if projector is None else projector.compare(i, out)
     except Exception as error:  # whatever the user's modules raise
         return [

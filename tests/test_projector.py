@@ -103,7 +103,10 @@ def test_projectors_make_a_pair_of_unequal_widths_pass_inspection():
     maps = make_projectors(teacher, student, x)
     report = inspect(teacher, student, x, projector=maps)
     assert report.projector_parameters == sum(p.numel() for p in maps.parameters()) > 0
-    assert "in training only" in str(report)
+    lines = str(report).splitlines()
+    assert lines[3].split()[:4] == ["stem", "3x64x64", "->", "8x16x16"]
+    assert lines[4].split()[:4] == ["student", "3x64x64", "->", "6x16x16"]
+    assert "in training only" in lines[-1]
 
 
 def test_projectors_of_another_pair_are_named():
