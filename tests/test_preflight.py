@@ -68,7 +68,9 @@ def test_report_prints_an_aligned_table_within_120_columns():
     )
     copy_parts(teacher, student)
     student.freeze("stem", "head")
-    text = str(inspect(teacher, student, torch.randn(1, 3, 64, 64)))
+    report = inspect(teacher, student, torch.randn(1, 3, 64, 64))
+    assert [row.copied for row in report.rows] == [True, False, False, True]
+    text = str(report)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     assert "32x16x16 -> 256x2x2" in text
