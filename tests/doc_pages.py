@@ -25,7 +25,8 @@ class Block:
         language: what follows the fence, "" for nothing.
         text: without the fences.
         mark: what an HTML comment on the line above the fence says: "output" (what the block before prints),
-            "error NAME" (a message of ``documented_errors``), "files DIR" (what a run leaves in DIR); else "".
+            "error NAME" (a message of ``documented_errors``), "files DIR" (what a run leaves in DIR), "results DIR"
+            (the table of DIR/results.json beside the page); else "".
     """
 
     page: Path

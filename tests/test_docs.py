@@ -45,7 +45,7 @@ from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, cifar
 from lit_fast.data.augment import normalise, resize
 from lit_fast.training import distill as distilling
 from lit_fast.training.config import Experiment, load_experiment
-from lit_fast.training.results import HEADERS
+from lit_fast.training.results import HEADERS, load_results, plain_table, table
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
@@ -174,6 +174,8 @@ class PageRun:
         kind, _, argument = block.mark.partition(" ")
         if kind == "output":
             hold(block, shown(self.printed))
+        elif kind == "results":
+            hold(block, plain_table(table(load_results(block.page.parent / argument)["results"])))
         elif kind == "files":
             for line in block.text.splitlines():
                 pattern = re.sub(r"<[^>]+>|NNNNNNNNN", "*", line.split()[0])
