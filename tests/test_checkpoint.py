@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_fast.training import checkpoint as module
-from lit_fast.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from lit_fast.training.checkpoint import Checkpoint, CheckpointStore, StoreError
 
 
 def made(step: int, best: bool = True) -> Checkpoint:
@@ -76,7 +76,7 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(made(3))
     (tmp_path / "step-000000003" / "state.pt").write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read:\n.*step-000000003"):
+    with pytest.raises(StoreError, match=r"no checkpoint of this run can be read:\n.*step-000000003"):
         store.load()
 
 
@@ -91,9 +91,7 @@ def test_a_failed_write_names_the_reason_and_leaves_the_last_one(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(module.torch, "save", fail)
-    with pytest.raises(
-        CheckpointError, match=rf"{os.strerror(code)}; the last checkpoint, .*step-000000003, is intact"
-    ):
+    with pytest.raises(StoreError, match=rf"{os.strerror(code)}; the last checkpoint, .*step-000000003, is intact"):
         store.save(made(4))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000003"]
@@ -110,7 +108,7 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     original = module._save_tensors
     try:
         module._save_tensors = lambda path, tensors: Path("/dev/full").write_bytes(b"x" * 100_000)
-        with pytest.raises(CheckpointError, match=r"No space left on device; the last checkpoint"):
+        with pytest.raises(StoreError, match=r"No space left on device; the last checkpoint"):
             store.save(made(2))
     finally:
         module._save_tensors = original
@@ -125,6 +123,6 @@ def test_pickled_code_in_a_state_is_not_run(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "c")
     store.save(made(1))
     torch.save(Evil(), tmp_path / "c" / "step-000000001" / "state.pt")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(StoreError):
         store.load()
     assert not (tmp_path / "owned").exists()

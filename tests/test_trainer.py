@@ -18,7 +18,7 @@ from training_helpers import TINY, differing, quiet, tiny, weights, without_time
 from lit_fast.step import LITStep
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training import trainer as trainer_module
-from lit_fast.training.checkpoint import CheckpointError, CheckpointStore
+from lit_fast.training.checkpoint import CheckpointStore, StoreError
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.interrupt import Interrupted, SignalWatch
 from lit_fast.training.run_folder import RunFolderError
@@ -287,9 +287,7 @@ def test_a_full_disk_ends_the_run_and_freeing_it_resumes(
         original(folder, checkpoint)
 
     monkeypatch.setattr(CheckpointStore, "_write", staticmethod(full))
-    with pytest.raises(
-        CheckpointError, match=r"No space left on device; the last checkpoint, .*step-000000003, is intact"
-    ):
+    with pytest.raises(StoreError, match=r"No space left on device; the last checkpoint, .*step-000000003, is intact"):
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     monkeypatch.undo()
     run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())

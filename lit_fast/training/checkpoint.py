@@ -24,14 +24,14 @@ from torch import Tensor
 
 from lit_fast.training.files import fsync_path
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore"]
+__all__ = ["Checkpoint", "CheckpointStore", "StoreError"]
 
 _log = logging.getLogger(__name__)
 _PREFIX, _TEMPORARY = "step-", ".tmp-"
 _KEPT = 2
 
 
-class CheckpointError(OSError):
+class StoreError(OSError):
     """A checkpoint that cannot be written or read; the message says what is still intact."""
 
 
@@ -59,7 +59,7 @@ class CheckpointStore:
         """Write ``checkpoint``; on any error the earlier ones are intact.
 
         Raises:
-            CheckpointError: the disk is full, read-only or gone.
+            StoreError: the disk is full, read-only or gone.
         """
         final = self.folder / f"{_PREFIX}{checkpoint.step:09d}"
         if final.exists():
@@ -77,7 +77,7 @@ class CheckpointStore:
             newest = self._folders()[-1:]
             kept = f"the last checkpoint, {newest[0]}, is intact" if newest else "there is no earlier checkpoint"
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise CheckpointError(
+            raise StoreError(
                 f"cannot write the checkpoint {final}: {reason}; {kept}. Make room or mend the folder, then --resume"
             ) from error
         for old in self._folders()[:-_KEPT]:
@@ -97,7 +97,7 @@ class CheckpointStore:
         """The newest readable checkpoint, or ``None`` where there is none.
 
         Raises:
-            CheckpointError: there are checkpoints, and none can be read.
+            StoreError: there are checkpoints, and none can be read.
         """
         folders = self._folders()
         failures = []
@@ -108,7 +108,7 @@ class CheckpointStore:
                 failures.append(f"{folder}: {error}")
                 _log.warning("checkpoint %s cannot be read (%s); trying the one before it", folder, error)
         if failures:
-            raise CheckpointError("no checkpoint of this run can be read:\n  " + "\n  ".join(failures))
+            raise StoreError("no checkpoint of this run can be read:\n  " + "\n  ".join(failures))
         return None
 
     def _folders(self) -> list[Path]:

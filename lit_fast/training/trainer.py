@@ -99,7 +99,7 @@ class Trainer:
         console, signals: where progress goes; who may ask to stop.
 
     Raises:
-        NonFiniteLoss, Interrupted, CheckpointError: see there; ``--resume`` then goes on from the last checkpoint.
+        NonFiniteLoss, Interrupted, StoreError: see there; ``--resume`` then goes on from the last checkpoint.
     """
 
     def __init__(
