@@ -247,7 +247,12 @@ def _with_float32_gradients(inputs: Inputs) -> Inputs:
         return tensor.float() if tensor.dtype == torch.float16 and tensor.requires_grad else tensor
 
     logits = inputs.student_logits
-    return inputs._replace(
-        student_irs=[widened(ir) for ir in inputs.student_irs],
-        student_logits=None if logits is None else widened(logits),
+    return Inputs(  # not _replace: torch 2.6 cannot trace it
+        [widened(ir) for ir in inputs.student_irs],
+        inputs.teacher_irs,
+        None if logits is None else widened(logits),
+        inputs.teacher_logits,
+        inputs.labels,
+        inputs.class_weight,
+        inputs.grad_scale,
     )
