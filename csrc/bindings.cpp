@@ -30,10 +30,17 @@
 #define LIT_CXX11_ABI "none"
 #endif
 
+// Set by the build where CUDA kernels are compiled in: the toolkit's version, and architectures such as "sm_80,sm_90".
+#if !defined(LIT_CUDA)
+#define LIT_CUDA "none"
+#define LIT_CUDA_ARCHS ""
+#endif
+
 // What this file was built with. lit_fast/build.py finds it by its first word in the file BEFORE it loads it, because
 // to load a library that was built for another torch is to crash.
-static const char lit_fast_build[] = "lit_fast-build;torch=" TORCH_VERSION ";compiler=" LIT_COMPILER
-                                     ";openmp=" LIT_OPENMP ";cxx11_abi=" LIT_CXX11_ABI ";";
+static const char lit_fast_build[] =
+    "lit_fast-build;torch=" TORCH_VERSION ";compiler=" LIT_COMPILER ";openmp=" LIT_OPENMP ";cxx11_abi=" LIT_CXX11_ABI
+    ";cuda=" LIT_CUDA ";cuda_archs=" LIT_CUDA_ARCHS ";";
 
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "lit_fast._C", "Ops of lit_fast.", -1, nullptr};
 

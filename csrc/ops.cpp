@@ -99,4 +99,5 @@ TORCH_LIBRARY(lit_fast, m) {
       "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
       "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
       {at::Tag::pt2_compliant_tag});
+  m.def("rescale_(Tensor(a!)[] grads, Tensor factor) -> ()", {at::Tag::pt2_compliant_tag});
 }

@@ -57,7 +57,7 @@ def build_info() -> BuildInfo:
         "built_for_torch": extension.built.get("torch"),
         "compiler": extension.built.get("compiler"),
         "openmp": extension.built.get("openmp") == "1",
-        "cuda_archs": (),
+        "cuda_archs": extension.cuda_archs,
         "extension": None if extension.path is None else str(extension.path),
         "backend": "native" if extension.loaded else "eager",
         "reason": extension.reason,

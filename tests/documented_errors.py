@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 import lit_fast as lf
 from lit_fast import backends
+from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
 from lit_fast.training import checkpoint, export
 from lit_fast.training.config import load_experiment
@@ -199,7 +200,7 @@ def _() -> None:
 
 def without_extension() -> contextlib.AbstractContextManager[Any]:
     said = (False, "lit_fast was installed without its compiled extension")
-    return mock.patch.object(backends, "_native_available", return_value=said)
+    return mock.patch.object(native, "available", return_value=said)
 
 
 @cause("loss-no-native")

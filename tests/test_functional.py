@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import re
+import sys
+import types
 import warnings
 
 import pytest
@@ -144,7 +146,7 @@ def test_docstring_examples_run(module):
         ({"section_weights": (1, -1)}, ValueError, "section_weights: section 2: expected a finite weight >= 0, got -1"),
         ({"section_weights": (1, "a")}, TypeError, "section_weights: section 2: expected a number, got 'a' (str)"),
         ({"section_weights": (1, 2, 3)}, ValueError, "expected one weight for each of the 2 sections, got 3"),
-        ({"backend": "triton"}, ValueError, "backend: expected one of 'auto', 'native', 'eager', got 'triton'"),
+        ({"backend": "cuda"}, ValueError, "backend: expected one of 'auto', 'native', 'triton', 'eager', got 'cuda'"),
     ],
 )
 def test_wrong_setting_is_named(settings, error, message):
@@ -288,15 +290,15 @@ def fresh_choice():
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_auto_prefers_native_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: (True, "built"))
-    assert backends.select(CPU) == ("native", "built for cpu", native.lit_loss)
+    monkeypatch.setattr(native, "available", lambda *device: (True, "built"))
+    assert backends.select(CPU) == ("native", "built", native.lit_loss)
     assert backends.select(CPU, "eager") == ("eager", "requested", eager.lit_loss)
 
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_auto_without_native_warns_once_and_computes(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
-    with pytest.warns(UserWarning, match="the compiled loss is not available \\(no compiler\\)"):
+    monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
+    with pytest.warns(UserWarning, match="no fused loss \\(native is not available: no compiler\\)"):
         loss = lit_loss(**inputs())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -306,7 +308,7 @@ def test_auto_without_native_warns_once_and_computes(monkeypatch):
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_compiled_graph_without_native_warns_too(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
+    monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
     torch._dynamo.reset()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -314,26 +316,48 @@ def test_compiled_graph_without_native_warns_too(monkeypatch):
     torch._dynamo.reset()
     torch.testing.assert_close(loss, lit_loss(**inputs(), backend="eager"))
     assert [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)] == [
-        "lit_fast: the compiled loss is not available (no compiler); using plain PyTorch, slower but equal"
+        "lit_fast: no fused loss (native is not available: no compiler); using plain PyTorch, slower but equal"
     ]
 
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_requested_native_without_native_is_an_error(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
+    monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
     with pytest.raises(RuntimeError, match="'native' is not available: no compiler; build the extension"):
         lit_loss(**inputs(), backend="native")
 
 
 @pytest.mark.usefixtures("fresh_choice")
-def test_devices_without_native_code_get_eager(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: (True, "built"))
+def test_devices_without_fused_code_get_eager():
     meta = torch.device("meta")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.select(meta) == ("eager", "native has no code for meta", eager.lit_loss)
-    with pytest.raises(RuntimeError, match="'native' runs on cpu, got meta tensors"):
-        backends.select(meta, "native")
+        assert backends.select(meta) == ("eager", "no fused backend has code for meta", eager.lit_loss)
+    if native.available()[0]:
+        with pytest.raises(RuntimeError, match="not available: the compiled extension has no code for meta; use"):
+            backends.select(meta, "native")
+
+
+@pytest.mark.parametrize(
+    ("native_fits", "triton_fits", "expected"),
+    [(True, True, "native"), (False, True, "triton"), (False, False, "eager")],
+)
+@pytest.mark.usefixtures("fresh_choice")
+def test_auto_on_cuda_prefers_native_then_triton_then_eager(monkeypatch, native_fits, triton_fits, expected):
+    for name, fits in (("native", native_fits), ("triton", triton_fits)):
+        module = types.SimpleNamespace(available=lambda *device, fits=fits, name=name: (fits, f"said by {name}"))
+        monkeypatch.setitem(sys.modules, f"lit_fast.backends.{name}", module)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        name, reason = backends._pick("cuda", 0, "auto")
+    assert name == expected
+    if expected == "eager":
+        assert reason == "native is not available: said by native; triton is not available: said by triton"
+        assert [str(warning.message) for warning in caught] == [
+            f"lit_fast: no fused loss ({reason}); using plain PyTorch, slower but equal"
+        ]
+    else:
+        assert (reason, caught) == (f"said by {expected}", [])
 
 
 @pytest.mark.skipif(not native.available()[0], reason=f"native: {native.available()[1]}")

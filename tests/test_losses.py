@@ -160,7 +160,11 @@ def test_module_is_copied_and_saved_after_a_call():
             ValueError,
             "section_weights: section 2: expected a finite",
         ),
-        (lambda: LITLoss(backend="cuda"), ValueError, "backend: expected one of 'auto', 'native', 'eager', got 'cuda'"),
+        (
+            lambda: LITLoss(backend="cuda"),
+            ValueError,
+            "backend: expected one of 'auto', 'native', 'triton', 'eager', got 'cuda'",
+        ),
         (lambda: KDLoss(tau=-1), ValueError, "tau: expected a finite temperature > 0, got -1"),
         (lambda: KDLoss(label_smoothing=1.1), ValueError, "label_smoothing: expected a number in [0, 1], got 1.1"),
         (lambda: IRLoss("huber"), ValueError, "ir: expected one of 'l2', 'l1', 'smooth_l1', got 'huber'"),
@@ -178,7 +182,7 @@ def test_wrong_setting_is_named_when_the_module_is_built(build, error, message):
 def test_native_is_checked_when_the_module_is_built(monkeypatch):
     from lit_fast.backends import native
 
-    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
+    monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
     with pytest.raises(RuntimeError, match="'native' is not available: no compiler"):
         LITLoss(backend="native")
 

@@ -13,6 +13,7 @@
 
 #include "csrc/cpu/ir.h"
 #include "csrc/cpu/kd.h"
+#include "csrc/layout.h"
 
 namespace lit_fast::cpu {
 namespace {
@@ -21,21 +22,6 @@ constexpr int64_t kChunk = 64 * kBlock;     // elements of IRs: tens of microsec
 constexpr int64_t kRowsChunk = kChunk / 8;  // elements of logits, which cost more
 
 // --- the inputs, made dense; the structs keep the tensors' memory alive
-
-// Strides of dimensions of size 1 play no role.
-bool same_layout(const at::Tensor& a, const at::Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) {
-      return false;
-    }
-  }
-  return true;
-}
-
-// `tensor` itself if its elements lie in memory as those of `model`, else a copy in which they do.
-at::Tensor laid_out_as(const at::Tensor& model, const at::Tensor& tensor) {
-  return same_layout(model, tensor) ? tensor : at::empty_like(model, tensor.options()).copy_(tensor);
-}
 
 template <typename T>
 struct IrProblem {

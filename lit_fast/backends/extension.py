@@ -25,7 +25,7 @@ class Extension(NamedTuple):
     Attributes:
         loaded: its ops are registered under ``torch.ops.lit_fast``.
         reason: why it is used, or why not and what to do.
-        built: what it was compiled with (torch, compiler, openmp, cxx11_abi); empty if there is none.
+        built: what it was compiled with (torch, compiler, openmp, cxx11_abi, cuda, cuda_archs); empty if there is none.
         path: the file; None if there is none.
     """
 
@@ -33,6 +33,16 @@ class Extension(NamedTuple):
     reason: str
     built: dict[str, str]
     path: Path | None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The types of devices that it has code for."""
+        return ("cpu", "cuda") if self.cuda_archs else ("cpu",)
+
+    @property
+    def cuda_archs(self) -> tuple[str, ...]:
+        """GPU architectures that it has code for, as ``"sm_80"``; empty for a CPU build."""
+        return tuple(filter(None, self.built.get("cuda_archs", "").split(",")))
 
 
 def load() -> Extension:
