@@ -260,9 +260,10 @@ LOSS_TOLERANCE = {F64: 1e-13, F32: 5e-7, F16: 5e-7, BF16: 5e-7}
 IR_TOLERANCE = {F64: 1e-14, F32: 2e-7, F16: 2e-6, BF16: 2e-6}
 # Eager computes logits in float64, the fused backends in float32 with an exp of 2 units in the last place.
 LOGITS_TOLERANCE = {F64: 1e-13, F32: 2e-6, F16: 1e-5, BF16: 1e-5}
-# Student and teacher that nearly agree: the loss and its gradient are small differences of numbers near 1, of which
-# the float64 reference itself knows no more than its rounding; gradients are compared with their own small size.
-NEAR_LOSS_FLOOR, NEAR_LOGITS_FACTOR = 1e-14, 5
+# Where student and teacher nearly agree, loss and gradient are small differences of probabilities; of these the float64
+# reference itself knows no more than its rounding, and float32 no more than a fraction of its own.
+NEAR_LOSS_FLOOR = 1e-14
+PROBABILITY_ROUNDING = {F64: 4e-16, F32: 3e-8}
 
 
 def check(lit_loss: LitLoss, case: Case, device: str = "cpu") -> None:
@@ -283,13 +284,21 @@ def check(lit_loss: LitLoss, case: Case, device: str = "cpu") -> None:
     for number, (leaf, mine, eagers, right) in enumerate(zip(problem.leaves(), ours.grads, plain.grads, exact.grads)):
         is_ir = number < len(problem.student_irs)
         name = f"gradient of section {number + 1}" if is_ir else "gradient of the logits"
-        assert mine.dtype == leaf.dtype and mine.shape == leaf.shape, name
+        assert (mine.dtype, mine.shape) == (leaf.dtype, leaf.shape), name
         tolerance = (IR_TOLERANCE if is_ir else LOGITS_TOLERANCE)[case.dtype if loss_dtype == F32 else F64]
+        floor = _tiniest(case.dtype)
         if case.dtype in (F16, BF16):
             tolerance = max(tolerance, IR_TOLERANCE[case.dtype])
-        if case.logits == "near" and not is_ir:
-            tolerance *= NEAR_LOGITS_FACTOR
-        assert_accurate(name, mine, eagers, right, tolerance, floor=_tiniest(case.dtype))
+        if not is_ir:
+            floor += PROBABILITY_ROUNDING[loss_dtype] * _logits_gradient_scale(case)
+        assert_accurate(name, mine, eagers, right, tolerance, floor)
+
+
+def _logits_gradient_scale(case: Case) -> float:
+    """What a difference of probabilities is multiplied by in the gradient of the logits (no more than that)."""
+    options = case.options
+    soft = options.tau if options.tau_squared else 1 / options.tau
+    return options.beta * (options.alpha + (1 - options.alpha) * soft) / max(case.batch, 1) * (case.grad_scale or 1.0)
 
 
 def _tiniest(dtype: torch.dtype) -> float:
