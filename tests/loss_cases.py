@@ -185,7 +185,7 @@ def build(case: Case, device: str = "cpu", seed: int = 0) -> Problem:
         labels = _labels(case, generator).to(device) if case.options.alpha > 0 else None
         if case.class_weight:
             class_weight = torch.rand(case.classes, generator=generator).to(device)
-            class_weight[case.classes // 2] = 0.0
+            class_weight[1::5] = 0.0
     grad_scale = None if case.grad_scale is None else torch.tensor(case.grad_scale, device=device)
     return Problem(student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale)
 
@@ -212,6 +212,8 @@ def _labels(case: Case, generator: torch.Generator) -> Tensor:
     labels = torch.randint(0, case.classes, (case.batch,), generator=generator)
     if case.logits == "masked":
         labels[:] = 0  # not a masked class
+    if case.class_weight:
+        labels[:2] = 0  # of weight > 0, so that the mean is over something
     if case.labels == "some ignored":
         labels[::2] = -100
     elif case.labels == "all ignored":
@@ -262,7 +264,7 @@ IR_TOLERANCE = {F64: 1e-14, F32: 2e-7, F16: 2e-6, BF16: 2e-6}
 LOGITS_TOLERANCE = {F64: 1e-13, F32: 2e-6, F16: 1e-5, BF16: 1e-5}
 # Where student and teacher nearly agree, loss and gradient are small differences of probabilities; of these the float64
 # reference itself knows no more than its rounding, and float32 no more than a fraction of its own.
-NEAR_LOSS_FLOOR = 1e-14
+LOSS_FLOOR = 1e-14
 PROBABILITY_ROUNDING = {F64: 4e-16, F32: 3e-8}
 
 
@@ -278,9 +280,9 @@ def check(lit_loss: LitLoss, case: Case, device: str = "cpu") -> None:
     loss_dtype = F64 if F64 in (case.dtype, case.teacher_dtype) else F32
     for name, mine, eagers, right in zip(LossParts._fields, ours.parts, plain.parts, exact.parts):
         assert mine.dtype == loss_dtype, f"{name}: {mine.dtype}"
-        tolerance = LOSS_TOLERANCE[loss_dtype]
-        floor = NEAR_LOSS_FLOOR if case.logits == "near" else tolerance * 1e-3
-        assert_accurate(name, mine, eagers, right, tolerance, floor)
+        # The soft loss alone is accurate however small it is (kernels/math.h); the float64 reference is not.
+        floor = LOSS_FLOOR if name in ("kl", "ir") else max(LOSS_FLOOR, PROBABILITY_ROUNDING[loss_dtype])
+        assert_accurate(name, mine, eagers, right, LOSS_TOLERANCE[loss_dtype], floor)
     for number, (leaf, mine, eagers, right) in enumerate(zip(problem.leaves(), ours.grads, plain.grads, exact.grads)):
         is_ir = number < len(problem.student_irs)
         name = f"gradient of section {number + 1}" if is_ir else "gradient of the logits"

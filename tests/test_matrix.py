@@ -58,7 +58,7 @@ def test_a_wrong_loss_fails_the_check(dtype):
         loss_cases.check(_loss_with(lambda total: 2 * total - total.detach()), case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=4).map(tuple), min_size=1, max_size=5).map(tuple),
     dtype=st.sampled_from(DTYPES),
