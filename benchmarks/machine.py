@@ -26,6 +26,7 @@ def describe(device: str) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "kind": device,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(0))) if device == "cuda" else None,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
