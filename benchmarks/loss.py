@@ -143,8 +143,12 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.
             yield {**heading, "status": "out of time"}
             continue
         try:
-            measurement = Measurement(setting, device, deadline)
-            measurement.pairs.run(seconds)
-            yield from measurement.rows()
+            yield from _measured(setting, device, deadline, seconds)
         except Exception as error:
             yield {**heading, "status": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _measured(setting: Setting, device: str, deadline: float, seconds: float) -> list[Row]:
+    measurement = Measurement(setting, device, deadline)
+    measurement.pairs.run(seconds)
+    return list(measurement.rows())  # the tensors of this setting are freed before those of the next are made

@@ -17,12 +17,18 @@ def launches(step: Callable[[], object]) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() if _is_launch(event)]
     if not events:
         raise RuntimeError("the profiler saw nothing on the device")
     microseconds = sum(event.time_range.elapsed_us() for event in events)
     names = [f"{count} x {name[:80]}" for name, count in Counter(event.name for event in events).items()]
     return {"launches": len(events), "kernel_us": microseconds, "kernels": names}
+
+
+def _is_launch(event: Any) -> bool:
+    """torch.compile's regions and waits are shown on the device as well."""
+    on_device = event.device_type == torch.autograd.DeviceType.CUDA
+    return on_device and not getattr(event, "is_user_annotation", False) and not event.name.endswith(" Sync")
 
 
 def peak_bytes(step: Callable[[], object], device: str) -> int:

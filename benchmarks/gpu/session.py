@@ -1,4 +1,4 @@
-"""One run of the script: where it works, how long it may, and how it runs commands. Imports nothing but Python's own."""
+"""One run of the script: where it works, how long it may, how it runs commands. Imports Python's own modules alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a copy of the tree needs.
-_TREE = (
-    "lit_fast benchmarks tests csrc kernels build_backend setup.py pyproject.toml constraints.txt README.md LICENSE"
-).split()
+_TREE = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build_backend", "setup.py", "pyproject.toml", "LICENSE")
+_TREE += ("README.md", "constraints.txt")
 _LOG_BYTES = 2 << 20  # of one command's output; of longer ones the end is kept
 
 
