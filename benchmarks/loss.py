@@ -110,7 +110,8 @@ class Measurement:
             "best": name == best_compile or not name.startswith("compile:"),
             "compile_seconds": self._compile_seconds.get(name),
         }
-        for field, other in (("percent_of_copy", "copy"), ("times_eager", "eager"), ("times_compile", best_compile)):
+        others = {"times_eager": "eager", "times_reference": "reference", "times_compile": best_compile}
+        for field, other in {"percent_of_copy": "copy", **others}.items():
             ratio = pairs.ratio(name, other) if other in pairs.times and name != "copy" else None
             row[field] = ratio and (100 * ratio if field == "percent_of_copy" else ratio)
         step = pairs.steps.get(name)

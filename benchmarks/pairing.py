@@ -1,12 +1,14 @@
 """Paired timing: all variants of a setting take turns, so that whatever drifts slowly hits them alike.
 
-A round runs every variant once, from another one on each time. On CUDA, memory as large as the L2 cache twice over is
-overwritten before each variant, the device is waited for, and CUDA events around the variant give its time: from an
-idle device, launches included. On the CPU, the host's clock does; freeing the results is part of the time.
+A round runs every variant, in random order. On CUDA, memory as large as the L2 cache twice over is overwritten before
+each variant, the device is waited for, and CUDA events around the variant give its time: from an idle device, launches
+included. On the CPU the host's clock does, freeing the results is part of the time, and an untimed call comes before
+each timed one: else a variant would find the caches and the allocator's pages as the one before it left them.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -40,17 +42,14 @@ class Pairs:
         self.times: dict[str, list[float]] = {name: [] for name in steps}
         self.failed: dict[str, str] = {}
         self._device = device
-        self._rounds = 0
+        self._order = random.Random(0)
         if device == "cuda":
             l2 = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)
             self._flush = torch.empty(max(2 * l2, _FLUSH_BYTES), dtype=torch.uint8, device=device)
 
     def round(self) -> None:
-        """Run every variant once."""
-        names = list(self.steps)
-        first = self._rounds % max(len(names), 1)
-        self._rounds += 1
-        for name in names[first:] + names[:first]:
+        """Time every variant once."""
+        for name in self._order.sample(list(self.steps), len(self.steps)):
             try:
                 self.times[name].append(self.time(self.steps[name]))
             except Exception as error:
@@ -63,6 +62,7 @@ class Pairs:
     def time(self, step: Callable[[], object]) -> float:
         """Seconds of one call."""
         if self._device != "cuda":
+            step()
             start = time.perf_counter()
             step()
             return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Draws a results file and prints it as a Markdown table: ``python benchmarks/plot.py RESULTS.json [--out FIGURE.png]``.
+"""Draws a results file, prints it as a Markdown table: ``python benchmarks/plot.py RESULTS.json [--out FIGURE.png]``.
 
 The figure has a panel for each precision: time of forward + backward by batch and variant, and how many times faster
 the fused loss is. PNG, SVG or whatever matplotlib knows the ending of.
@@ -33,7 +33,7 @@ def table(rows: list[Row]) -> str:
     names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
     fused = next((name for name in FUSED if name in names), None)
     head = ["shapes", "batch", "precision", *(f"{VARIANTS[name][0]}, ms" for name in names)]
-    lines = [head + (["x eager", "x compile", "GB/s", "% of a copy"] if fused else [])]
+    lines = [head + (["x eager", "x compile", "GB/s", "% of a copy"] if fused else [])]  # of the fused loss
     for setting in dict.fromkeys(row["setting"] for row in rows):
         by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
         one = next(iter(by_variant.values()))
@@ -99,6 +99,7 @@ def _panel(axis: Any, rows: list[Row], precision: str) -> None:
             text = "\n".join(f"{ratio:.1f}x {of}" for ratio, of in ratios if ratio)
             axis.text(number, top * 1.12, text, ha="center", va="bottom", fontsize=8.5, color="#00664b")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.margins(y=0.16)
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_xlabel("batch")

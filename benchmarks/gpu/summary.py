@@ -34,13 +34,12 @@ def summary(results: Results) -> str:
 def times(rows: list[dict[str, Any]]) -> str:
     """The rows of the loss, a line for each variant that counts, and what is missing."""
     lines = [
-        "| setting | variant | us | GB/s | % of copy | x eager | x compile | launches | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| setting | variant | us | GB/s | % of copy | x eager | x compile | launches | kernels, us | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row["suite"] == "loss" and row["status"] == "measured" and row["best"]:
             mode = f" ({row['mode']})" if row["mode"] else ""
-            launches = row.get("launches")
             cells = (
                 row["setting"],
                 row["variant"] + mode,
@@ -49,7 +48,8 @@ def times(rows: list[dict[str, Any]]) -> str:
                 _number(row.get("percent_of_copy")),
                 _number(row.get("times_eager")),
                 _number(row.get("times_compile")),
-                "-" if launches is None else str(launches),
+                _number(row.get("launches")),
+                _number(row.get("kernel_us")),
                 _number(row["peak_bytes"] / 1e6 if "peak_bytes" in row else None),
             )
             lines.append(f"| {' | '.join(cells)} |")
@@ -60,8 +60,8 @@ def times(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _number(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _cell(text: str) -> str:
