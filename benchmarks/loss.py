@@ -32,7 +32,7 @@ class Measurement:
         self._compile_seconds: dict[str, float] = {}
         data = variants.problem(setting, device)
         eager = variants.eager_step(data)
-        steps = {"copy": variants.copy_step(setting, device), "eager": eager}
+        steps: dict[str, variants.Step] = {"copy": variants.copy_step(setting, device), "eager": eager}
         steps["reference"] = variants.backend_step(data, "eager")
         for name in variants.FUSED:
             why = variants.unavailable(name, device) or self._too_slow(name)
@@ -43,6 +43,7 @@ class Measurement:
         torch.compiler.reset()
         for mode in setting.modes:
             steps[f"compile:{mode}"] = variants.compiled_step(data, mode)
+        self._steps = steps
         self.pairs = Pairs(steps, device)
         for name in [name for name in steps if name != "copy"]:
             self._prepare(name, eager, deadline)
@@ -59,11 +60,11 @@ class Measurement:
             return
         start = time.monotonic()
         try:
-            wrong = variants.disagreement(self.pairs.steps[name], eager, self.setting.dtype)
+            wrong = variants.disagreement(self._steps[name], eager, self.setting.dtype)
             if wrong is not None:
                 raise ArithmeticError(wrong)
             for _ in range(_WARM_UPS - 1):
-                self.pairs.steps[name]()
+                self._steps[name]()
         except Exception as error:
             self.pairs.drop(name, f"{type(error).__name__}: {error}"[:500])
         if compiled:
@@ -114,9 +115,8 @@ class Measurement:
         for field, other in {"percent_of_copy": "copy", **others}.items():
             ratio = pairs.ratio(name, other) if other in pairs.times and name != "copy" else None
             row[field] = ratio and (100 * ratio if field == "percent_of_copy" else ratio)
-        step = pairs.steps.get(name)
-        if step is not None and name != "copy":
-            row |= _probed(step, self.device)
+        if name != "copy":
+            row |= _probed(self._steps[name], self.device)
         return row
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.gpu.session import Session, _commit
+from benchmarks.gpu.session import Session, commit
 from benchmarks.gpu.stages import STAGES, run_stage
 from benchmarks.gpu.summary import summary
 
@@ -30,7 +30,7 @@ def main() -> int:
             "kind": session.device,
             "dry_run": options.dry_run,
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "commit": _commit(),
+            "commit": commit(),
             "command": shlex.join(["benchmarks/gpu/run.sh", *sys.argv[1:]]),
             "minutes": options.minutes,
             "stages": [],

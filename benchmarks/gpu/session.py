@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a copy of the tree needs.
-_TREE = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build_backend", "setup.py", "pyproject.toml", "LICENSE")
-_TREE += ("README.md", "constraints.txt")
+_TREE = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build_backend")
+_FILES = ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 _LOG_BYTES = 2 << 20  # of one command's output; of longer ones the end is kept
 
 
@@ -57,12 +57,11 @@ class Session:
         if self.dry_run or not os.access(ROOT, os.W_OK):
             self.tree = self.scratch / "tree"
             self.tree.mkdir()
-            for name in filter(lambda name: (ROOT / name).exists(), _TREE):
-                if (ROOT / name).is_dir():
-                    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc")
-                    shutil.copytree(ROOT / name, self.tree / name, ignore=ignored)
-                else:
-                    shutil.copy(ROOT / name, self.tree / name)
+            for name in filter(lambda name: (ROOT / name).is_dir(), _TREE):
+                ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc")
+                shutil.copytree(ROOT / name, self.tree / name, ignore=ignored)
+            for name in filter(lambda name: (ROOT / name).is_file(), _FILES):
+                shutil.copy(ROOT / name, self.tree / name)
 
     @property
     def device(self) -> str:
@@ -84,7 +83,7 @@ class Session:
                 [os.environ.get("PATH", os.defpath), *([str(toolkit)] if toolkit.is_dir() else [])]
             ),
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self.scratch / "hypothesis"),
-            "LIT_FAST_COMMIT": _commit(),
+            "LIT_FAST_COMMIT": commit(),
             "CI": "1",  # property tests draw the same examples each time
             "KINETO_LOG_LEVEL": "99",
         }
@@ -152,7 +151,7 @@ def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
         raise
 
 
-def _commit() -> str:
+def commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         known = os.environ.get("LIT_FAST_COMMIT")
