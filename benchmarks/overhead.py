@@ -14,7 +14,8 @@ from benchmarks.pairing import spread
 from benchmarks.settings import TINY, Setting
 
 Row = dict[str, Any]
-CALLS = 100  # in one round: of the host's clock; on CUDA the device is waited for after the last one
+CALLS = 100  # in one round, at most; on CUDA the device is waited for after the last one
+_SECONDS = 0.05  # of one round of one call, about
 
 
 def calls(device: str, backend: str) -> dict[str, Callable[[], object]]:
@@ -53,15 +54,16 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 3.
             yield {**_heading(device, backend, "all"), "status": f"not available: {why}"}
             continue
         timed |= {(backend, name): call for name, call in calls(device, backend).items()}
-    count = 2 if tiny else CALLS
     times: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
-    for call in timed.values():
+    counts = {}
+    for key, call in timed.items():
         _seconds(call, device, 2)
+        counts[key] = 2 if tiny else min(max(int(_SECONDS / _seconds(call, device, 1)), 1), CALLS)
     end = min(time.monotonic() + seconds, deadline)
     rounds = 0
     while rounds < 3 or (time.monotonic() < end and rounds < 100):
         for key, call in timed.items():
-            times[key].append(_seconds(call, device, count) / count)
+            times[key].append(_seconds(call, device, counts[key]) / counts[key])
         rounds += 1
     for (backend, name), measured in times.items():
         median, low, high = spread(measured)
@@ -69,7 +71,7 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 3.
             **_heading(device, backend, name),
             "status": "measured",
             "rounds": rounds,
-            "calls": count,
+            "calls": counts[backend, name],
             "median_us": median * 1e6,
             "quartiles_us": [low * 1e6, high * 1e6],
         }
