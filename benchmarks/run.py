@@ -6,6 +6,7 @@ The results file is written anew after every row, so that a run that is cut shor
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -17,10 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import loss, machine, overhead
-
-# Each yields rows: (device, deadline, tiny=) -> Iterator[dict]. Short ones first.
-SUITES = {"overhead": overhead.run, "loss": loss.run}
+from benchmarks import machine
+from benchmarks.suites import SUITES
 
 
 def results(device: str, command: str, rows: Iterable[dict[str, Any]], *, tiny: bool = False) -> dict[str, Any]:
@@ -61,7 +60,8 @@ def main() -> None:
     content = results(options.device, f"python -m benchmarks.run {shlex.join(sys.argv[1:])}", [], tiny=options.tiny)
     for suite in options.only or SUITES:
         seconds = {"seconds": 0.3} if options.tiny else {}
-        for row in SUITES[suite](options.device, deadline, tiny=options.tiny, **seconds):
+        module = importlib.import_module(SUITES[suite][0])
+        for row in module.run(options.device, deadline, tiny=options.tiny, **seconds):
             content["rows"].append(row)
             print(line(row), flush=True)
             write(options.out, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, loss, overhead, plot, probes, settings, variants  # noqa: E402
+from benchmarks import bars, loss, overhead, plot, probes, settings, suites, variants  # noqa: E402
 from benchmarks.pairing import FEWEST, MOST, Pairs, spread  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -106,6 +107,12 @@ def test_a_backend_that_is_not_there_is_a_row_and_no_error(monkeypatch: pytest.M
     assert rows["eager"]["status"] == rows["reference"]["status"] == "measured"
     everything = list(overhead.run("cpu", float("inf"), tiny=True, seconds=0.0))
     assert {row["status"] for row in everything} == {"not available: not built"}
+
+
+def test_every_suite_has_a_module_and_the_gpu_script_gives_all_time_away() -> None:
+    assert sum(part for _, part in suites.SUITES.values()) == pytest.approx(1.0)
+    for module, _ in suites.SUITES.values():
+        assert callable(importlib.import_module(module).run)
 
 
 def test_settings_after_the_deadline_say_so() -> None:

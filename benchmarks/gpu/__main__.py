@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.gpu.session import Session, commit
 from benchmarks.gpu.stages import STAGES, run_stage
-from benchmarks.gpu.summary import summary
+from benchmarks.gpu.summary import sections
 
 
 def main() -> int:
@@ -49,9 +49,9 @@ def main() -> int:
                 f"{record['name']:<12} {record['status']:<14} {record['seconds']:6.1f} s  {record['detail']}",
                 flush=True,
             )
-        text = summary(session.results)
-    (out / "summary.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{out}")
+        parts = sections(session.results)
+    (out / "summary.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print("", *reversed(parts), out, sep="\n\n")  # a terminal shows the end
     return int(any(stage["status"] in ("failed", "timed out") for stage in session.results["stages"]))
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import bars
 from benchmarks.gpu import checkers, tests
-from benchmarks.gpu.session import Session
+from benchmarks.gpu.session import Done, Session
+from benchmarks.suites import SUITES
 
 Fields = dict[str, Any]
 GPU_ONLY = ("launches", "kernel_us", "kernels")  # fields of rows
@@ -63,32 +65,51 @@ def build(session: Session, limit: float) -> Fields:
 
 
 def benchmarks(session: Session, limit: float) -> Fields:
-    """All suites, by the plain runner: it knows the time limit, and a run that is cut short keeps its rows."""
-    out = session.scratch / "rows.json"
-    command = session.python("-m", "benchmarks.run", "--device", session.device, "--out", str(out))
-    command += ["--seconds", f"{max(limit - _MARGIN, 1):.0f}", *(["--tiny"] if session.dry_run else [])]
-    done = session.run(command, limit)
-    try:
-        found = json.loads(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    rows = found["rows"]
-    measured = [row for row in rows if row["status"] == "measured"]
-    late = [row for row in rows if row["status"].startswith("out of time")]
-    wrong = [row for row in rows if row not in measured + late and not row["status"].startswith("not available")]
+    """Every suite in a process of its own, by the plain runner: it knows the time limit, and keeps what it has."""
+    rows: list[dict[str, Any]] = []
+    problems = []
+    cut = False
+    end = time.monotonic() + limit
+    parts = [part for _, part in SUITES.values()]
+    for number, name in enumerate(SUITES):
+        share = parts[number] / sum(parts[number:])
+        done, found = _suite(session, name, share * (end - time.monotonic()))
+        rows += found.pop("rows", [])
+        session.results |= {key: found[key] for key in ("copy_gb_s", "threads") if key in found}
+        cut |= done.status is None
+        if done.status:
+            problems.append(f"{name}: {tail(done.output)}")
+    measured, late, wrong = _sorted_rows(rows)
+    problems += [f"{row['setting']}, {row['variant']}: {row['status']}" for row in wrong]
     if session.dry_run:
         for row in rows:
             row |= dict.fromkeys(GPU_ONLY, "not measured")
-        found["copy_gb_s"] = "not measured"
-    session.results |= {"rows": rows, "copy_gb_s": found["copy_gb_s"], "threads": found["threads"]}
-    session.results["tiny"] = session.dry_run
-    detail = f"{len(measured)} rows measured, {len(late)} out of time, {len(wrong)} failed"
-    if wrong:
-        detail += f"; first: {wrong[0]['setting']}, {wrong[0]['variant']}: {wrong[0]['status']}"
-    if done.status is None:
-        return {"status": "timed out", "detail": detail}
-    failed = wrong or not measured or done.status != 0
-    return {"status": "failed" if failed else "passed", "detail": detail if measured else tail(done.output)}
+        session.results["copy_gb_s"] = "not measured"
+    session.results |= {"rows": rows, "tiny": session.dry_run}
+    detail = f"{len(measured)} rows measured, {len(late)} out of time, {len(problems)} problems"
+    status = "failed" if problems or not measured else "timed out" if cut else "passed"
+    return {"status": status, "detail": "; first: ".join([detail, *problems[:1]]), "problems": problems}
+
+
+def _suite(session: Session, name: str, limit: float) -> tuple[Done, Fields]:
+    """Run a suite; the end of its process and its results file, empty if there is none."""
+    out = session.scratch / f"{name}.json"
+    command = session.python("-m", "benchmarks.run", "--device", session.device, "--out", str(out), "--only", name)
+    begin = max(limit - min(_MARGIN, limit / 2), 0.0)
+    command += ["--seconds", f"{begin:.0f}", *(["--tiny"] if session.dry_run else [])]
+    done = session.run(command, limit)
+    try:
+        return done, json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return done, {}
+
+
+def _sorted_rows(rows: list[dict[str, Any]]) -> tuple[list[Fields], list[Fields], list[Fields]]:
+    """Those that were measured, came too late, and failed; a backend that is not there is none of them."""
+    measured = [row for row in rows if row["status"] == "measured"]
+    late = [row for row in rows if row["status"].startswith("out of time")]
+    known = ("measured", "out of time", "not available")
+    return measured, late, [row for row in rows if not row["status"].startswith(known)]
 
 
 def judge(session: Session, _limit: float) -> Fields:

@@ -9,8 +9,8 @@ from benchmarks import bars
 Results = dict[str, Any]
 
 
-def summary(results: Results) -> str:
-    """Everything that a reader wants first."""
+def sections(results: Results) -> list[str]:
+    """Heading, stages, bars and times, most important first."""
     versions = results.get("versions", {})
     known = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "cuda", "triton", "driver") if versions.get(name)
@@ -28,7 +28,7 @@ def summary(results: Results) -> str:
         parts.append(bars.table(results["bars"]))
     if results.get("rows"):
         parts.append(times(results["rows"]))
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def times(rows: list[dict[str, Any]]) -> str:
