@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-FEWEST, MOST = 7, 200  # rounds
+FEWEST, MOST = 5, 200  # rounds
 _FLUSH_BYTES = 128 << 20  # at least: more than the L2 of most GPUs
 
 

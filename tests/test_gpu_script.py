@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks.gpu import checkers, tests  # noqa: E402
+from benchmarks.gpu import checkers, stages, tests  # noqa: E402
 from benchmarks.gpu.session import Done  # noqa: E402
 
 STAGES = ["environment", "build", "tests", "capture", "memcheck", "racecheck", "benchmarks", "bars", "figure"]
@@ -130,6 +130,15 @@ def test_the_time_limit_cuts_stages_short_and_the_bars_come_all_the_same(tmp_pat
 )
 def test_the_end_of_a_checker_is_understood(status: int | None, output: str, passed: int, expected: str) -> None:
     assert checkers.verdict(status, output, passed)["status"] == expected
+
+
+def test_of_a_build_that_fails_the_first_error_is_told() -> None:
+    output = (
+        "[1/2] c++ -Werror=x a.cpp\na.cpp:3:1: error: 'x' was not declared\na.cpp:9:1: error: more\nninja: stopped\n"
+    )
+    assert stages.first_error(output) == "a.cpp:3:1: error: 'x' was not declared"
+    assert stages.first_error("RuntimeError: CUDA version mismatch\n") == "RuntimeError: CUDA version mismatch"
+    assert stages.first_error("[1/2] c++ -Werror a.cpp\n") == ""
 
 
 def test_checkers_get_tests_of_the_compiled_backend_from_all_functions() -> None:

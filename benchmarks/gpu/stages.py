@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def build(session: Session, limit: float) -> Fields:
         settings["TORCH_CUDA_ARCH_LIST"] = session.facts["capability"]
     built = session.run(session.python("setup.py", "build_ext", "--inplace"), limit, **settings)
     if built.status != 0:
-        return {"status": "timed out" if built.status is None else "failed", "detail": tail(built.output)}
+        detail = first_error(built.output) or tail(built.output)
+        return {"status": "timed out" if built.status is None else "failed", "detail": detail}
     code = "import json, lit_fast; print(json.dumps(lit_fast.build_info()))"
     info = last_json(session.run(session.python("-c", code), 60).output)
     detail = (
@@ -180,3 +182,9 @@ def last_json(output: str) -> dict[str, Any]:
 def tail(output: str, lines: int = 3) -> str:
     """The last lines of a command's output, as one."""
     return " / ".join(line.strip() for line in output.strip().splitlines()[-lines:])[-400:] or "no output"
+
+
+def first_error(output: str) -> str:
+    """The first line of a compiler or linker that says what is wrong; empty if there is none."""
+    found = re.search(r"^.*\b(?:fatal error|error|undefined reference|\w*Error)\b:? .*$", output, re.MULTILINE)
+    return found[0].strip()[:400] if found else ""
