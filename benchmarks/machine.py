@@ -38,7 +38,7 @@ def describe(device: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Of what computes or compiles; None for what is not there."""
-    names = ("triton", "numpy", "setuptools", "ninja", "pytest", "pytest-benchmark", "hypothesis")
+    names = ("triton", "numpy", "setuptools", "ninja", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
     compiler = shutil.which(os.environ.get("CXX", "c++")) or ""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     return {

@@ -142,10 +142,12 @@ def test_of_a_build_that_fails_the_first_error_is_told() -> None:
 
 
 def test_checkers_get_tests_of_the_compiled_backend_from_all_functions() -> None:
-    passed = ["g.py::test_native[1]", "g.py::test_native[2]", "g.py::test_triton[1]", "g.py::test_native_repeats[1]"]
-    chosen = checkers.selection(passed, most=2)
-    assert chosen == ["g.py::test_native[1]", "g.py::test_native_repeats[1]"]
-    assert checkers.selection(["g.py::test_triton[1]"]) == ["g.py::test_triton[1]"]
+    right, again = "gpu/test_loss.py::test_right", "gpu/test_loss.py::test_repeats"
+    profiled = "gpu/test_loss.py::test_native_launches"
+    passed = [profiled, f"{right}[native-a]", f"{right}[b-native]", f"{right}[triton-a]", f"{again}[native]"]
+    assert checkers.selection(passed, most=2) == [f"{right}[native-a]", f"{again}[native]"]
+    assert checkers.selection(passed) == [f"{right}[native-a]", f"{again}[native]", f"{right}[b-native]"]
+    assert checkers.selection([f"{right}[triton-a]"]) == [f"{right}[triton-a]"]
 
 
 @pytest.mark.parametrize(

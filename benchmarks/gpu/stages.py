@@ -63,6 +63,9 @@ def build(session: Session, limit: float) -> Fields:
         f"{built.seconds:.0f} s; for {', '.join(info.get('cuda_archs') or ['the CPU alone'])}; {info.get('reason')}"
     )
     right = info.get("extension") and (session.dry_run or info["cuda_archs"])
+    refused = re.search(r"building for the CPU alone: .*", built.output)
+    if refused:
+        detail += f"; {refused[0]}"
     return {"status": "passed" if right else "failed", "detail": detail, "compile_s": built.seconds, "build": info}
 
 

@@ -12,9 +12,11 @@ _outcomes: dict[str, str] = {}
 
 
 def pytest_runtest_logreport(report: Any) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that hands out the tests gets the reports, too
+        return
     worst = max(_outcomes.get(report.nodeid, "passed"), report.outcome, key=_SEVERITY.__getitem__)
     _outcomes[report.nodeid] = worst
-    if report.when == "teardown":
+    if report.when not in ("setup", "call"):  # teardown, or a process that died
         line = {"id": report.nodeid, "outcome": _outcomes.pop(report.nodeid), "seconds": report.duration}
         _write(line)
     elif report.when == "call":
@@ -23,7 +25,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 def pytest_collectreport(report: Any) -> None:
     """A file that cannot be imported is a failure as well."""
-    if report.failed:
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         _write({"id": report.nodeid, "outcome": "failed", "seconds": 0.0})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,22 @@ Fields = dict[str, Any]
 GPU_TESTS = "tests/gpu"
 # Tests of CUDA graphs are known by their names.
 CAPTURE = "capture or replay or graph"
+SHORT = 2.0  # seconds; what the checkers may choose from
 # In a dry run tests/gpu skips itself; these run instead, so that counting is tried as well.
 DRY_RUN = ("tests/test_matrix.py", "float32-l2-contiguous or bfloat16-l1-mixed or a_wrong_loss")
 
 
 def everything(session: Session, limit: float) -> Fields:
     """All but the capture tests."""
-    done, tally = run_pytest(session, limit, [GPU_TESTS], f"not ({CAPTURE})")
+    parallel = []  # where pytest-xdist is there, several at a time: compiling Triton's kernels takes long
+    if session.facts.get("versions", {}).get("pytest-xdist") and not session.dry_run:
+        parallel = ["-p", "xdist", "-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
+    done, tally = run_pytest(session, limit, [*parallel, GPU_TESTS], f"not ({CAPTURE})")
     if session.dry_run:
         instead, more = run_pytest(session, limit - done.seconds, [DRY_RUN[0]], DRY_RUN[1])
         done, tally = (instead if done.status in (0, 5) else done), tally + more
-    passed = sorted((test for test in tally if test["outcome"] == "passed"), key=lambda test: test["seconds"])
-    session.passed = [test["id"] for test in passed]
+    passed = [test for test in tally if test["outcome"] == "passed" and test["seconds"] < SHORT]
+    session.passed = [test["id"] for test in sorted(passed, key=lambda test: test["seconds"])]
     return outcome(done, tally)
 
 
@@ -33,23 +39,22 @@ def capture(session: Session, limit: float) -> Fields:
 
 
 def run_pytest(
-    session: Session, limit: float, paths: list[str], only: str = "", before: tuple[str, ...] = (), **environment: str
+    session: Session, limit: float, words: list[str], only: str = "", before: tuple[str, ...] = (), **environment: str
 ) -> tuple[Done, list[Fields]]:
-    """Run tests, `before` in front of the command; the command, and id, outcome and seconds of each finished test."""
+    """Run the tests that `words` name, options of pytest among them, with `before` in front of the command.
+
+    Returns:
+        The command, and id, outcome and seconds of each finished test.
+    """
     tally = session.scratch / "tally.jsonl"
     tally.unlink(missing_ok=True)
-    if not any(path_of(session, test).exists() for test in paths):
-        return Done(5, f"{', '.join(paths)}: not there", 0.0), []
-    command = session.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.tally", *paths)
+    if not any((session.tree / word.partition("::")[0]).exists() for word in words):
+        return Done(5, f"{shlex.join(words)}: not there", 0.0), []
+    command = session.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.tally", *words)
     if only:
         command += ["-k", only]
     done = session.run([*before, *command], limit, LIT_FAST_TALLY=str(tally), **environment)
     return done, read(tally)
-
-
-def path_of(session: Session, test: str) -> Path:
-    """The file or folder of a test's id."""
-    return session.tree / test.partition("::")[0]
 
 
 def read(tally: Path) -> list[Fields]:
