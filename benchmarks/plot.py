@@ -73,7 +73,10 @@ def draw(results: dict[str, Any], out: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     threads = f", {results['threads']} threads" if results["kind"] == "cpu" else ""
     shapes = "sections of ResNet-110 to 20, CIFAR" if family == "cifar" else "tiny sections (a trial of the code)"
-    figure.suptitle(f"The whole LIT loss, {shapes}: {results['device']}{threads}", fontsize=12)
+    title = f"The whole LIT loss, {shapes}: {results['device']}{threads}"
+    fused = next((VARIANTS[name][0] for name in FUSED if any(row["variant"] == name for row in rows)), None)
+    meaning = f"\nnumbers: how many times faster {fused} is" if fused else ""
+    figure.suptitle(title + meaning, fontsize=11)
     figure.savefig(out, dpi=150)
 
 
