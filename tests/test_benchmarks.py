@@ -124,17 +124,20 @@ def test_settings_after_the_deadline_say_so() -> None:
 
 
 def test_peak_memory_is_what_was_held_at_a_time() -> None:
-    def one_after_the_other() -> torch.Tensor:
+    kept = [torch.empty(1 << 19, dtype=torch.uint8)]
+
+    def one_after_the_other() -> list[torch.Tensor]:
         for _ in range(3):
             last = torch.empty(1 << 20, dtype=torch.uint8)
             del last
-        return torch.empty(1 << 18, dtype=torch.uint8)
+        return [torch.empty(1 << 18, dtype=torch.uint8)]
 
     def together() -> list[torch.Tensor]:
         return [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(3)]
 
     assert probes.peak_bytes(one_after_the_other, "cpu") == pytest.approx(1 << 20, rel=0.01)
     assert probes.peak_bytes(together, "cpu") == pytest.approx(3 << 20, rel=0.01)
+    assert probes.peak_bytes(lambda: kept, "cpu") == 1 << 19  # memory that is used again
 
 
 # -- bars --------------------------------------------------------------------------------------------------------------

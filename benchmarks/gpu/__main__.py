@@ -22,7 +22,8 @@ def main() -> int:
     deadline = time.monotonic() + whole
     out = options.out or Path(tempfile.mkdtemp(prefix="lit_fast-dry-run-") if options.dry_run else "gpu-results")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "log.txt").write_text("", encoding="utf-8")
+    for name in ("results.json", "summary.md", "log.txt", "loss.png"):  # of an earlier run
+        (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="lit_fast-gpu-", ignore_cleanup_errors=True) as scratch:
         session = Session(out.resolve(), Path(scratch).resolve(), deadline, options.dry_run, options.fail)
         session.results = {

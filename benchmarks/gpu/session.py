@@ -88,6 +88,8 @@ class Session:
             "CI": "1",  # property tests draw the same examples each time
             "KINETO_LOG_LEVEL": "99",
         }
+        if not os.access(Path.home(), os.W_OK):
+            known["TRITON_CACHE_DIR"] = str(self.scratch / "triton")
         if self.dry_run:
             known |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         return {**os.environ, **known}
