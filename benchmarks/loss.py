@@ -31,28 +31,26 @@ class Measurement:
         self.missing: dict[str, str] = {}
         self._compile_seconds: dict[str, float] = {}
         data = variants.problem(setting, device)
-        eager = variants.eager_step(data)
-        steps: dict[str, variants.Step] = {"copy": variants.copy_step(setting, device), "eager": eager}
-        steps["reference"] = variants.backend_step(data, "eager")
+        self._losses = {"eager": variants.eager_loss(data), "reference": variants.backend_loss(data, "eager")}
         for name in variants.FUSED:
             why = variants.unavailable(name, device) or self._too_slow(name)
             if why is None:
-                steps[name] = variants.backend_step(data, name)
+                self._losses[name] = variants.backend_loss(data, name)
             else:
                 self.missing[name] = f"not available: {why}"
         torch.compiler.reset()
         for mode in setting.modes:
-            steps[f"compile:{mode}"] = variants.compiled_step(data, mode)
-        self._steps = steps
-        self.pairs = Pairs(steps, device)
-        for name in [name for name in steps if name != "copy"]:
-            self._prepare(name, eager, deadline)
+            self._losses[f"compile:{mode}"] = variants.compiled_loss(data, mode)
+        self._steps = {name: variants.step_of(data, loss) for name, loss in self._losses.items()}
+        self.pairs = Pairs({"copy": variants.copy_step(setting, device), **self._steps}, device)
+        for name in self._steps:
+            self._prepare(name, deadline)
 
     def _too_slow(self, name: str) -> str | None:
         slow = name == "triton" and self.device == "cpu" and self.setting.elements > _INTERPRETED_ELEMENTS
         return "the interpreter is too slow for this size" if slow else None
 
-    def _prepare(self, name: str, eager: variants.Step, deadline: float) -> None:
+    def _prepare(self, name: str, deadline: float) -> None:
         """Compile, compare with eager, warm up; a variant that fails is dropped and says why."""
         compiled = name.startswith("compile:")
         if compiled and time.monotonic() > deadline:
@@ -60,7 +58,7 @@ class Measurement:
             return
         start = time.monotonic()
         try:
-            wrong = variants.disagreement(self._steps[name], eager, self.setting.dtype)
+            wrong = variants.disagreement(self._steps[name], self._steps["eager"], self.setting.dtype)
             if wrong is not None:
                 raise ArithmeticError(wrong)
             for _ in range(_WARM_UPS - 1):
@@ -116,17 +114,18 @@ class Measurement:
             ratio = pairs.ratio(name, other) if other in pairs.times and name != "copy" else None
             row[field] = ratio and (100 * ratio if field == "percent_of_copy" else ratio)
         if name != "copy":
-            row |= _probed(self._steps[name], self.device)
+            row |= _probed(self._steps[name], self._losses[name], self.device)
         return row
 
 
-def _probed(step: variants.Step, device: str) -> Row:
-    """Peak memory and, on CUDA, launches; what cannot be measured says why."""
+def _probed(step: variants.Step, loss: variants.Loss, device: str) -> Row:
+    """Peak memory and, on CUDA, launches of the step and of its forward; what cannot be measured says why."""
     found: Row = {}
     try:
         found["peak_bytes"] = probes.peak_bytes(step, device)
         if device == "cuda":
             found |= probes.launches(step)
+            found["launches_forward"] = probes.launches(loss)["launches"]
     except Exception as error:
         found["not_measured"] = f"{type(error).__name__}: {error}"[:300]
     return found

@@ -1,4 +1,4 @@
-"""The same loss in several implementations, each as a step: forward, backward, gradients handed to the caller."""
+"""The same loss in several implementations, and the step around them: forward, backward, gradients to the caller."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import lit_fast
 from benchmarks.settings import Setting
 from lit_fast import backends
 
+Loss = Callable[[], Tensor]  # forward alone
 Step = Callable[[], tuple[Tensor, ...]]  # the loss, then the gradients of Problem.leaves
 ALPHA, TAU = 0.95, 6.0
 FUSED = ("native", "triton")
@@ -78,11 +79,11 @@ def plain(
     return total
 
 
-def eager_step(data: Problem) -> Step:
-    return _differentiated(data, lambda: plain(*data.arguments(), data.beta))
+def eager_loss(data: Problem) -> Loss:
+    return lambda: plain(*data.arguments(), data.beta)
 
 
-def compiled_step(data: Problem, mode: str) -> Step:
+def compiled_loss(data: Problem, mode: str) -> Loss:
     """torch.compile of `plain`; compiles in its first call."""
     compiled = torch.compile(plain, dynamic=False, fullgraph=True, mode=mode)
 
@@ -91,21 +92,19 @@ def compiled_step(data: Problem, mode: str) -> Step:
             torch.compiler.cudagraph_mark_step_begin()
         return compiled(*data.arguments(), data.beta)
 
-    return _differentiated(data, loss)
+    return loss
 
 
-def backend_step(data: Problem, name: str) -> Step:
+def backend_loss(data: Problem, name: str) -> Loss:
     """One of lit_fast's backends."""
-
-    def loss() -> Tensor:
-        return lit_fast.lit_loss(
-            *data.arguments(), alpha=ALPHA, beta=data.beta, tau=TAU, grad_scale=data.grad_scale, backend=name
-        )
-
-    return _differentiated(data, loss)
+    return lambda: lit_fast.lit_loss(
+        *data.arguments(), alpha=ALPHA, beta=data.beta, tau=TAU, grad_scale=data.grad_scale, backend=name
+    )
 
 
-def _differentiated(data: Problem, loss: Callable[[], Tensor]) -> Step:
+def step_of(data: Problem, loss: Loss) -> Step:
+    """The loss, then backward from it."""
+
     def step() -> tuple[Tensor, ...]:
         total = loss()
         return total.detach(), *torch.autograd.grad(total, data.leaves, data.grad_total)

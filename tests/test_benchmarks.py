@@ -79,16 +79,20 @@ def test_bytes_are_three_widths_for_every_element() -> None:
 @pytest.mark.parametrize("setting", TINY, ids=lambda setting: setting.name)
 def test_the_variants_compute_the_same(setting: settings.Setting) -> None:
     data = variants.problem(setting, "cpu")
-    eager = variants.eager_step(data)
+    eager = variants.step_of(data, variants.eager_loss(data))
     assert len(eager()) == 2 + len(setting.sections)
     for name in ("eager", "native"):
         if variants.unavailable(name, "cpu") is None:
-            assert variants.disagreement(variants.backend_step(data, name), eager, setting.dtype) is None
+            assert (
+                variants.disagreement(variants.step_of(data, variants.backend_loss(data, name)), eager, setting.dtype)
+                is None
+            )
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_variant_that_computes_something_else_is_found(number: int) -> None:
-    eager = variants.eager_step(variants.problem(TINY[0], "cpu"))
+    data = variants.problem(TINY[0], "cpu")
+    eager = variants.step_of(data, variants.eager_loss(data))
 
     def wrong(value: float) -> variants.Step:
         return lambda: tuple(t * value if i == number else t for i, t in enumerate(eager()))
@@ -171,10 +175,11 @@ def test_native_is_judged_before_triton() -> None:
 
 
 def test_the_copy_rate_and_the_launches_are_judged() -> None:
-    large = row(family="cifar-large", gb_s=2760.0, launches=3, kernels=["1 x lit_loss", "2 x copy"])
+    large = row(family="cifar-large", gb_s=2760.0, launches=3, launches_forward=2, kernels=["1 x lit_loss", "2 x copy"])
     assert verdict("GB/s", results(large)) == ("PASS", pytest.approx(92.0))
     assert verdict("GB/s", results(large, copy_gb_s=None))[0] == "NOT MEASURED"
-    assert verdict("launches", results(large, row(launches=2, kernels=["1 x lit_loss"]))) == ("FAIL", 3)
+    assert verdict("launches of forward + backward", results(large)) == ("FAIL", 3)
+    assert verdict("launches of loss and gradients", results(large)) == ("PASS", 2)
 
 
 def test_tiny_runs_and_other_devices_prove_nothing() -> None:

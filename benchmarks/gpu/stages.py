@@ -20,7 +20,7 @@ from benchmarks.gpu.session import Done, Session
 from benchmarks.suites import SUITES
 
 Fields = dict[str, Any]
-GPU_ONLY = ("launches", "kernel_us", "kernels")  # fields of rows
+GPU_ONLY = ("launches", "launches_forward", "kernel_us", "kernels")  # fields of rows
 _MARGIN = 30.0  # seconds from the last moment at which a benchmark begins to the time at which it is killed
 
 
