@@ -1,0 +1,298 @@
+"""Which kernels a loss takes, and with which arguments: everything that the host decides, from sizes and settings alone.
+
+Nothing here looks at the device's numbers or waits for it, and nothing is copied to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lit_fast.kernels.rescale import rescale_kernel
+from lit_fast.kernels.scalars import coded, three_floats
+from lit_fast.kernels.stages import label_kernel, loss_kernel, parts_kernel
+
+INTERPRETED = not isinstance(loss_kernel, triton.JITFunction)  # TRITON_INTERPRET was set when Triton was imported
+
+BLOCK = 2048  # elements of IRs that a program takes at once: 16 for each of its threads
+PROGRAMS = 4096  # of IRs in a loss, about: enough to fill any GPU, few enough for one program to sum what they leave
+SECTIONS = 32  # in one launch: a kernel takes 4 KB of arguments
+TILE = 1024  # logits that a program takes at once
+LABELS = 1024  # labels at once
+FEW_LABELS = 8192  # every program with rows counts so many itself; more get a kernel of their own
+LANES = 1024  # partial sums at once
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+
+    def run(self) -> None:
+        """Launch on the current stream of the current device."""
+        self.kernel[(self.programs,)](**self.arguments)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a loss; see ``lit_fast.backends.options.LossOptions``."""
+
+    section_weights: Sequence[float]
+    ir_kind: int
+    alpha: float
+    beta: float
+    tau: float
+    tau_squared: bool
+    ignore_index: int
+    label_smoothing: float
+
+
+class Section(NamedTuple):
+    """Dense tensors of one memory layout, so that the order of the elements plays no role."""
+
+    student: Tensor
+    teacher: Tensor
+    grad: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The logits, contiguous."""
+
+    student: Tensor  # [batch, classes]
+    teacher: Tensor | None  # [batch, classes]
+    labels: Tensor | None  # [batch]
+    class_weight: Tensor | None  # [classes]
+    grad: Tensor | None  # [batch, classes]
+
+
+def loss_launches(
+    sections: Sequence[Section],
+    rows: Rows | None,
+    parts: Tensor,
+    grad_scale: Tensor | None,
+    settings: Settings,
+    *,
+    soft_bf16: bool,
+) -> list[Launch]:
+    """The launches that compute `parts` and every gradient; they must run in order, on one stream.
+
+    Args:
+        sections: in order, k of them.
+        rows: the logits, or None where beta is 0.
+        parts: [3 + k], float32 or float64, to be written.
+        grad_scale: 0-d, multiplies every gradient before it is rounded; None for 1.
+        soft_bf16: see ``maths``.
+    """
+    steps = _steps(section.student for section in sections)
+    programs = [_programs(section.student, steps) for section in sections]
+    row_programs, label_programs = (0, 0) if rows is None else _row_programs(rows)
+    sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
+    of_sections, partials, of_rows, label_sums = parts.new_empty(sum(sizes), dtype=torch.float64).split(sizes)
+
+    common = {"DTYPE": _triton_dtype(parts.dtype), "SOFT_BF16": soft_bf16}
+    logits = _row_arguments(rows, settings, label_sums) | {"rows": of_rows, "row_programs": row_programs}
+    launches = []
+    if label_programs > 0:
+        names = ("labels", "class_weight", "label_sums", "batch", "classes", "ignore_index")
+        arguments = {name: logits[name] for name in names}
+        launches.append(Launch(label_kernel, label_programs, {**arguments, **common, "BLOCK": LABELS}))
+
+    first = first_partial = 0
+    for group in _groups(sections) or [[]]:
+        count = sum(programs[first : first + len(group)])
+        arguments = {
+            **_section_arguments(group, settings, first),
+            "steps": steps,
+            "first_section": coded(first),
+            "first_partial": coded(first_partial),
+            "sections": of_sections,
+            "partials": partials,
+            **logits,
+            "grad_scale": grad_scale,
+            "LAST": 13 if parts.dtype == torch.float64 else 8,
+            "LABELS": LABELS,
+            **common,
+        }
+        launches.append(Launch(loss_kernel, logits["row_programs"] + count, arguments))
+        first += len(group)
+        first_partial += count
+        logits = _row_arguments(None, settings, label_sums) | {"rows": of_rows, "row_programs": 0}  # are done
+
+    width = triton.next_power_of_2(len(sections)) if sections else 0
+    arguments = {
+        "parts": parts,
+        "sections": of_sections,
+        "partials": partials,
+        "rows": of_rows,
+        "count": len(sections),
+        "most": max(programs, default=0),
+        "row_programs": row_programs,
+        "batch": 0 if rows is None else rows.student.shape[0],
+        "weights": _part_weights(settings),
+        "HARD": rows is not None and rows.labels is not None,
+        "SOFT": rows is not None and rows.teacher is not None,
+        "SECTIONS": width,
+        "WIDTH": max(1, 2 * LANES // max(width, 1)),
+        "ROWS": LANES,
+    }
+    return [*launches, Launch(parts_kernel, 1, arguments)]
+
+
+def rescale_launches(grads: Sequence[Tensor], factor: Tensor, *, soft_bf16: bool) -> list[Launch]:
+    """The launches that multiply dense tensors in place by a 0-d factor."""
+    sections = [Section(grad, grad, grad) for grad in grads if grad.numel() > 0]
+    steps = _steps(grads)
+    launches = []
+    for group in _groups(sections):
+        dtype = torch.float64 if group[0].grad.dtype == torch.float64 else torch.float32
+        arguments = {
+            "grads": tuple(section.grad for section in group),
+            "numels": tuple(coded(section.grad.numel()) for section in group),
+            "factor": factor,
+            "steps": steps,
+            "COUNT": len(group),
+            "ALIGNED": _aligned(group[0]),
+            "DTYPE": _triton_dtype(dtype),
+            "SOFT_BF16": soft_bf16,
+            "BLOCK": BLOCK,
+        }
+        launches.append(Launch(rescale_kernel, sum(_programs(s.grad, steps) for s in group), arguments))
+    return launches
+
+
+# --- sections
+
+
+def _steps(tensors: Iterable[Tensor]) -> int:
+    """How many blocks each program takes."""
+    return max(1, triton.cdiv(sum(triton.cdiv(tensor.numel(), BLOCK) for tensor in tensors), PROGRAMS))
+
+
+def _programs(tensor: Tensor, steps: int) -> int:
+    """``scalars.programs_of``."""
+    return max(1, triton.cdiv(triton.cdiv(tensor.numel(), BLOCK), steps))
+
+
+def _aligned(section: Section) -> bool:
+    return all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in section)
+
+
+def _groups(sections: Sequence[Section]) -> list[list[Section]]:
+    """Runs of sections that one launch can take: of the same dtypes and alignment, at most SECTIONS of them."""
+    groups: list[list[Section]] = []
+    last = None
+    for section in sections:
+        kind = (section.student.dtype, section.teacher.dtype, _aligned(section))
+        if kind != last or len(groups[-1]) == SECTIONS:
+            groups.append([])
+            last = kind
+        groups[-1].append(section)
+    return groups
+
+
+def _section_arguments(group: Sequence[Section], settings: Settings, first: int) -> dict[str, Any]:
+    arguments = dict.fromkeys(("students", "teachers", "grads", "numels", "slopes"))
+    if group:
+        slopes = [
+            _over((1 - settings.beta) * settings.section_weights[first + i], section.student.numel())
+            for i, section in enumerate(group)
+        ]
+        arguments = {
+            "students": tuple(section.student for section in group),
+            "teachers": tuple(section.teacher for section in group),
+            "grads": None if group[0].grad is None else tuple(section.grad for section in group),
+            "numels": tuple(coded(section.student.numel()) for section in group),
+            "slopes": _floats(*slopes),
+        }
+    return {
+        **arguments,
+        "COUNT": len(group),
+        "KIND": settings.ir_kind,
+        "ALIGNED": bool(group) and _aligned(group[0]),
+        "BLOCK": BLOCK,
+    }
+
+
+# --- rows
+
+
+def _row_programs(rows: Rows) -> tuple[int, int]:
+    """How many programs take rows, and how many sum the labels' weights before them."""
+    batch, classes = rows.student.shape
+    programs = max(1, triton.cdiv(batch, _tile(classes)[0]))
+    if rows.labels is None or batch <= FEW_LABELS:
+        return programs, 0
+    return programs, min(triton.cdiv(batch, FEW_LABELS), LABELS)
+
+
+def _tile(classes: int) -> tuple[int, int]:
+    """Rows and classes that a program takes at once."""
+    width = min(triton.next_power_of_2(classes), TILE)
+    return TILE // width, width
+
+
+def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) -> dict[str, Any]:
+    batch, classes = (0, 1) if rows is None else rows.student.shape
+    tile = _tile(classes)
+    own_sums = rows is not None and label_sums.numel() > 0
+    return {
+        "student_logits": None if rows is None else rows.student,
+        "teacher_logits": None if rows is None else rows.teacher,
+        "logits_grad": None if rows is None else rows.grad,
+        "labels": None if rows is None else rows.labels,
+        "class_weight": None if rows is None else rows.class_weight,
+        "label_sums": label_sums if own_sums else None,
+        "label_programs": label_sums.numel(),
+        "batch": batch,
+        "classes": classes,
+        "ignore_index": settings.ignore_index,
+        "settings": None if rows is None else _row_settings(settings, batch, classes),
+        "SMOOTHING": rows is not None and rows.labels is not None and settings.label_smoothing > 0,
+        "ROWS": tile[0],
+        "CLASSES": tile[1],
+    }
+
+
+def _row_settings(settings: Settings, batch: int, classes: int) -> tuple[float, ...]:
+    """What ``kd.kd_rows`` reads: 1 / tau; the scales of KL's and cross-entropy's slopes; targets at the label, at all."""
+    soft = settings.tau if settings.tau_squared else 1 / settings.tau  # tau^2 of eq. 2 times d(z / tau) / d z
+    return _floats(
+        1 / settings.tau,
+        _over(settings.beta * (1 - settings.alpha) * soft, batch),
+        settings.beta * settings.alpha,
+        1 - settings.label_smoothing,
+        settings.label_smoothing / classes,
+    )
+
+
+def _part_weights(settings: Settings) -> tuple[float, ...]:
+    """What ``stages.parts_kernel`` reads: the weights of cross-entropy and KL in the total; KL's own factor."""
+    return _floats(
+        settings.beta * settings.alpha,
+        settings.beta * (1 - settings.alpha),
+        settings.tau**2 if settings.tau_squared else 1.0,
+    )
+
+
+# --- numbers
+
+
+def _over(number: float, count: int) -> float:
+    return number / count if count else float("nan")  # of a mean over nothing
+
+
+def _floats(*numbers: float) -> tuple[float, ...]:
+    return tuple(part for number in numbers for part in three_floats(number))
+
+
+def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32

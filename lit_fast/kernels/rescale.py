@@ -1,0 +1,43 @@
+"""Multiplies gradients in place by a factor that only the device knows; leaves them alone where it is 1."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lit_fast.kernels.ir import at_block
+from lit_fast.kernels.maths import rounded, widened
+from lit_fast.kernels.scalars import find_section, pick
+
+
+@triton.jit(do_not_specialize=["steps"])
+def rescale_kernel(
+    grads,  # COUNT pointers to [numel_i]
+    numels,  # COUNT integers, coded
+    factor,  # []
+    steps,  # blocks of each program
+    COUNT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SOFT_BF16: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program takes `steps` blocks of one gradient."""
+    by = widened(tl.load(factor), DTYPE, SOFT_BF16)
+    if by != 1.0:
+        program = tl.program_id(0).to(tl.int64)
+        section, first, _count, numel = find_section(program, numels, steps, COUNT, BLOCK)
+        grad = pick(grads, section, COUNT)
+        lane = tl.arange(0, BLOCK)
+        begin = (program - first) * steps
+        whole = numel // BLOCK
+        end = tl.minimum(begin + steps, whole)
+        for block in range(begin, end):
+            place = at_block(grad, block * BLOCK, ALIGNED) + lane
+            value = widened(tl.load(place), DTYPE, SOFT_BF16) * by
+            tl.store(place, rounded(value, grad.dtype.element_ty, SOFT_BF16))
+        if begin + steps > whole:
+            rest = whole * BLOCK + lane
+            inside = (rest < numel) & (begin <= whole)
+            value = widened(tl.load(grad + rest, inside, other=0.0), DTYPE, SOFT_BF16) * by
+            tl.store(grad + rest, rounded(value, grad.dtype.element_ty, SOFT_BF16), inside)
