@@ -85,10 +85,10 @@ LIT_HD SoftmaxState<T> merge(SoftmaxState<T> a, SoftmaxState<T> b, T scale) {
 
 // --- eq. 2: one class of a row
 
-// e^x - 1 - x for |x| < 0.25 by its series x^2/2 (1 + x/3 (1 + x/4 (...))), to the last bits of T.
+// e^x - 1 - x for |x| < 1 by its series x^2/2 (1 + x/3 (1 + x/4 (...))), to the last bits of T.
 template <typename T>
 LIT_HD T exp_minus_tangent(T x) {
-  constexpr int last = sizeof(T) == sizeof(double) ? 13 : 8;
+  constexpr int last = sizeof(T) == sizeof(double) ? 18 : 11;
   T series = T(1);
   for (int n = last; n > 2; --n) {
     series = T(1) + x * series * (T(1) / T(n));
@@ -103,7 +103,7 @@ LIT_HD T exp_minus_tangent(T x) {
 // all deltas, that of the normalisers, is of second order too. Where p = 0, delta plays no role: 0 * inf := 0.
 template <typename T>
 LIT_HD LossSlope<T> kl_element(T p, T q, T delta) {
-  const bool near = delta > T(-0.25) && delta < T(0.25);
+  const bool near = delta > T(-1) && delta < T(1);
   const T x = near ? delta : T(0);
   const T curve = exp_minus_tangent(x);
   const T far_loss = q - p - (p == T(0) ? T(0) : p * delta);
