@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lit_fast.kernels.maths import is_masked, kl_element, rounded, weighted_log, widened
+from lit_fast.kernels.maths import is_masked, kl_element, log1p, rounded, weighted_log, widened
 from lit_fast.kernels.scalars import exact
 
 
@@ -120,7 +120,7 @@ def kd_rows(
     inverse_s = 1.0 / sum_soft_s
     inverse_t = 1.0 / sum_soft_t
     max_difference = max_s - max_t
-    log_ratio = tl.log(sum_soft_s / sum_soft_t)
+    log_ratio = log1p(tl.sum(soft_s - soft_t, 1) * inverse_t)  # of two sums that may be nearly equal
 
     # The targets of a row's cross-entropy: `every` times the class's weight at every class, `label_target` at its label.
     ce = tl.zeros([ROWS], DTYPE)

@@ -20,10 +20,15 @@ from lit_fast.kernels.stages import label_kernel, loss_kernel, parts_kernel
 
 INTERPRETED = not isinstance(loss_kernel, triton.JITFunction)  # TRITON_INTERPRET was set when Triton was imported
 
-BLOCK = 2048  # elements of IRs that a program takes at once: 16 for each of its threads
+BLOCK = 1024  # elements of IRs that a program takes at once: 8 for each of its threads, 16 bytes of float16
 PROGRAMS = 4096  # of IRs in a loss, about: enough to fill any GPU, few enough for one program to sum what they leave
-SECTIONS = 32  # in one launch: a kernel takes 4 KB of arguments
-TILE = 1024  # logits that a program takes at once
+SECTIONS = 8  # in one launch: their addresses stay in registers, and more would take those of the loads
+WARPS = 4
+CLASSES = 512  # of a row that a program takes at once; more live numbers would leave fewer programs to a processor
+SEVERAL = 128  # logits of several rows at once, where they have few classes
+LONG_ROW = 2048  # classes; longer rows get a launch of their own, with more warps, or their walk would be slow
+LONG_CLASSES = 2048
+LONG_WARPS = 16
 LABELS = 1024  # labels at once
 FEW_LABELS = 8192  # every program with rows counts so many itself; more get a kernel of their own
 LANES = 1024  # partial sums at once
@@ -35,10 +40,11 @@ class Launch(NamedTuple):
     kernel: Any
     programs: int
     arguments: dict[str, Any]
+    warps: int = WARPS
 
     def run(self) -> None:
         """Launch on the current stream of the current device."""
-        self.kernel[(self.programs,)](**self.arguments)
+        self.kernel[(self.programs,)](**self.arguments, num_warps=self.warps)
 
 
 @dataclass(frozen=True)
@@ -94,38 +100,49 @@ def loss_launches(
     """
     steps = _steps(section.student for section in sections)
     programs = [_programs(section.student, steps) for section in sections]
-    row_programs, label_programs = (0, 0) if rows is None else _row_programs(rows)
+    tile = _tile(1 if rows is None else rows.student.shape[1], parts.dtype)
+    row_programs, label_programs = (0, 0) if rows is None else _row_programs(rows, tile)
     sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
     of_sections, partials, of_rows, label_sums = parts.new_empty(sum(sizes), dtype=torch.float64).split(sizes)
 
     common = {"DTYPE": _triton_dtype(parts.dtype), "SOFT_BF16": soft_bf16}
-    logits = _row_arguments(rows, settings, label_sums) | {"rows": of_rows, "row_programs": row_programs}
+    logits = _row_arguments(rows, settings, label_sums)
+    no_logits = _row_arguments(None, settings, label_sums)
     launches = []
     if label_programs > 0:
         names = ("labels", "class_weight", "label_sums", "batch", "classes", "ignore_index")
         arguments = {name: logits[name] for name in names}
         launches.append(Launch(label_kernel, label_programs, {**arguments, **common, "BLOCK": LABELS}))
 
+    groups = _groups(sections)
+    long_rows = tile.classes > CLASSES
+    if long_rows or not groups:
+        groups = [[], *groups]
     first = first_partial = 0
-    for group in _groups(sections) or [[]]:
+    for number, group in enumerate(groups):
+        with_rows = rows is not None and number == 0
         count = sum(programs[first : first + len(group)])
         arguments = {
-            **_section_arguments(group, settings, first),
+            **_section_arguments(group, programs[first : first + len(group)], settings, first),
             "steps": steps,
             "first_section": coded(first),
             "first_partial": coded(first_partial),
             "sections": of_sections,
             "partials": partials,
-            **logits,
+            **(logits if with_rows else no_logits),
+            "rows": of_rows,
+            "row_programs": row_programs if with_rows else 0,
             "grad_scale": grad_scale,
-            "LAST": 13 if parts.dtype == torch.float64 else 8,
+            "LAST": 18 if parts.dtype == torch.float64 else 11,
+            "ROWS": tile.rows,
+            "CLASSES": tile.classes,
             "LABELS": LABELS,
             **common,
         }
-        launches.append(Launch(loss_kernel, logits["row_programs"] + count, arguments))
+        warps = LONG_WARPS if with_rows and long_rows else WARPS
+        launches.append(Launch(loss_kernel, arguments["row_programs"] + count, arguments, warps))
         first += len(group)
         first_partial += count
-        logits = _row_arguments(None, settings, label_sums) | {"rows": of_rows, "row_programs": 0}  # are done
 
     width = triton.next_power_of_2(len(sections)) if sections else 0
     arguments = {
@@ -149,14 +166,16 @@ def loss_launches(
 
 def rescale_launches(grads: Sequence[Tensor], factor: Tensor, *, soft_bf16: bool) -> list[Launch]:
     """The launches that multiply dense tensors in place by a 0-d factor."""
-    sections = [Section(grad, grad, grad) for grad in grads if grad.numel() > 0]
+    sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
     steps = _steps(grads)
     launches = []
     for group in _groups(sections):
-        dtype = torch.float64 if group[0].grad.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if group[0].student.dtype == torch.float64 else torch.float32
+        programs = [_programs(section.student, steps) for section in group]
         arguments = {
-            "grads": tuple(section.grad for section in group),
-            "numels": tuple(coded(section.grad.numel()) for section in group),
+            "grads": tuple(section.student for section in group),
+            "numels": tuple(coded(section.student.numel()) for section in group),
+            "programs": tuple(map(coded, programs)),
             "factor": factor,
             "steps": steps,
             "COUNT": len(group),
@@ -165,7 +184,7 @@ def rescale_launches(grads: Sequence[Tensor], factor: Tensor, *, soft_bf16: bool
             "SOFT_BF16": soft_bf16,
             "BLOCK": BLOCK,
         }
-        launches.append(Launch(rescale_kernel, sum(_programs(s.grad, steps) for s in group), arguments))
+        launches.append(Launch(rescale_kernel, sum(programs), arguments))
     return launches
 
 
@@ -178,7 +197,7 @@ def _steps(tensors: Iterable[Tensor]) -> int:
 
 
 def _programs(tensor: Tensor, steps: int) -> int:
-    """``scalars.programs_of``."""
+    """How many programs share a tensor: one for every `steps` blocks, at least one."""
     return max(1, triton.cdiv(triton.cdiv(tensor.numel(), BLOCK), steps))
 
 
@@ -199,8 +218,10 @@ def _groups(sections: Sequence[Section]) -> list[list[Section]]:
     return groups
 
 
-def _section_arguments(group: Sequence[Section], settings: Settings, first: int) -> dict[str, Any]:
-    arguments = dict.fromkeys(("students", "teachers", "grads", "numels", "slopes"))
+def _section_arguments(
+    group: Sequence[Section], programs: Sequence[int], settings: Settings, first: int
+) -> dict[str, Any]:
+    arguments = dict.fromkeys(("students", "teachers", "grads", "numels", "programs", "slopes"))
     if group:
         slopes = [
             _over((1 - settings.beta) * settings.section_weights[first + i], section.student.numel())
@@ -211,6 +232,7 @@ def _section_arguments(group: Sequence[Section], settings: Settings, first: int)
             "teachers": tuple(section.teacher for section in group),
             "grads": None if group[0].grad is None else tuple(section.grad for section in group),
             "numels": tuple(coded(section.student.numel()) for section in group),
+            "programs": tuple(map(coded, programs)),
             "slopes": _floats(*slopes),
         }
     return {
@@ -225,40 +247,44 @@ def _section_arguments(group: Sequence[Section], settings: Settings, first: int)
 # --- rows
 
 
-def _row_programs(rows: Rows) -> tuple[int, int]:
+class _Tile(NamedTuple):
+    """What a program takes at once."""
+
+    rows: int
+    classes: int
+
+
+def _tile(classes: int, dtype: torch.dtype) -> _Tile:
+    if classes > LONG_ROW:
+        return _Tile(1, LONG_CLASSES * 4 // dtype.itemsize)
+    width = min(triton.next_power_of_2(classes), CLASSES)
+    return _Tile(max(1, SEVERAL // width), width)
+
+
+def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int]:
     """How many programs take rows, and how many sum the labels' weights before them."""
-    batch, classes = rows.student.shape
-    programs = max(1, triton.cdiv(batch, _tile(classes)[0]))
+    batch = rows.student.shape[0]
+    programs = max(1, triton.cdiv(batch, tile.rows))
     if rows.labels is None or batch <= FEW_LABELS:
         return programs, 0
     return programs, min(triton.cdiv(batch, FEW_LABELS), LABELS)
 
 
-def _tile(classes: int) -> tuple[int, int]:
-    """Rows and classes that a program takes at once."""
-    width = min(triton.next_power_of_2(classes), TILE)
-    return TILE // width, width
-
-
 def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) -> dict[str, Any]:
     batch, classes = (0, 1) if rows is None else rows.student.shape
-    tile = _tile(classes)
-    own_sums = rows is not None and label_sums.numel() > 0
     return {
         "student_logits": None if rows is None else rows.student,
         "teacher_logits": None if rows is None else rows.teacher,
         "logits_grad": None if rows is None else rows.grad,
         "labels": None if rows is None else rows.labels,
         "class_weight": None if rows is None else rows.class_weight,
-        "label_sums": label_sums if own_sums else None,
+        "label_sums": None if rows is None or label_sums.numel() == 0 else label_sums,
         "label_programs": label_sums.numel(),
         "batch": batch,
         "classes": classes,
         "ignore_index": settings.ignore_index,
         "settings": None if rows is None else _row_settings(settings, batch, classes),
         "SMOOTHING": rows is not None and rows.labels is not None and settings.label_smoothing > 0,
-        "ROWS": tile[0],
-        "CLASSES": tile[1],
     }
 
 

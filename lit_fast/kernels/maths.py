@@ -75,8 +75,15 @@ def ir_element(d, KIND: tl.constexpr):
 
 
 @triton.jit
+def log1p(x):
+    """log(1 + x) for x > -1, to the last bits of a small x too: what 1 + x loses by its rounding, x / (y - 1) restores."""
+    y = 1.0 + x
+    return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))
+
+
+@triton.jit
 def exp_minus_tangent(x, LAST: tl.constexpr):
-    """e^x - 1 - x for |x| < 0.25 by its series x^2/2 (1 + x/3 (1 + x/4 (... x/LAST))): 8 for float32, 13 for float64."""
+    """e^x - 1 - x for |x| < 1 by its series x^2/2 (1 + x/3 (1 + x/4 (... x/LAST))): 11 for float32, 18 for float64."""
     series = 1.0 + x * (1.0 / LAST)
     for n in tl.static_range(1, LAST - 2):
         series = 1.0 + x * series * (1.0 / (LAST - n))
@@ -91,7 +98,7 @@ def kl_element(p, q, delta, LAST: tl.constexpr):
     rows that nearly agree cancel nothing, and an error common to all deltas, that of the normalisers, is of second
     order too. Where p = 0, delta plays no role: 0 * inf := 0.
     """
-    near = (delta > -0.25) & (delta < 0.25)
+    near = (delta > -1.0) & (delta < 1.0)
     x = tl.where(near, delta, 0.0)
     curve = exp_minus_tangent(x, LAST)
     far = q - p - tl.where(p == 0.0, 0.0, p * delta)

@@ -14,6 +14,7 @@ from lit_fast.kernels.scalars import find_section, pick
 def rescale_kernel(
     grads,  # COUNT pointers to [numel_i]
     numels,  # COUNT integers, coded
+    programs,  # COUNT integers, coded: how many programs share each gradient
     factor,  # []
     steps,  # blocks of each program
     COUNT: tl.constexpr,
@@ -26,7 +27,7 @@ def rescale_kernel(
     by = widened(tl.load(factor), DTYPE, SOFT_BF16)
     if by != 1.0:
         program = tl.program_id(0).to(tl.int64)
-        section, first, _count, numel = find_section(program, numels, steps, COUNT, BLOCK)
+        section, first, _count, numel = find_section(program, numels, programs, COUNT)
         grad = pick(grads, section, COUNT)
         lane = tl.arange(0, BLOCK)
         begin = (program - first) * steps

@@ -71,32 +71,37 @@ def pick(items, index, COUNT: tl.constexpr):
 
 
 @triton.jit
-def programs_of(numel, steps, BLOCK: tl.constexpr):
-    """How many programs share a section: one for every `steps` blocks of BLOCK elements, at least one."""
-    return tl.maximum(tl.cdiv(tl.cdiv(numel, BLOCK), steps), 1)
-
-
-@triton.jit
-def find_section(program, numels, steps, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def find_section(program, numels, programs, COUNT: tl.constexpr):
     """The section that a program works on: its number, its first program, how many it has, its number of elements.
 
     Args:
-        program: from 0 to the sum of ``programs_of`` over the sections.
-        numels: COUNT integers, coded.
-        steps: blocks of each program.
+        program: from 0 to the sum of `programs`.
+        numels: elements of each of COUNT sections, coded.
+        programs: programs of each, coded.
     """
     section = 0
     first = tl.cast(0, tl.int64)
     numel = integer(numels[0])
-    count = programs_of(numel, steps, BLOCK)
+    count = integer(programs[0])
     start = count
     for i in tl.static_range(1, COUNT):
-        next_numel = integer(numels[i])
-        next_count = programs_of(next_numel, steps, BLOCK)
         here = program >= start
         section = tl.where(here, i, section)
         first = tl.where(here, start, first)
-        numel = tl.where(here, next_numel, numel)
-        count = tl.where(here, next_count, count)
-        start += next_count
+        numel = tl.where(here, integer(numels[i]), numel)
+        count = tl.where(here, integer(programs[i]), count)
+        start += integer(programs[i])
     return section, first, count, numel
+
+
+@triton.jit
+def pick_exact(floats, index, COUNT: tl.constexpr):
+    """The float64 number `index` of COUNT in ``three_floats``."""
+    high = floats[0]
+    middle = floats[1]
+    low = floats[2]
+    for i in tl.static_range(1, COUNT):
+        high = tl.where(index == i, floats[3 * i], high)
+        middle = tl.where(index == i, floats[3 * i + 1], middle)
+        low = tl.where(index == i, floats[3 * i + 2], low)
+    return exact(high, middle, low)

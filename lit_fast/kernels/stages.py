@@ -21,7 +21,7 @@ import triton.language as tl
 from lit_fast.kernels.ir import ir_blocks
 from lit_fast.kernels.kd import kd_rows, labels_weight
 from lit_fast.kernels.maths import widened
-from lit_fast.kernels.scalars import exact, find_section, integer, pick
+from lit_fast.kernels.scalars import exact, find_section, integer, pick, pick_exact
 
 
 @triton.jit(do_not_specialize=["batch", "ignore_index"])
@@ -52,6 +52,7 @@ def loss_kernel(
     teachers,  # COUNT pointers to [numel_i], or None
     grads,  # COUNT pointers to [numel_i], or None
     numels,  # COUNT integers, coded
+    programs,  # COUNT integers, coded: how many programs share each section
     slopes,  # 3 * COUNT floats: d total / d element of section i = slope_i * l'(student - teacher)
     steps,  # blocks of each program
     first_section,  # coded: sections and programs of the launches before this one
@@ -119,10 +120,8 @@ def loss_kernel(
             tl.store(place + 2, weight.to(tl.float64))
     elif students is not None:
         mine = (program - row_programs).to(tl.int64)
-        section, first, count, numel = find_section(mine, numels, steps, COUNT, BLOCK)
-        slope = exact(slopes[0], slopes[1], slopes[2])
-        for i in tl.static_range(1, COUNT):
-            slope = tl.where(section == i, exact(slopes[3 * i], slopes[3 * i + 1], slopes[3 * i + 2]), slope)
+        section, first, count, numel = find_section(mine, numels, programs, COUNT)
+        slope = pick_exact(slopes, section, COUNT)
         grad = None
         if grads is not None:
             grad = pick(grads, section, COUNT)
