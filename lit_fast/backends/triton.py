@@ -21,6 +21,7 @@ from lit_fast.backends.eager import _check_labels
 if TYPE_CHECKING:
     from lit_fast.kernels.launch import Rows, Section
 
+_VERSION = (3, 4)  # of Triton: the first whose compiler takes the kernels
 _CAPABILITY = (7, 0)  # of the GPUs that Triton supports
 _BF16_CAPABILITY = (8, 0)  # from which on GPUs convert bfloat16 themselves
 
@@ -30,13 +31,17 @@ def available(device_type: str | None = None, device_index: int | None = None) -
     if importlib.util.find_spec("triton") is None:
         return False, "Triton is not installed"
     try:
-        from lit_fast.kernels import launch
+        import triton
     except ImportError as error:
         return False, f"Triton does not load: {error}"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < _VERSION:
+        return False, f"the kernels need Triton {_VERSION[0]}.{_VERSION[1]}, this is Triton {triton.__version__}"
+    from lit_fast.kernels import launch
+
     if launch.INTERPRETED:
         return True, "Triton's interpreter runs the kernels on the CPU"
     if device_type is None:
-        return True, "Triton is installed"
+        return True, f"Triton {triton.__version__} is installed"
     if device_type != "cuda":
         return False, f"Triton's kernels run on CUDA GPUs, not on {device_type}; TRITON_INTERPRET=1 interprets them"
     if torch.version.hip is not None:
@@ -94,6 +99,7 @@ def _rescale_(grads: Sequence[Tensor], factor: Tensor) -> None:
     from lit_fast.kernels.launch import rescale_launches
 
     with _on(factor.device):
+        _check_dense(grads)
         for launch in rescale_launches(grads, factor, soft_bf16=_soft_bf16(factor.device)):
             launch.run()
 
@@ -131,6 +137,13 @@ def _check(
     for name, tensor, shape in (*expected, ("class_weight", class_weight, [classes])):
         if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"lit_loss: {name}: expected {shape}, got {list(tensor.shape)}")
+
+
+def _check_dense(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        if tensor.numel() > 0 and extent != tensor.numel():
+            raise ValueError(f"rescale_: expected dense tensors, got strides {tensor.stride()} of {list(tensor.shape)}")
 
 
 # --- the inputs, made dense
