@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BUILD := pyproject.toml setup.py constraints.txt build_backend/lit_fast_build.py csrc/sources.txt \
-         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h kernels/*.h)
+         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h)
 
 .PHONY: demo test clean
 
