@@ -6,10 +6,6 @@ interpreter is chosen once per process.
 
 from __future__ import annotations
 
-import os
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton.py"
-
 import loss_cases
 import pytest
 import torch
@@ -25,7 +21,10 @@ from lit_fast.backends import LossOptions, eager
 from lit_fast.backends import triton as backend
 from lit_fast.functional import lit_loss
 from lit_fast.kernels import launch
+from lit_fast.kernels.maths import INTERPRETED
 from lit_fast.kernels.scalars import coded, exact, find_section, integer, three_floats
+
+assert INTERPRETED, "run tests/test_triton.py"
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of inf and NaN in the interpreter
 
@@ -36,7 +35,7 @@ RESCALE = torch.ops.lit_fast.rescale_triton_.default
 
 
 def test_the_interpreter_is_what_runs() -> None:
-    assert launch.INTERPRETED
+    assert INTERPRETED
     assert backend.available("cpu") == (True, "Triton's interpreter runs the kernels on the CPU")
     assert backends.select(torch.device("cpu"), "triton").name == "triton"
 
@@ -165,7 +164,7 @@ def launches(case: Case) -> list[str]:
         rows = backend._rows(problem.student_logits, problem.teacher_logits, problem.labels, None, True)
     numbers = launch.Settings((1.0,) * len(sections), 0, options.alpha, options.beta, options.tau, True, -100, 0.0)
     parts = torch.empty(3 + len(sections))
-    return [one.kernel.__name__ for one in launch.loss_launches(sections, rows, parts, None, numbers, soft_bf16=True)]
+    return [one.kernel.__name__ for one in launch.loss_launches(sections, rows, parts, None, numbers)]
 
 
 @pytest.mark.parametrize(

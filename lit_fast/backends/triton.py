@@ -1,4 +1,4 @@
-"""The LIT loss by Triton kernels (``lit_fast.kernels``), as the ops ``lit_fast::lit_loss_triton`` and ``rescale_triton_``.
+"""The LIT loss by Triton kernels (``lit_fast.kernels``): the ops ``lit_fast::lit_loss_triton`` and ``rescale_triton_``.
 
 They run on CUDA GPUs; with ``TRITON_INTERPRET=1`` set before Triton is imported, Triton's interpreter runs them on the
 CPU, slowly, for tests. Triton is imported when the backend is asked for.
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _VERSION = (3, 4)  # of Triton: the first whose compiler takes the kernels
 _CAPABILITY = (7, 0)  # of the GPUs that Triton supports
-_BF16_CAPABILITY = (8, 0)  # from which on GPUs convert bfloat16 themselves
 
 
 def available(device_type: str | None = None, device_index: int | None = None) -> tuple[bool, str]:
@@ -36,9 +35,9 @@ def available(device_type: str | None = None, device_index: int | None = None) -
         return False, f"Triton does not load: {error}"
     if tuple(map(int, triton.__version__.split(".")[:2])) < _VERSION:
         return False, f"the kernels need Triton {_VERSION[0]}.{_VERSION[1]}, this is Triton {triton.__version__}"
-    from lit_fast.kernels import launch
+    from lit_fast.kernels.maths import INTERPRETED
 
-    if launch.INTERPRETED:
+    if INTERPRETED:
         return True, "Triton's interpreter runs the kernels on the CPU"
     if device_type is None:
         return True, f"Triton {triton.__version__} is installed"
@@ -87,7 +86,7 @@ def _lit_loss(
             _check_labels(labels, student_logits.shape[1], ignore_index)
         rows = _rows(student_logits, teacher_logits, labels, class_weight, need_grad)
     with _on(parts.device):
-        launches = loss_launches(sections, rows, parts, grad_scale, settings, soft_bf16=_soft_bf16(parts.device))
+        launches = loss_launches(sections, rows, parts, grad_scale, settings)
         for launch in launches:
             launch.run()
     grads = [section.grad for section in sections if section.grad is not None]
@@ -100,7 +99,7 @@ def _rescale_(grads: Sequence[Tensor], factor: Tensor) -> None:
 
     with _on(factor.device):
         _check_dense(grads)
-        for launch in rescale_launches(grads, factor, soft_bf16=_soft_bf16(factor.device)):
+        for launch in rescale_launches(grads, factor):
             launch.run()
 
 
@@ -129,9 +128,7 @@ def _check(
             raise ValueError("lit_loss: expected IRs or student_logits, got neither")
         return
     if student_logits.dim() != 2 or student_logits.shape[1] == 0:
-        raise ValueError(
-            f"lit_loss: student_logits: expected [batch, classes], got {list(student_logits.shape)}"
-        )
+        raise ValueError(f"lit_loss: student_logits: expected [batch, classes], got {list(student_logits.shape)}")
     batch, classes = student_logits.shape
     expected = (("teacher_logits", teacher_logits, [batch, classes]), ("labels", labels, [batch]))
     for name, tensor, shape in (*expected, ("class_weight", class_weight, [classes])):
@@ -187,13 +184,6 @@ def _rows(
 def _on(device: torch.device) -> AbstractContextManager[None]:
     """Triton launches on the current device, whatever the device of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@functools.cache
-def _soft_bf16(device: torch.device) -> bool:
-    from lit_fast.kernels.launch import INTERPRETED
-
-    return INTERPRETED or torch.cuda.get_device_capability(device) < _BF16_CAPABILITY
 
 
 # --- registration

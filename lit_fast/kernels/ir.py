@@ -33,7 +33,6 @@ def ir_blocks(
     KIND: tl.constexpr,
     ALIGNED: tl.constexpr,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sum of l(d) over `steps` blocks from block `first` on, as far as there are elements; writes their gradient."""
@@ -43,21 +42,21 @@ def ir_blocks(
     end = tl.minimum(first + steps, whole)
     for block in range(first, end):
         start = block * BLOCK
-        s = widened(tl.load(at_block(student, start, ALIGNED) + lane), DTYPE, SOFT_BF16)
-        t = widened(tl.load(at_block(teacher, start, ALIGNED) + lane), DTYPE, SOFT_BF16)
+        s = widened(tl.load(at_block(student, start, ALIGNED) + lane), DTYPE)
+        t = widened(tl.load(at_block(teacher, start, ALIGNED) + lane), DTYPE)
         loss, derivative = ir_element(s - t, KIND)
         sums += loss
         if grad is not None:
-            value = rounded(slope * derivative, grad.dtype.element_ty, SOFT_BF16)
+            value = rounded(slope * derivative, grad.dtype.element_ty)
             tl.store(at_block(grad, start, ALIGNED) + lane, value)
     if first + steps > whole:
         rest = whole * BLOCK + lane
         inside = (rest < numel) & (first <= whole)
-        s = widened(tl.load(student + rest, inside, other=0.0), DTYPE, SOFT_BF16)
-        t = widened(tl.load(teacher + rest, inside, other=0.0), DTYPE, SOFT_BF16)
+        s = widened(tl.load(student + rest, inside, other=0.0), DTYPE)
+        t = widened(tl.load(teacher + rest, inside, other=0.0), DTYPE)
         loss, derivative = ir_element(s - t, KIND)
         sums += loss  # l(0) = 0 outside
         if grad is not None:
-            value = rounded(slope * derivative, grad.dtype.element_ty, SOFT_BF16)
+            value = rounded(slope * derivative, grad.dtype.element_ty)
             tl.store(grad + rest, value, inside)
     return tl.sum(sums)

@@ -17,14 +17,14 @@ from lit_fast.kernels.scalars import exact
 
 
 @triton.jit
-def label_weight(label, class_weight, counts, ignore_index, classes, DTYPE: tl.constexpr, SOFT_BF16: tl.constexpr):
+def label_weight(label, class_weight, counts, ignore_index, classes, DTYPE: tl.constexpr):
     """What labels weigh in the cross-entropy's mean: their classes' weights, 0 if ignored, NaN if out of range."""
     known = (label >= 0) & (label < classes)
     counts = counts & (label != ignore_index)
     if class_weight is None:
         weight = tl.zeros(label.shape, DTYPE) + 1.0
     else:
-        weight = widened(tl.load(class_weight + label, known, other=0.0), DTYPE, SOFT_BF16)
+        weight = widened(tl.load(class_weight + label, known, other=0.0), DTYPE)
     return tl.where(counts, tl.where(known, weight, float("nan")), 0.0)
 
 
@@ -38,7 +38,6 @@ def labels_weight(
     classes,
     ignore_index,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sum of ``label_weight`` over blocks of BLOCK labels: block `first` and every `stride`-th after it."""
@@ -46,7 +45,7 @@ def labels_weight(
     for start in range(first * BLOCK, batch, stride * BLOCK):
         row = start + tl.arange(0, BLOCK)
         label = tl.load(labels + row, row < batch, other=0).to(tl.int64)
-        sums += label_weight(label, class_weight, row < batch, ignore_index, classes, DTYPE, SOFT_BF16)
+        sums += label_weight(label, class_weight, row < batch, ignore_index, classes, DTYPE)
     return tl.sum(sums)
 
 
@@ -75,7 +74,6 @@ def kd_rows(
     LAST: tl.constexpr,
     SMOOTHING: tl.constexpr,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -101,7 +99,7 @@ def kd_rows(
         c = first + lane
         inside = in_batch[:, None] & (c < classes)[None, :]
         place = row_start[:, None] + c[None, :]
-        z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE, SOFT_BF16)
+        z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE)
         new_max = tl.maximum(max_s, tl.max(z, 1))
         if labels is not None:
             hard_s = grown(hard_s, max_s, new_max, z, 1.0)
@@ -109,12 +107,12 @@ def kd_rows(
             soft_s = grown(soft_s, max_s, new_max, z, inverse_tau)
         max_s = new_max
         if teacher is not None:
-            z_t = widened(tl.load(teacher + place, inside, other=float("-inf")), DTYPE, SOFT_BF16)
+            z_t = widened(tl.load(teacher + place, inside, other=float("-inf")), DTYPE)
             new_max_t = tl.maximum(max_t, tl.max(z_t, 1))
             soft_t = grown(soft_t, max_t, new_max_t, z_t, inverse_tau)
             max_t = new_max_t
         if SMOOTHING and class_weight is not None:
-            weights += widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE, SOFT_BF16)
+            weights += widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE)
     sum_soft_s = tl.sum(soft_s, 1)
     sum_soft_t = tl.sum(soft_t, 1)
     inverse_s = 1.0 / sum_soft_s
@@ -122,14 +120,14 @@ def kd_rows(
     max_difference = max_s - max_t
     log_ratio = log1p(tl.sum(soft_s - soft_t, 1) * inverse_t)  # of two sums that may be nearly equal
 
-    # The targets of a row's cross-entropy: `every` times the class's weight at every class, `label_target` at its label.
+    # The targets of a row's cross-entropy: `every` times the weight of every class, and `label_target` at its label.
     ce = tl.zeros([ROWS], DTYPE)
     weight = tl.zeros([ROWS], DTYPE)
     if labels is not None:
         every = exact(settings[12], settings[13], settings[14]).to(DTYPE)
         label = tl.load(labels + row, in_batch, other=0).to(tl.int64)
         given = in_batch & (label != ignore_index)
-        weight = label_weight(label, class_weight, in_batch, ignore_index, classes, DTYPE, SOFT_BF16)
+        weight = label_weight(label, class_weight, in_batch, ignore_index, classes, DTYPE)
         label_target = exact(settings[9], settings[10], settings[11]).to(DTYPE) * weight
         mass = label_target
         if SMOOTHING:
@@ -138,12 +136,10 @@ def kd_rows(
         inverse_hard = 1.0 / sum_hard
         log_hard = tl.log(sum_hard)
         readable = given & (label >= 0) & (label < classes)
-        z_label = widened(tl.load(student + row_start + label, readable, other=0.0), DTYPE, SOFT_BF16)
+        z_label = widened(tl.load(student + row_start + label, readable, other=0.0), DTYPE)
         ce = -weighted_log(label_target, (z_label - max_s) - log_hard)
         if label_sums is None:
-            denominator = labels_weight(
-                labels, class_weight, 0, 1, batch, classes, ignore_index, DTYPE, SOFT_BF16, BLOCK
-            )
+            denominator = labels_weight(labels, class_weight, 0, 1, batch, classes, ignore_index, DTYPE, BLOCK)
         else:
             partial = tl.arange(0, BLOCK)
             denominator = tl.sum(tl.load(label_sums + partial, partial < label_programs, other=0.0)).to(DTYPE)
@@ -157,14 +153,14 @@ def kd_rows(
             c = first + lane
             inside = in_batch[:, None] & (c < classes)[None, :]
             place = row_start[:, None] + c[None, :]
-            z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE, SOFT_BF16)
+            z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE)
             slope = zeros
             if labels is not None:
                 target = tl.zeros([CLASSES], DTYPE)
                 if SMOOTHING:
                     target += every
                     if class_weight is not None:
-                        target *= widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE, SOFT_BF16)
+                        target *= widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE)
                     target = tl.where(c < classes, target, 0.0)
                     log_p = (z - max_s[:, None]) - log_hard[:, None]
                     smooth += weighted_log(target[None, :], log_p)
@@ -173,16 +169,16 @@ def kd_rows(
                     at_label = tl.where(c[None, :] == label[:, None], label_target[:, None], 0.0)
                     slope = tl.where(given[:, None], ce_scale * (p * mass[:, None] - target[None, :] - at_label), 0.0)
             if teacher is not None:
-                z_t = widened(tl.load(teacher + place, inside, other=float("-inf")), DTYPE, SOFT_BF16)
+                z_t = widened(tl.load(teacher + place, inside, other=float("-inf")), DTYPE)
                 q = tl.exp((z - max_s[:, None]) * inverse_tau) * inverse_s[:, None]
                 p_t = tl.exp((z_t - max_t[:, None]) * inverse_tau) * inverse_t[:, None]
-                # The difference of near-equal logits is exact, that of two shifted ones is not: the difference is shifted.
+                # The difference of near-equal logits is exact, that of two shifted ones is not: it is shifted itself.
                 delta = ((z - z_t) - max_difference[:, None]) * inverse_tau - log_ratio[:, None]
                 share, difference = kl_element(p_t, q, delta, LAST)
                 kl += tl.where(inside, share, 0.0)
                 slope += kl_scale * difference
             if grad is not None:
-                tl.store(grad + place, rounded(slope, grad.dtype.element_ty, SOFT_BF16), inside)
+                tl.store(grad + place, rounded(slope, grad.dtype.element_ty), inside)
     if labels is not None:
         if SMOOTHING:
             ce -= tl.sum(smooth, 1)

@@ -1,4 +1,4 @@
-"""Which kernels a loss takes, and with which arguments: everything that the host decides, from sizes and settings alone.
+"""Which kernels a loss takes, and with which arguments: all that the host decides, from sizes and settings alone.
 
 Nothing here looks at the device's numbers or waits for it, and nothing is copied to it.
 """
@@ -17,8 +17,6 @@ from torch import Tensor
 from lit_fast.kernels.rescale import rescale_kernel
 from lit_fast.kernels.scalars import coded, three_floats
 from lit_fast.kernels.stages import label_kernel, loss_kernel, parts_kernel
-
-INTERPRETED = not isinstance(loss_kernel, triton.JITFunction)  # TRITON_INTERPRET was set when Triton was imported
 
 BLOCK = 1024  # elements of IRs that a program takes at once: 8 for each of its threads, 16 bytes of float16
 PROGRAMS = 4096  # of IRs in a loss, about: enough to fill any GPU, few enough for one program to sum what they leave
@@ -86,8 +84,6 @@ def loss_launches(
     parts: Tensor,
     grad_scale: Tensor | None,
     settings: Settings,
-    *,
-    soft_bf16: bool,
 ) -> list[Launch]:
     """The launches that compute `parts` and every gradient; they must run in order, on one stream.
 
@@ -96,16 +92,15 @@ def loss_launches(
         rows: the logits, or None where beta is 0.
         parts: [3 + k], float32 or float64, to be written.
         grad_scale: 0-d, multiplies every gradient before it is rounded; None for 1.
-        soft_bf16: see ``maths``.
     """
     steps = _steps(section.student for section in sections)
     programs = [_programs(section.student, steps) for section in sections]
     tile = _tile(1 if rows is None else rows.student.shape[1], parts.dtype)
     row_programs, label_programs = (0, 0) if rows is None else _row_programs(rows, tile)
     sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
-    of_sections, partials, of_rows, label_sums = parts.new_empty(sum(sizes), dtype=torch.float64).split(sizes)
+    of_sections, partials, of_rows, label_sums = _workspace(sizes, parts.device)
 
-    common = {"DTYPE": _triton_dtype(parts.dtype), "SOFT_BF16": soft_bf16}
+    common = {"DTYPE": _triton_dtype(parts.dtype)}
     logits = _row_arguments(rows, settings, label_sums)
     no_logits = _row_arguments(None, settings, label_sums)
     launches = []
@@ -164,7 +159,7 @@ def loss_launches(
     return [*launches, Launch(parts_kernel, 1, arguments)]
 
 
-def rescale_launches(grads: Sequence[Tensor], factor: Tensor, *, soft_bf16: bool) -> list[Launch]:
+def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
     """The launches that multiply dense tensors in place by a 0-d factor."""
     sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
     steps = _steps(grads)
@@ -181,7 +176,6 @@ def rescale_launches(grads: Sequence[Tensor], factor: Tensor, *, soft_bf16: bool
             "COUNT": len(group),
             "ALIGNED": _aligned(group[0]),
             "DTYPE": _triton_dtype(dtype),
-            "SOFT_BF16": soft_bf16,
             "BLOCK": BLOCK,
         }
         launches.append(Launch(rescale_kernel, sum(programs), arguments))
@@ -289,7 +283,7 @@ def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) ->
 
 
 def _row_settings(settings: Settings, batch: int, classes: int) -> tuple[float, ...]:
-    """What ``kd.kd_rows`` reads: 1 / tau; the scales of KL's and cross-entropy's slopes; targets at the label, at all."""
+    """What ``kd.kd_rows`` reads: 1 / tau; the scales of the slopes, soft and hard; targets at the label, at all."""
     soft = settings.tau if settings.tau_squared else 1 / settings.tau  # tau^2 of eq. 2 times d(z / tau) / d z
     return _floats(
         1 / settings.tau,
@@ -310,6 +304,13 @@ def _part_weights(settings: Settings) -> tuple[float, ...]:
 
 
 # --- numbers
+
+
+def _workspace(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
+    """Uninitialised float64 tensors, each at a multiple of 16 bytes: for others a kernel would be compiled anew."""
+    padded = [size + size % 2 for size in sizes]
+    memory = torch.empty(sum(padded), dtype=torch.float64, device=device).split(padded)
+    return [tensor[:size] for tensor, size in zip(memory, sizes)]
 
 
 def _over(number: float, count: int) -> float:

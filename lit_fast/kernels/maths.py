@@ -3,8 +3,7 @@
     L_IR = sum_i w_i mean(l(student_i - teacher_i))                                       paper eq. 3
     L_KD = alpha CE(z_s, y) + (1 - alpha) tau^2 KL(softmax(z_t/tau) || softmax(z_s/tau))  paper eq. 2
 
-bfloat16 is widened and rounded by its bits where `SOFT_BF16`: GPUs before capability 8.0 have no instruction for it,
-and Triton's interpreter cuts bits off instead of rounding.
+Triton's interpreter cuts bits off where it should round to bfloat16: there, bfloat16 is converted by its bits.
 """
 
 from __future__ import annotations
@@ -12,13 +11,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
+@triton.jit
+def sign(d):
+    """-1, 0 or 1; NaN stays NaN, so that a diverged section shows in its gradient."""
+    return tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
+
+
+# TRITON_INTERPRET was set when Triton was imported.
+INTERPRETED = tl.constexpr(not isinstance(sign, triton.JITFunction))
+
 # --- reading and writing
 
 
 @triton.jit
-def widened(x, DTYPE: tl.constexpr, SOFT_BF16: tl.constexpr):
+def widened(x, DTYPE: tl.constexpr):
     """x in the type that is computed in, exactly."""
-    if SOFT_BF16 and x.dtype == tl.bfloat16:
+    if INTERPRETED and x.dtype == tl.bfloat16:
         bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         wide = bits.to(tl.float32, bitcast=True)
     elif x.dtype == tl.float64:
@@ -29,29 +38,23 @@ def widened(x, DTYPE: tl.constexpr, SOFT_BF16: tl.constexpr):
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr, SOFT_BF16: tl.constexpr):
+def rounded(x, dtype: tl.constexpr):
     """x rounded to the nearest number of a tensor's type, to even where two are as near."""
-    if SOFT_BF16 and DTYPE == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16:
         narrow = x.to(tl.float32)
         bits = narrow.to(tl.uint32, bitcast=True)
         odd = (bits >> 16) & 1
         kept = (bits + (odd + 0x7FFF)) >> 16
         quiet = tl.where(narrow == narrow, kept, 0x7FC0)  # a NaN's bits could carry over into a number's
         y = quiet.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif DTYPE == tl.bfloat16:
-        y = x.to(tl.float32).to(DTYPE)
+    elif dtype == tl.bfloat16:
+        y = x.to(tl.float32).to(dtype)
     else:
-        y = x.to(DTYPE)
+        y = x.to(dtype)
     return y
 
 
 # --- eq. 3: one element of an IR
-
-
-@triton.jit
-def sign(d):
-    """-1, 0 or 1; NaN stays NaN, so that a diverged section shows in its gradient."""
-    return tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
 
 
 @triton.jit
@@ -76,7 +79,7 @@ def ir_element(d, KIND: tl.constexpr):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x > -1, to the last bits of a small x too: what 1 + x loses by its rounding, x / (y - 1) restores."""
+    """log(1 + x) for x > -1, to its last bits: what 1 + x loses by its rounding, x / (y - 1) restores."""
     y = 1.0 + x
     return tl.where(y == 1.0, x, tl.log(y) * (x / (y - 1.0)))
 

@@ -20,11 +20,10 @@ def rescale_kernel(
     COUNT: tl.constexpr,
     ALIGNED: tl.constexpr,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program takes `steps` blocks of one gradient."""
-    by = widened(tl.load(factor), DTYPE, SOFT_BF16)
+    by = widened(tl.load(factor), DTYPE)
     if by != 1.0:
         program = tl.program_id(0).to(tl.int64)
         section, first, _count, numel = find_section(program, numels, programs, COUNT)
@@ -35,10 +34,10 @@ def rescale_kernel(
         end = tl.minimum(begin + steps, whole)
         for block in range(begin, end):
             place = at_block(grad, block * BLOCK, ALIGNED) + lane
-            value = widened(tl.load(place), DTYPE, SOFT_BF16) * by
-            tl.store(place, rounded(value, grad.dtype.element_ty, SOFT_BF16))
+            value = widened(tl.load(place), DTYPE) * by
+            tl.store(place, rounded(value, grad.dtype.element_ty))
         if begin + steps > whole:
             rest = whole * BLOCK + lane
             inside = (rest < numel) & (begin <= whole)
-            value = widened(tl.load(grad + rest, inside, other=0.0), DTYPE, SOFT_BF16) * by
-            tl.store(grad + rest, rounded(value, grad.dtype.element_ty, SOFT_BF16), inside)
+            value = widened(tl.load(grad + rest, inside, other=0.0), DTYPE) * by
+            tl.store(grad + rest, rounded(value, grad.dtype.element_ty), inside)

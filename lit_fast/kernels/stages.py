@@ -33,16 +33,13 @@ def label_kernel(
     classes,
     ignore_index,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sums of the labels' weights, before stage one."""
     program = tl.program_id(0)
     first = program.to(tl.int64)
     stride = tl.num_programs(0).to(tl.int64)
-    total = labels_weight(
-        labels, class_weight, first, stride, batch, classes, ignore_index, DTYPE, SOFT_BF16, BLOCK
-    )
+    total = labels_weight(labels, class_weight, first, stride, batch, classes, ignore_index, DTYPE, BLOCK)
     tl.store(label_sums + program, total.to(tl.float64))
 
 
@@ -79,7 +76,6 @@ def loss_kernel(
     LAST: tl.constexpr,
     SMOOTHING: tl.constexpr,
     DTYPE: tl.constexpr,
-    SOFT_BF16: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -89,7 +85,7 @@ def loss_kernel(
     program = tl.program_id(0)
     scale = tl.cast(1.0, tl.float64)
     if grad_scale is not None:
-        scale = widened(tl.load(grad_scale), tl.float64, SOFT_BF16)
+        scale = widened(tl.load(grad_scale), tl.float64)
     if program < row_programs:
         if student_logits is not None:
             ce, kl, weight = kd_rows(
@@ -109,7 +105,6 @@ def loss_kernel(
                 LAST,
                 SMOOTHING,
                 DTYPE,
-                SOFT_BF16,
                 ROWS,
                 CLASSES,
                 LABELS,
@@ -136,7 +131,6 @@ def loss_kernel(
             KIND,
             ALIGNED,
             DTYPE,
-            SOFT_BF16,
             BLOCK,
         )
         tl.store(partials + integer(first_partial) + mine, total.to(tl.float64))
