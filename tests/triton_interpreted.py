@@ -82,6 +82,13 @@ def test_programs_that_take_several_blocks(dtype: torch.dtype, monkeypatch: pyte
     loss_cases.check(backend.lit_loss, Case("long", dtype, shapes=((3, 3000), (3, 1), (3, 341), (0, 2))))
 
 
+@pytest.mark.parametrize("settings", [{}, {"alpha": 1.0, "label_smoothing": 0.1}], ids=str)
+def test_programs_that_take_several_tiles_of_rows(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PROGRAMS", 3)  # 13 tiles of 4 rows, 5 for each program
+    case = Case("rows", shapes=(), batch=50, classes=20, settings={"beta": 1.0, **settings}, labels="some ignored")
+    loss_cases.check(backend.lit_loss, case)
+
+
 def test_sections_of_many_kinds_in_one_loss() -> None:
     torch.manual_seed(0)
     dtypes = [(F16, F16), (F32, F16), (F32, F16), (BF16, F32), (F16, F16)]
@@ -98,11 +105,11 @@ def test_sections_of_many_kinds_in_one_loss() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}], ids=str)
-def test_so_many_labels_that_they_are_counted_first(settings: dict) -> None:
-    case = Case(
-        "many", shapes=(), batch=9000, classes=3, settings={"beta": 1.0, **settings},
-        labels="some ignored", class_weight=True,
-    )  # fmt: skip
+def test_so_many_labels_that_they_are_counted_first(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "FEW_LABELS", 8)
+    monkeypatch.setattr(launch, "LABELS", 4)  # 4 programs, every one of which takes every 4th block of 4 labels
+    numbers = {"beta": 1.0, **settings}
+    case = Case("many", shapes=(), batch=70, classes=3, settings=numbers, labels="some ignored", class_weight=True)
     loss_cases.check(backend.lit_loss, case)
 
 

@@ -1,7 +1,8 @@
 """The KD loss (paper eq. 2) and its gradient with respect to the student's logits, over rows of logits.
 
-A program takes ROWS rows and walks twice over their classes, CLASSES at a time: first for the softmax states, then for
-losses and gradient. Sums over classes are kept apart for each of the CLASSES lanes until the end of a walk.
+A program takes tiles of ROWS rows, one after the other, and walks twice over their classes, CLASSES at a time: first
+for the softmax states, then for losses and gradient. Sums over classes are kept apart for each of the CLASSES lanes
+until the end of a walk.
 
 A label that is neither a class nor `ignore_index` reads nothing, and counts with the weight NaN: it makes the loss and
 every gradient of the logits NaN, which no training run overlooks.
@@ -57,31 +58,51 @@ def grown(sums, old_max, new_max, z, scale):
 
 
 @triton.jit
-def kd_rows(
-    student,  # [batch, classes]
-    teacher,  # [batch, classes], or None: no KL
-    grad,  # [batch, classes], or None
-    labels,  # [batch], or None: no cross-entropy
+def cross_entropy_scale(
+    labels,  # [batch]
     class_weight,  # [classes], or None
     label_sums,  # [label_programs] float64, sums of the labels' weights, or None: they are summed here
     label_programs,
     batch,
     classes,
     ignore_index,
-    settings,  # 15 floats, see launch.py
-    scale,  # the loss scale
-    program,
+    weight,  # of the cross-entropy in the total, times the loss scale
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """d total / d logit = this * the slope of a row's cross-entropy: its mean is over the labels' weights."""
+    if label_sums is None:
+        total = labels_weight(labels, class_weight, 0, 1, batch, classes, ignore_index, DTYPE, BLOCK)
+    else:
+        partial = tl.arange(0, BLOCK)
+        total = tl.sum(tl.load(label_sums + partial, partial < label_programs, other=0.0)).to(DTYPE)
+    return weight.to(DTYPE) / total
+
+
+@triton.jit
+def kd_tile(
+    student,  # [batch, classes]
+    teacher,  # [batch, classes], or None: no KL
+    grad,  # [batch, classes], or None
+    labels,  # [batch], or None: no cross-entropy
+    class_weight,  # [classes], or None
+    batch,
+    classes,
+    ignore_index,
+    inverse_tau,
+    kl_scale,  # d total / d logit = kl_scale * (q - p) + ce_scale * slope of the row's cross-entropy
+    ce_scale,
+    at_label,  # the share of its class's weight that a label is a target with
+    at_all,  # the share of its weight that every class is a target with
+    tile,
     LAST: tl.constexpr,
     SMOOTHING: tl.constexpr,
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Sums of cross-entropy, KL and label weights over a program's rows; writes their gradient."""
-    inverse_tau = exact(settings[0], settings[1], settings[2]).to(DTYPE)
-    kl_scale = (exact(settings[3], settings[4], settings[5]) * scale).to(DTYPE)
-    row = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    """Sums of cross-entropy, KL and label weights over ROWS rows; writes their gradient."""
+    row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
     in_batch = row < batch
     row_start = row * classes
     lane = tl.arange(0, CLASSES)
@@ -120,30 +141,23 @@ def kd_rows(
     max_difference = max_s - max_t
     log_ratio = log1p(tl.sum(soft_s - soft_t, 1) * inverse_t)  # of two sums that may be nearly equal
 
-    # The targets of a row's cross-entropy: `every` times the weight of every class, and `label_target` at its label.
+    # The targets of a row's cross-entropy: `at_all` times the weight of every class, and `label_target` at its label.
     ce = tl.zeros([ROWS], DTYPE)
     weight = tl.zeros([ROWS], DTYPE)
     if labels is not None:
-        every = exact(settings[12], settings[13], settings[14]).to(DTYPE)
         label = tl.load(labels + row, in_batch, other=0).to(tl.int64)
         given = in_batch & (label != ignore_index)
         weight = label_weight(label, class_weight, in_batch, ignore_index, classes, DTYPE)
-        label_target = exact(settings[9], settings[10], settings[11]).to(DTYPE) * weight
+        label_target = at_label * weight
         mass = label_target
         if SMOOTHING:
-            mass += every * (classes * 1.0 if class_weight is None else tl.sum(weights))
+            mass += at_all * (classes * 1.0 if class_weight is None else tl.sum(weights))
         sum_hard = tl.sum(hard_s, 1)
         inverse_hard = 1.0 / sum_hard
         log_hard = tl.log(sum_hard)
         readable = given & (label >= 0) & (label < classes)
         z_label = widened(tl.load(student + row_start + label, readable, other=0.0), DTYPE)
         ce = -weighted_log(label_target, (z_label - max_s) - log_hard)
-        if label_sums is None:
-            denominator = labels_weight(labels, class_weight, 0, 1, batch, classes, ignore_index, DTYPE, BLOCK)
-        else:
-            partial = tl.arange(0, BLOCK)
-            denominator = tl.sum(tl.load(label_sums + partial, partial < label_programs, other=0.0)).to(DTYPE)
-        ce_scale = (exact(settings[6], settings[7], settings[8]) * scale).to(DTYPE) / denominator
 
     # Second walk: losses and gradient.
     kl = zeros
@@ -158,7 +172,7 @@ def kd_rows(
             if labels is not None:
                 target = tl.zeros([CLASSES], DTYPE)
                 if SMOOTHING:
-                    target += every
+                    target += at_all
                     if class_weight is not None:
                         target *= widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE)
                     target = tl.where(c < classes, target, 0.0)
@@ -166,8 +180,8 @@ def kd_rows(
                     smooth += weighted_log(target[None, :], log_p)
                 if grad is not None:
                     p = tl.exp(z - max_s[:, None]) * inverse_hard[:, None]
-                    at_label = tl.where(c[None, :] == label[:, None], label_target[:, None], 0.0)
-                    slope = tl.where(given[:, None], ce_scale * (p * mass[:, None] - target[None, :] - at_label), 0.0)
+                    targets = target[None, :] + tl.where(c[None, :] == label[:, None], label_target[:, None], 0.0)
+                    slope = tl.where(given[:, None], ce_scale * (p * mass[:, None] - targets), 0.0)
             if teacher is not None:
                 z_t = widened(tl.load(teacher + place, inside, other=float("-inf")), DTYPE)
                 q = tl.exp((z - max_s[:, None]) * inverse_tau) * inverse_s[:, None]
@@ -184,3 +198,68 @@ def kd_rows(
             ce -= tl.sum(smooth, 1)
         ce = tl.where(given, ce, 0.0)
     return tl.sum(ce), tl.sum(tl.where(in_batch, tl.sum(kl, 1), 0.0)), tl.sum(weight)
+
+
+@triton.jit
+def kd_rows(
+    student,
+    teacher,
+    grad,
+    labels,
+    class_weight,
+    label_sums,
+    label_programs,
+    batch,
+    classes,
+    ignore_index,
+    settings,  # 15 floats, see launch.py
+    scale,  # the loss scale
+    first,  # tile
+    tiles,
+    LAST: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``kd_tile`` over `tiles` tiles from tile `first` on, as far as there are rows."""
+    inverse_tau = exact(settings[0], settings[1], settings[2]).to(DTYPE)
+    kl_scale = (exact(settings[3], settings[4], settings[5]) * scale).to(DTYPE)
+    ce_weight = exact(settings[6], settings[7], settings[8]) * scale
+    at_label = exact(settings[9], settings[10], settings[11]).to(DTYPE)
+    at_all = exact(settings[12], settings[13], settings[14]).to(DTYPE)
+    ce_scale = kl_scale
+    if (labels is not None) and (grad is not None):
+        ce_scale = cross_entropy_scale(
+            labels, class_weight, label_sums, label_programs, batch, classes, ignore_index, ce_weight, DTYPE, BLOCK
+        )
+    ce = tl.cast(0.0, DTYPE)
+    kl = ce
+    weight = ce
+    for tile in range(first, tl.minimum(first + tiles, tl.cdiv(batch, ROWS))):
+        tile_ce, tile_kl, tile_weight = kd_tile(
+            student,
+            teacher,
+            grad,
+            labels,
+            class_weight,
+            batch,
+            classes,
+            ignore_index,
+            inverse_tau,
+            kl_scale,
+            ce_scale,
+            at_label,
+            at_all,
+            tile,
+            LAST,
+            SMOOTHING,
+            DTYPE,
+            ROWS,
+            CLASSES,
+        )
+        ce += tile_ce
+        kl += tile_kl
+        weight += tile_weight
+    return ce, kl, weight

@@ -19,7 +19,7 @@ from lit_fast.kernels.scalars import coded, three_floats
 from lit_fast.kernels.stages import label_kernel, loss_kernel, parts_kernel
 
 BLOCK = 1024  # elements of IRs that a program takes at once: 8 for each of its threads, 16 bytes of float16
-PROGRAMS = 4096  # of IRs in a loss, about: enough to fill any GPU, few enough for one program to sum what they leave
+PROGRAMS = 4096  # with IRs, and with rows, about: they fill any GPU, and one program can sum what they leave
 SECTIONS = 8  # in one launch: their addresses stay in registers, and more would take those of the loads
 WARPS = 4
 CLASSES = 512  # of a row that a program takes at once; more live numbers would leave fewer programs to a processor
@@ -96,7 +96,7 @@ def loss_launches(
     steps = _steps(section.student for section in sections)
     programs = [_programs(section.student, steps) for section in sections]
     tile = _tile(1 if rows is None else rows.student.shape[1], parts.dtype)
-    row_programs, label_programs = (0, 0) if rows is None else _row_programs(rows, tile)
+    tiles, row_programs, label_programs = (1, 0, 0) if rows is None else _row_programs(rows, tile)
     sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
     of_sections, partials, of_rows, label_sums = _workspace(sizes, parts.device)
 
@@ -127,6 +127,7 @@ def loss_launches(
             **(logits if with_rows else no_logits),
             "rows": of_rows,
             "row_programs": row_programs if with_rows else 0,
+            "tiles": tiles,
             "grad_scale": grad_scale,
             "LAST": 18 if parts.dtype == torch.float64 else 11,
             "ROWS": tile.rows,
@@ -255,13 +256,15 @@ def _tile(classes: int, dtype: torch.dtype) -> _Tile:
     return _Tile(max(1, SEVERAL // width), width)
 
 
-def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int]:
-    """How many programs take rows, and how many sum the labels' weights before them."""
+def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int, int]:
+    """How many tiles each program with rows takes, how many of them there are, and how many sum the labels first."""
     batch = rows.student.shape[0]
-    programs = max(1, triton.cdiv(batch, tile.rows))
+    count = triton.cdiv(batch, tile.rows)
+    tiles = max(1, triton.cdiv(count, PROGRAMS))
+    programs = max(1, triton.cdiv(count, tiles))
     if rows.labels is None or batch <= FEW_LABELS:
-        return programs, 0
-    return programs, min(triton.cdiv(batch, FEW_LABELS), LABELS)
+        return tiles, programs, 0
+    return tiles, programs, min(triton.cdiv(batch, FEW_LABELS), LABELS)
 
 
 def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) -> dict[str, Any]:

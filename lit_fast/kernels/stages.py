@@ -43,7 +43,7 @@ def label_kernel(
     tl.store(label_sums + program, total.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["steps", "row_programs", "label_programs", "batch", "ignore_index"])
+@triton.jit(do_not_specialize=["steps", "row_programs", "tiles", "label_programs", "batch", "ignore_index"])
 def loss_kernel(
     students,  # COUNT pointers to [numel_i], or None
     teachers,  # COUNT pointers to [numel_i], or None
@@ -69,6 +69,7 @@ def loss_kernel(
     settings,  # 15 floats, or None
     rows,  # [row_programs, 3] of the workspace
     row_programs,
+    tiles,  # of each program with rows
     grad_scale,  # [], or None
     COUNT: tl.constexpr,
     KIND: tl.constexpr,
@@ -101,7 +102,8 @@ def loss_kernel(
                 ignore_index,
                 settings,
                 scale,
-                program,
+                program.to(tl.int64) * tiles,
+                tiles,
                 LAST,
                 SMOOTHING,
                 DTYPE,
