@@ -78,7 +78,7 @@ def _lit_loss(
     inputs = [t for t in (*student_irs, *teacher_irs, student_logits, teacher_logits) if t is not None]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
     parts = inputs[0].new_empty(3 + len(student_irs), dtype=dtype)
-    settings = Settings(section_weights, ir_kind, alpha, beta, tau, tau_squared, ignore_index, label_smoothing)
+    settings = Settings(tuple(section_weights), ir_kind, alpha, beta, tau, tau_squared, ignore_index, label_smoothing)
     sections = [_section(s, t, need_grad) for s, t in zip(student_irs, teacher_irs)]
     rows = None
     if student_logits is not None:

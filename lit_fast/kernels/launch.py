@@ -5,12 +5,12 @@ Nothing here looks at the device's numbers or waits for it, and nothing is copie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class Launch(NamedTuple):
 class Settings:
     """The numbers of a loss; see ``lit_fast.backends.options.LossOptions``."""
 
-    section_weights: Sequence[float]
+    section_weights: tuple[float, ...]
     ir_kind: int
     alpha: float
     beta: float
@@ -93,8 +93,8 @@ def loss_launches(
         parts: [3 + k], float32 or float64, to be written.
         grad_scale: 0-d, multiplies every gradient before it is rounded; None for 1.
     """
-    steps = _steps(section.student for section in sections)
-    programs = [_programs(section.student, steps) for section in sections]
+    blocks = [_ceil_div(section.student.numel(), BLOCK) for section in sections]
+    steps, programs = _shares(blocks)
     tile = _tile(1 if rows is None else rows.student.shape[1], parts.dtype)
     tiles, row_programs, label_programs = (1, 0, 0) if rows is None else _row_programs(rows, tile)
     sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
@@ -140,7 +140,7 @@ def loss_launches(
         first += len(group)
         first_partial += count
 
-    width = triton.next_power_of_2(len(sections)) if sections else 0
+    width = _power_of_2(len(sections)) if sections else 0
     arguments = {
         "parts": parts,
         "sections": of_sections,
@@ -163,11 +163,13 @@ def loss_launches(
 def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
     """The launches that multiply dense tensors in place by a 0-d factor."""
     sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
-    steps = _steps(grads)
-    launches = []
+    steps, all_programs = _shares([_ceil_div(section.student.numel(), BLOCK) for section in sections])
+    launches: list[Launch] = []
+    first = 0
     for group in _groups(sections):
         dtype = torch.float64 if group[0].student.dtype == torch.float64 else torch.float32
-        programs = [_programs(section.student, steps) for section in group]
+        programs = all_programs[first : first + len(group)]
+        first += len(group)
         arguments = {
             "grads": tuple(section.student for section in group),
             "numels": tuple(coded(section.student.numel()) for section in group),
@@ -186,18 +188,15 @@ def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
 # --- sections
 
 
-def _steps(tensors: Iterable[Tensor]) -> int:
-    """How many blocks each program takes."""
-    return max(1, triton.cdiv(sum(triton.cdiv(tensor.numel(), BLOCK) for tensor in tensors), PROGRAMS))
-
-
-def _programs(tensor: Tensor, steps: int) -> int:
-    """How many programs share a tensor: one for every `steps` blocks, at least one."""
-    return max(1, triton.cdiv(triton.cdiv(tensor.numel(), BLOCK), steps))
+def _shares(blocks: Sequence[int]) -> tuple[int, list[int]]:
+    """How many blocks each program takes, and how many programs share each tensor: at least one, for an empty one too."""
+    steps = max(1, _ceil_div(sum(blocks), PROGRAMS))
+    return steps, [max(1, _ceil_div(count, steps)) for count in blocks]
 
 
 def _aligned(section: Section) -> bool:
-    return all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in section)
+    grad = 0 if section.grad is None else section.grad.data_ptr()
+    return (section.student.data_ptr() | section.teacher.data_ptr() | grad) % 16 == 0
 
 
 def _groups(sections: Sequence[Section]) -> list[list[Section]]:
@@ -252,19 +251,19 @@ class _Tile(NamedTuple):
 def _tile(classes: int, dtype: torch.dtype) -> _Tile:
     if classes > LONG_ROW:
         return _Tile(1, LONG_CLASSES * 4 // dtype.itemsize)
-    width = min(triton.next_power_of_2(classes), CLASSES)
+    width = min(_power_of_2(classes), CLASSES)
     return _Tile(max(1, SEVERAL // width), width)
 
 
 def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int, int]:
     """How many tiles each program with rows takes, how many of them there are, and how many sum the labels first."""
     batch = rows.student.shape[0]
-    count = triton.cdiv(batch, tile.rows)
-    tiles = max(1, triton.cdiv(count, PROGRAMS))
-    programs = max(1, triton.cdiv(count, tiles))
+    count = _ceil_div(batch, tile.rows)
+    tiles = max(1, _ceil_div(count, PROGRAMS))
+    programs = max(1, _ceil_div(count, tiles))
     if rows.labels is None or batch <= FEW_LABELS:
         return tiles, programs, 0
-    return tiles, programs, min(triton.cdiv(batch, FEW_LABELS), LABELS)
+    return tiles, programs, min(_ceil_div(batch, FEW_LABELS), LABELS)
 
 
 def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) -> dict[str, Any]:
@@ -285,6 +284,7 @@ def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) ->
     }
 
 
+@functools.lru_cache(maxsize=256)
 def _row_settings(settings: Settings, batch: int, classes: int) -> tuple[float, ...]:
     """What ``kd.kd_rows`` reads: 1 / tau; the scales of the slopes, soft and hard; targets at the label, at all."""
     soft = settings.tau if settings.tau_squared else 1 / settings.tau  # tau^2 of eq. 2 times d(z / tau) / d z
@@ -297,6 +297,7 @@ def _row_settings(settings: Settings, batch: int, classes: int) -> tuple[float, 
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _part_weights(settings: Settings) -> tuple[float, ...]:
     """What ``stages.parts_kernel`` reads: the weights of cross-entropy and KL in the total; KL's own factor."""
     return _floats(
@@ -316,12 +317,21 @@ def _workspace(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
     return [tensor[:size] for tensor, size in zip(memory, sizes)]
 
 
+def _ceil_div(number: int, by: int) -> int:  # triton.cdiv takes microseconds
+    return -(-number // by)
+
+
+def _power_of_2(number: int) -> int:
+    """The least power of 2 that is not less than a number > 0."""
+    return 1 << (number - 1).bit_length()
+
+
 def _over(number: float, count: int) -> float:
     return number / count if count else float("nan")  # of a mean over nothing
 
 
 def _floats(*numbers: float) -> tuple[float, ...]:
-    return tuple(part for number in numbers for part in three_floats(number))
+    return tuple([part for number in numbers for part in three_floats(number)])
 
 
 def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
