@@ -189,7 +189,7 @@ def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
 
 
 def _shares(blocks: Sequence[int]) -> tuple[int, list[int]]:
-    """How many blocks each program takes, and how many programs share each tensor: at least one, for an empty one too."""
+    """How many blocks each program takes, and how many programs share each tensor: one for an empty one too."""
     steps = max(1, _ceil_div(sum(blocks), PROGRAMS))
     return steps, [max(1, _ceil_div(count, steps)) for count in blocks]
 
