@@ -95,7 +95,7 @@ def _lit_loss(
 
 
 def _rescale_(grads: Sequence[Tensor], factor: Tensor) -> None:
-    from lit_fast.kernels.launch import rescale_launches
+    from lit_fast.kernels.rescale import rescale_launches
 
     with _on(factor.device):
         _check_dense(grads)

@@ -6,6 +6,6 @@
 | ``scalars`` | numbers and lists of tensors as kernel arguments |
 | ``ir``, ``kd`` | the work of one program: blocks of a section, rows of logits |
 | ``stages`` | the kernels: stage one does all the work, stage two sums what it leaves |
-| ``rescale`` | the kernel that multiplies gradients by a factor |
 | ``launch`` | the host's side: which kernels a loss takes, with which arguments |
+| ``rescale`` | the kernel that multiplies gradients by a factor, and its launches |
 """

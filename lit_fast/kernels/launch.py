@@ -14,7 +14,6 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from lit_fast.kernels.rescale import rescale_kernel
 from lit_fast.kernels.scalars import coded, three_floats
 from lit_fast.kernels.stages import label_kernel, loss_kernel, parts_kernel
 
@@ -93,23 +92,22 @@ def loss_launches(
         parts: [3 + k], float32 or float64, to be written.
         grad_scale: 0-d, multiplies every gradient before it is rounded; None for 1.
     """
-    blocks = [_ceil_div(section.student.numel(), BLOCK) for section in sections]
-    steps, programs = _shares(blocks)
+    blocks = [ceil_div(section.student.numel(), BLOCK) for section in sections]
+    steps, programs = shares(blocks)
     tile = _tile(1 if rows is None else rows.student.shape[1], parts.dtype)
     tiles, row_programs, label_programs = (1, 0, 0) if rows is None else _row_programs(rows, tile)
     sizes = (4 * len(sections), sum(programs), 3 * row_programs, label_programs)
     of_sections, partials, of_rows, label_sums = _workspace(sizes, parts.device)
 
-    common = {"DTYPE": _triton_dtype(parts.dtype)}
-    logits = _row_arguments(rows, settings, label_sums)
-    no_logits = _row_arguments(None, settings, label_sums)
+    common = {"DTYPE": triton_dtype(parts.dtype)}
+    logits = _row_arguments(rows, settings, label_sums, label_programs)
     launches = []
     if label_programs > 0:
         names = ("labels", "class_weight", "label_sums", "batch", "classes", "ignore_index")
         arguments = {name: logits[name] for name in names}
         launches.append(Launch(label_kernel, label_programs, {**arguments, **common, "BLOCK": LABELS}))
 
-    groups = _groups(sections)
+    groups = groups_of(sections)
     long_rows = tile.classes > CLASSES
     if long_rows or not groups:
         groups = [[], *groups]
@@ -124,7 +122,7 @@ def loss_launches(
             "first_partial": coded(first_partial),
             "sections": of_sections,
             "partials": partials,
-            **(logits if with_rows else no_logits),
+            **logits,
             "rows": of_rows,
             "row_programs": row_programs if with_rows else 0,
             "tiles": tiles,
@@ -139,6 +137,8 @@ def loss_launches(
         launches.append(Launch(loss_kernel, arguments["row_programs"] + count, arguments, warps))
         first += len(group)
         first_partial += count
+        if len(groups) > number + 1:  # the first launch has done the rows
+            logits = _row_arguments(None, settings, label_sums, 0)
 
     width = _power_of_2(len(sections)) if sections else 0
     arguments = {
@@ -160,51 +160,26 @@ def loss_launches(
     return [*launches, Launch(parts_kernel, 1, arguments)]
 
 
-def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
-    """The launches that multiply dense tensors in place by a 0-d factor."""
-    sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
-    steps, all_programs = _shares([_ceil_div(section.student.numel(), BLOCK) for section in sections])
-    launches: list[Launch] = []
-    first = 0
-    for group in _groups(sections):
-        dtype = torch.float64 if group[0].student.dtype == torch.float64 else torch.float32
-        programs = all_programs[first : first + len(group)]
-        first += len(group)
-        arguments = {
-            "grads": tuple(section.student for section in group),
-            "numels": tuple(coded(section.student.numel()) for section in group),
-            "programs": tuple(map(coded, programs)),
-            "factor": factor,
-            "steps": steps,
-            "COUNT": len(group),
-            "ALIGNED": _aligned(group[0]),
-            "DTYPE": _triton_dtype(dtype),
-            "BLOCK": BLOCK,
-        }
-        launches.append(Launch(rescale_kernel, sum(programs), arguments))
-    return launches
-
-
 # --- sections
 
 
-def _shares(blocks: Sequence[int]) -> tuple[int, list[int]]:
+def shares(blocks: Sequence[int]) -> tuple[int, list[int]]:
     """How many blocks each program takes, and how many programs share each tensor: one for an empty one too."""
-    steps = max(1, _ceil_div(sum(blocks), PROGRAMS))
-    return steps, [max(1, _ceil_div(count, steps)) for count in blocks]
+    steps = max(1, ceil_div(sum(blocks), PROGRAMS))
+    return steps, [max(1, ceil_div(count, steps)) for count in blocks]
 
 
-def _aligned(section: Section) -> bool:
+def is_aligned(section: Section) -> bool:
     grad = 0 if section.grad is None else section.grad.data_ptr()
     return (section.student.data_ptr() | section.teacher.data_ptr() | grad) % 16 == 0
 
 
-def _groups(sections: Sequence[Section]) -> list[list[Section]]:
+def groups_of(sections: Sequence[Section]) -> list[list[Section]]:
     """Runs of sections that one launch can take: of the same dtypes and alignment, at most SECTIONS of them."""
     groups: list[list[Section]] = []
     last = None
     for section in sections:
-        kind = (section.student.dtype, section.teacher.dtype, _aligned(section))
+        kind = (section.student.dtype, section.teacher.dtype, is_aligned(section))
         if kind != last or len(groups[-1]) == SECTIONS:
             groups.append([])
             last = kind
@@ -233,7 +208,7 @@ def _section_arguments(
         **arguments,
         "COUNT": len(group),
         "KIND": settings.ir_kind,
-        "ALIGNED": bool(group) and _aligned(group[0]),
+        "ALIGNED": bool(group) and is_aligned(group[0]),
         "BLOCK": BLOCK,
     }
 
@@ -258,15 +233,15 @@ def _tile(classes: int, dtype: torch.dtype) -> _Tile:
 def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int, int]:
     """How many tiles each program with rows takes, how many of them there are, and how many sum the labels first."""
     batch = rows.student.shape[0]
-    count = _ceil_div(batch, tile.rows)
-    tiles = max(1, _ceil_div(count, PROGRAMS))
-    programs = max(1, _ceil_div(count, tiles))
+    count = ceil_div(batch, tile.rows)
+    tiles = max(1, ceil_div(count, PROGRAMS))
+    programs = max(1, ceil_div(count, tiles))
     if rows.labels is None or batch <= FEW_LABELS:
         return tiles, programs, 0
-    return tiles, programs, min(_ceil_div(batch, FEW_LABELS), LABELS)
+    return tiles, programs, min(ceil_div(batch, FEW_LABELS), LABELS)
 
 
-def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) -> dict[str, Any]:
+def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor, label_programs: int) -> dict[str, Any]:
     batch, classes = (0, 1) if rows is None else rows.student.shape
     return {
         "student_logits": None if rows is None else rows.student,
@@ -274,8 +249,8 @@ def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor) ->
         "logits_grad": None if rows is None else rows.grad,
         "labels": None if rows is None else rows.labels,
         "class_weight": None if rows is None else rows.class_weight,
-        "label_sums": None if rows is None or label_sums.numel() == 0 else label_sums,
-        "label_programs": label_sums.numel(),
+        "label_sums": label_sums if label_programs > 0 else None,
+        "label_programs": label_programs,
         "batch": batch,
         "classes": classes,
         "ignore_index": settings.ignore_index,
@@ -313,11 +288,10 @@ def _part_weights(settings: Settings) -> tuple[float, ...]:
 def _workspace(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
     """Uninitialised float64 tensors, each at a multiple of 16 bytes: for others a kernel would be compiled anew."""
     padded = [size + size % 2 for size in sizes]
-    memory = torch.empty(sum(padded), dtype=torch.float64, device=device).split(padded)
-    return [tensor[:size] for tensor, size in zip(memory, sizes)]
+    return torch.empty(sum(padded), dtype=torch.float64, device=device).split_with_sizes(padded)
 
 
-def _ceil_div(number: int, by: int) -> int:  # triton.cdiv takes microseconds
+def ceil_div(number: int, by: int) -> int:  # triton.cdiv takes microseconds
     return -(-number // by)
 
 
@@ -334,5 +308,5 @@ def _floats(*numbers: float) -> tuple[float, ...]:
     return tuple([part for number in numbers for part in three_floats(number)])
 
 
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from lit_fast.kernels.ir import at_block
+from lit_fast.kernels.launch import BLOCK, Launch, Section, ceil_div, groups_of, is_aligned, shares, triton_dtype
 from lit_fast.kernels.maths import rounded, widened
-from lit_fast.kernels.scalars import find_section, pick
+from lit_fast.kernels.scalars import coded, find_section, pick
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -41,3 +46,28 @@ def rescale_kernel(
             inside = (rest < numel) & (begin <= whole)
             value = widened(tl.load(grad + rest, inside, other=0.0), DTYPE) * by
             tl.store(grad + rest, rounded(value, grad.dtype.element_ty), inside)
+
+
+def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
+    """The launches that multiply dense tensors in place by a 0-d factor."""
+    sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
+    steps, all_programs = shares([ceil_div(section.student.numel(), BLOCK) for section in sections])
+    launches: list[Launch] = []
+    first = 0
+    for group in groups_of(sections):
+        dtype = torch.float64 if group[0].student.dtype == torch.float64 else torch.float32
+        programs = all_programs[first : first + len(group)]
+        first += len(group)
+        arguments = {
+            "grads": tuple(section.student for section in group),
+            "numels": tuple(coded(section.student.numel()) for section in group),
+            "programs": tuple(map(coded, programs)),
+            "factor": factor,
+            "steps": steps,
+            "COUNT": len(group),
+            "ALIGNED": is_aligned(group[0]),
+            "DTYPE": triton_dtype(dtype),
+            "BLOCK": BLOCK,
+        }
+        launches.append(Launch(rescale_kernel, sum(programs), arguments))
+    return launches
