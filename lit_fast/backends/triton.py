@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.backends import fused
-from lit_fast.backends.eager import _check_labels
+from lit_fast.backends.eager import check_labels
 
 if TYPE_CHECKING:
     from lit_fast.kernels.launch import Rows, Section
@@ -83,7 +83,7 @@ def _lit_loss(
     rows = None
     if student_logits is not None:
         if labels is not None and labels.device.type == "cpu":
-            _check_labels(labels, student_logits.shape[1], ignore_index)
+            check_labels(labels, student_logits.shape[1], ignore_index)
         rows = _rows(student_logits, teacher_logits, labels, class_weight, need_grad)
     with _on(parts.device):
         launches = loss_launches(sections, rows, parts, grad_scale, settings)
