@@ -115,7 +115,8 @@ def _usage(log: str) -> dict[str, Usage]:
     for report in log.split("Compiling entry function '")[1:]:
         name = next(plain for mangled, plain in _MANGLED.items() if mangled in report.split("'", 1)[0])
         stack, stores, loads = map(
-            int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
+            int,
+            re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report).groups(),
         )
         shared = re.search(r"(\d+) bytes smem", report)
         registers = int(re.search(r"Used (\d+) registers", report).group(1))

@@ -110,7 +110,9 @@ __device__ __forceinline__ double ir_typed(const Section& section, C scale, Plac
          ir_any<kind>(section, section.numel / width * width, scale, place);
 }
 
-LIT_HD constexpr int pair(DType student, DType teacher) { return static_cast<int>(student) * 4 + static_cast<int>(teacher); }
+LIT_HD constexpr int pair(DType student, DType teacher) {
+  return static_cast<int>(student) * 4 + static_cast<int>(teacher);
+}
 
 // The thread's share of the sum of l(d) over a section.
 template <IrKind kind, typename C>

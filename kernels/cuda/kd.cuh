@@ -99,7 +99,7 @@ struct HardTargets {
 template <typename C>
 __device__ __forceinline__ HardTargets hard_targets(const KdContext<C>& kd, Index row) {
   const Rows& rows = kd.rows;
-  if (rows.labels == nullptr || rows.labels[row] == rows.ignore_index) {
+  if (!rows.has_labels || rows.labels[row] == rows.ignore_index) {
     return {-1, 0, 0, 0};
   }
   const int label = static_cast<int>(rows.labels[row]);
@@ -191,7 +191,7 @@ __device__ __forceinline__ void kd_row(const KdContext<C>& kd, Logits student, L
                                        const HardTargets& targets, RowSums& sums) {
   const Rows& rows = kd.rows;
   const C inverse_tau = static_cast<C>(kd.inverse_tau);
-  const bool hard = targets.label >= 0, soft = teacher.data != nullptr;
+  const bool hard = targets.label >= 0, soft = rows.has_teacher;
 
   RowState<C> s = thread_state(kd, student, hard, soft);
   RowState<C> t{minus_infinity<C>(), 0, 0};
@@ -273,7 +273,7 @@ template <typename C>
 __device__ __forceinline__ RowSums kd_loss(const Problem& problem, double grad_scale, Scratch& scratch) {
   const Rows& rows = problem.rows;
   LabelTotals totals{0, 0};
-  if (rows.labels != nullptr) {
+  if (rows.has_labels) {
     totals = label_totals(rows, scratch);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       problem.carried->labels_weight = totals.labels;
@@ -288,7 +288,7 @@ __device__ __forceinline__ RowSums kd_loss(const Problem& problem, double grad_s
                         1 / problem.tau,
                         static_cast<C>(beta * alpha * grad_scale / totals.labels),
                         static_cast<C>(beta * (1 - alpha) * soft * grad_scale / static_cast<double>(rows.batch))};
-  if (rows.teacher == nullptr || rows.teacher_dtype == rows.student_dtype) {
+  if (!rows.has_teacher || rows.teacher_dtype == rows.student_dtype) {
     if constexpr (sizeof(C) == sizeof(double)) {
       if (rows.student_dtype == DType::f64) {
         return kd_typed<double>(kd);

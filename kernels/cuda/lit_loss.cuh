@@ -10,8 +10,8 @@
 
 namespace lit_fast::cuda {
 
-// Blocks that a multiprocessor must be able to hold, which bounds the registers of a thread: 96 where float32 is computed
-// in, 128 for float64 and where the compiler needs more. Loads in flight, not warps, keep the memory busy.
+// Blocks that a multiprocessor must be able to hold, which bounds the registers of a thread: 96 where float32 is
+// computed in, 128 for float64 and where the compiler needs more. Loads in flight, not warps, keep the memory busy.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 template <typename C>
 constexpr int kBlocksOfSm = 4;
@@ -82,9 +82,8 @@ __device__ __forceinline__ void take_means(const Problem& problem, Scratch& scra
           problem.rows.blocks > 0 ? written_by_another_block(&problem.carried->labels_weight) : 0.0;
       const double kl_scale = problem.tau_squared ? problem.tau * problem.tau : 1.0;
       if (lane_of_thread() == 0) {
-        scratch.rows[0] = problem.rows.labels == nullptr ? 0.0 : sums[0] / labels_weight;
-        scratch.rows[1] =
-            problem.rows.teacher == nullptr ? 0.0 : sums[1] / static_cast<double>(problem.rows.batch) * kl_scale;
+        scratch.rows[0] = problem.rows.has_labels ? sums[0] / labels_weight : 0.0;
+        scratch.rows[1] = problem.rows.has_teacher ? sums[1] / static_cast<double>(problem.rows.batch) * kl_scale : 0.0;
       }
     } else {
       const int end = number + 1 < problem.section_count ? problem.sections[number + 1].first_block : problem.blocks;

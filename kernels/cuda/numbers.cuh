@@ -1,5 +1,5 @@
-// What tensors hold: stored numbers, the type that is computed in, and 16 bytes of them at a time. Neither CUDA nor torch
-// headers, so that every compiler of CUDA, NVRTC among them, takes this file.
+// What tensors hold: stored numbers, the type that is computed in, and 16 bytes of them at a time. Neither CUDA nor
+// torch headers, so that every compiler of CUDA, NVRTC among them, takes this file.
 #pragma once
 
 #include "kernels/cuda/problem.h"

@@ -19,8 +19,8 @@ struct Launch {
   int blocks;
 };
 
-// Blocks for each of several pieces of work: as many as it can use, and where that is too many for the device, shares in
-// proportion to the work; at least one where there is any.
+// Blocks for each of several pieces of work: as many as it can use, and where that is too many for the device, shares
+// in proportion to the work; at least one where there is any.
 //
 // wanted: blocks that each can use, 0 for nothing to do. work: in any one unit, such as bytes.
 inline std::vector<int> share_blocks(const std::vector<Index>& wanted, const std::vector<double>& work, int blocks) {

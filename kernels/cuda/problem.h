@@ -10,10 +10,10 @@ using Index = long long;  // int64_t, for which there would have to be a header
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;  // of a block; the kernels work with any multiple of a warp up to this
 constexpr int kMaxSections = 64;
-constexpr int kMaxTensors = 64;             // of a rescaling
-constexpr int kMaxArgumentBytes = 4096;     // what a kernel takes before compute capability 7.0
-constexpr int kClassesOfAWarp = 1024;       // longer rows of logits are shared by a block
-constexpr int kBytesInFlight = 64;          // of each tensor, that a thread loads before it uses any
+constexpr int kMaxTensors = 64;          // of a rescaling
+constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
+constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
+constexpr int kBytesInFlight = 64;       // of each tensor, that a thread loads before it uses any
 
 enum class DType : unsigned char { f16, bf16, f32, f64 };
 
@@ -33,16 +33,17 @@ struct Section {
 
 // The logits, worked on by the first `blocks` blocks.
 struct Rows {
-  const void* student;       // [batch, classes], or null: no KD loss
-  const void* teacher;       // [batch, classes], or null: no KL
+  const void* student;       // [batch, classes]
+  const void* teacher;       // [batch, classes]
   void* grad;                // [batch, classes] of student_dtype, or null
-  const Index* labels;       // [batch], or null: no cross-entropy
+  const Index* labels;       // [batch]
   const void* class_weight;  // [classes], or null: 1 each
   Index batch, ignore_index;
   double label_smoothing;
   int classes;
   int blocks;
   DType student_dtype, teacher_dtype, class_weight_dtype;
+  bool has_labels, has_teacher;  // an empty tensor has no pointer to tell by
 };
 
 // What the launches of one call hand on, in the workspace.
@@ -57,13 +58,13 @@ struct Problem {
   Rows rows;
   const void* grad_scale;  // one number that multiplies every gradient before it is rounded, or null
   double alpha, beta, tau;
-  void* parts;         // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
-  unsigned* counter;   // 0 when the launch starts: how many blocks have finished
-  Carried* carried;    // one
-  double* partials;    // [blocks, 2]: sums of IR losses, or of ce and kl
-  int section_count;   // in this launch
-  int first_section;   // how many sections the launches before had
-  int blocks;          // that have work; the grid has at least one
+  void* parts;        // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
+  unsigned* counter;  // 0 when the launch starts: how many blocks have finished
+  Carried* carried;   // one
+  double* partials;   // [blocks, 2]: sums of IR losses, or of ce and kl
+  int section_count;  // in this launch
+  int first_section;  // how many sections the launches before had
+  int blocks;         // that have work; the grid has at least one
   IrKind ir_kind;
   DType grad_scale_dtype;
   bool tau_squared;

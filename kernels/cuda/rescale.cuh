@@ -1,4 +1,5 @@
-// Gradients times one number, in place, in one launch; if the number is 1, which only the device knows, nothing is done.
+// Gradients times one number, in place, in one launch; if the number is 1, which only the device knows, nothing is
+// done.
 #pragma once
 
 #include "kernels/cuda/numbers.cuh"

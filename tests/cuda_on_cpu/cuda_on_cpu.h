@@ -1,8 +1,8 @@
 // Runs CUDA kernels' own source on the CPU: include this file before a .cuh file, then call cuda_on_cpu::launch.
 //
-// Two ways: every CUDA thread a fiber, taking turns within one thread of the system for each block (fast; for plain runs
-// and AddressSanitizer), or, with CUDA_ON_CPU_THREADS, a thread of its own (for ThreadSanitizer). Blocks run one after
-// another or all at once. Not covered: memory order weaker than the CPU's, code that relies on a warp's lockstep
+// Two ways: every CUDA thread a fiber, taking turns within one thread of the system for each block (fast; for plain
+// runs and AddressSanitizer), or, with CUDA_ON_CPU_THREADS, a thread of its own (for ThreadSanitizer). Blocks run one
+// after another or all at once. Not covered: memory order weaker than the CPU's, code that relies on a warp's lockstep
 // without a barrier, alignment of vector loads (but by UndefinedBehaviorSanitizer), speed.
 #pragma once
 
@@ -55,7 +55,7 @@ struct Block {
   };
   std::vector<Warp> warps;
   // Not initialised, like the device's: a pattern that is NaN in every type.
-  alignas(16) std::unique_ptr<unsigned char[]> shared{new unsigned char[kSharedBytes]};
+  std::unique_ptr<unsigned char[]> shared{new unsigned char[kSharedBytes]};
 
   explicit Block(unsigned threads) : warps(threads / kWarp) { std::memset(shared.get(), 0xff, kSharedBytes); }
 };
@@ -102,7 +102,7 @@ inline void run_block(const Body& body, unsigned number, unsigned blocks, unsign
 
 #else
 
-constexpr std::size_t kStackBytes = 256 * 1024;
+constexpr std::size_t kStackBytes = 128 * 1024;
 
 // The fibers of one block; they take turns, in order, at barriers.
 struct Fibers {
@@ -272,8 +272,8 @@ inline unsigned short float_to_half(float number) {
   } else {
     int exponent;
     const float fraction = std::frexp(magnitude, &exponent);  // in [0.5, 1); rounding up to 2048 carries
-    bits = (static_cast<unsigned>(exponent + 13) << 10) +
-           static_cast<unsigned>(std::nearbyint(std::ldexp(fraction, 11))) ;
+    bits =
+        (static_cast<unsigned>(exponent + 13) << 10) + static_cast<unsigned>(std::nearbyint(std::ldexp(fraction, 11)));
   }
   return static_cast<unsigned short>(sign | bits);
 }
