@@ -48,6 +48,11 @@ def nvcc() -> str | None:
 
 
 @cache
+def nvcc_knows(arch: int) -> bool:
+    return f"sm_{arch}" in _run([nvcc() or "nvcc", "--list-gpu-code"]).split()
+
+
+@cache
 def nvrtc_path() -> Path | None:
     """NVRTC 12: the file in LIT_FAST_NVRTC, or that of the package nvidia-cuda-nvrtc-cu12."""
     given = os.environ.get("LIT_FAST_NVRTC")
@@ -63,44 +68,35 @@ def nvrtc_path() -> Path | None:
 def with_nvcc(arch: int) -> Compiled:
     """Compile for sm_<arch>; raises RuntimeError with the compiler's words if it fails or warns."""
     with tempfile.TemporaryDirectory() as folder:
-        source, object_file, ptx = (Path(folder) / name for name in ("kernels.cu", "kernels.cubin", "kernels.ptx"))
+        source = Path(folder, "kernels.cu")
         source.write_text(SOURCE)
-        options = ["-std=c++17", f"-I{ROOT}", "-Werror=all-warnings"]
-        code = [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", "-Xptxas=-v"]
-        log = _run([nvcc() or "nvcc", *options, *code, "-o", str(object_file), str(source)])
-        _run([nvcc() or "nvcc", *options, f"-arch=compute_{arch}", "-ptx", "-o", str(ptx), str(source)])
-        return Compiled(_usage(log), ptx.read_text())
+        options = ["-std=c++17", f"-I{ROOT}", "-Werror=all-warnings", "-Xptxas=-v", "-cubin", f"-arch=sm_{arch}"]
+        log = _run([nvcc() or "nvcc", *options, "--keep", f"--keep-dir={folder}", "-o", f"{folder}/out", str(source)])
+        return Compiled(_usage(log), next(Path(folder).glob("*.ptx")).read_text())
 
 
 @cache
 def with_nvrtc(arch: int) -> Compiled:
     """Compile for sm_<arch>; raises RuntimeError with the compiler's words if it fails."""
     library = ctypes.CDLL(str(nvrtc_path()))
-    options = [f"-I{ROOT}", "-std=c++17", "--ptxas-options=-v"]
-    log, _ = _nvrtc(library, [*options, f"-arch=sm_{arch}"], "CUBIN")
-    _, ptx = _nvrtc(library, [*options[:2], f"-arch=compute_{arch}"], "PTX")
-    return Compiled(_usage(log), ptx.decode())
-
-
-def _nvrtc(library: ctypes.CDLL, options: list[str], kind: str) -> tuple[str, bytes]:
-    """(log, code) of SOURCE; `kind` is CUBIN or PTX."""
     program = ctypes.c_void_p()
-    texts = [option.encode() for option in options]
+    options = [f"-I{ROOT}", "-std=c++17", "--ptxas-options=-v", f"-arch=sm_{arch}"]
+    texts = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     status = library.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"kernels.cu", 0, None, None)
     if status == 0:
-        status = library.nvrtcCompileProgram(program, len(texts), (ctypes.c_char_p * len(texts))(*texts))
-    log = _nvrtc_text(library, program, "ProgramLog").decode().rstrip("\0")
+        status = library.nvrtcCompileProgram(program, len(options), texts)
+    log = _nvrtc_text(library, program, "ProgramLog")
     if status != 0:
         raise RuntimeError(f"NVRTC, {' '.join(options)}: error {status}\n{log}")
-    return log, _nvrtc_text(library, program, kind)
+    return Compiled(_usage(log), _nvrtc_text(library, program, "PTX"))
 
 
-def _nvrtc_text(library: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> bytes:
+def _nvrtc_text(library: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> str:
     size = ctypes.c_size_t()
     getattr(library, f"nvrtcGet{name}Size")(program, ctypes.byref(size))
     text = ctypes.create_string_buffer(size.value)
     getattr(library, f"nvrtcGet{name}")(program, text)
-    return text.raw
+    return text.raw.rstrip(b"\0").decode()
 
 
 def _run(command: list[str]) -> str:

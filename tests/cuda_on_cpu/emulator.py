@@ -61,7 +61,7 @@ class Options(ctypes.Structure):
 
 def compile_cpp(source: str, output: Path, *options: str) -> None:
     """Compile a file of this folder; raises RuntimeError with the compiler's words."""
-    # What nvcc promises: no contraction of a * b + c that would make results depend on the compiler; unions by pointers.
+    # As for devices: memory may be read as another type. No a * b + c by one instruction, whatever the CPU has.
     common = ["-std=c++20", f"-I{ROOT}", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
     command = ["g++", *common, *options, "-o", str(output), str(FOLDER / source), "-pthread"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
