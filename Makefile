@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard build_backend/*.py) csrc/sources.txt \
-         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h kernels/*.h kernels/*/*)
+         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h kernels/*/*)
 
 .PHONY: demo test clean
 

@@ -125,8 +125,8 @@ def _toolkit(torch_cuda: str) -> Cuda:
     nvcc = _find_nvcc()
     if nvcc is None:
         raise NoCuda(
-            f"torch is built for CUDA {torch_cuda}, and there is no nvcc on the PATH, in CUDA_HOME or in /usr/local/cuda"
-            f"; install the CUDA toolkit {major}.x, or name its folder in CUDA_HOME"
+            f"torch is built for CUDA {torch_cuda}, and there is no nvcc on the PATH, in CUDA_HOME or in "
+            f"/usr/local/cuda; install the CUDA toolkit {major}.x, or name its folder in CUDA_HOME"
         )
     release = re.search(r"release (\d+)\.(\d+)", _output([nvcc, "--version"]))
     if release is None:

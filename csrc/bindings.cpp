@@ -5,6 +5,8 @@
 
 #include <cstddef>  // _GLIBCXX_USE_CXX11_ABI
 
+#include "csrc/cpu/kernels.h"
+
 #define LIT_TEXT_(x) #x
 #define LIT_TEXT(x) LIT_TEXT_(x)
 
@@ -46,7 +48,8 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "lit_fast._C", "Ops of lit_f
 
 PyMODINIT_FUNC PyInit__C() {
   PyObject* self = PyModule_Create(&module);
-  if (self != nullptr && PyModule_AddStringConstant(self, "build", lit_fast_build) != 0) {
+  if (self != nullptr && (PyModule_AddStringConstant(self, "build", lit_fast_build) != 0 ||
+                          PyModule_AddStringConstant(self, "instruction_set", lit_fast::cpu::instruction_set()) != 0)) {
     Py_DECREF(self);
     return nullptr;
   }

@@ -21,6 +21,7 @@ class BuildInfo(TypedDict):
         built_for_torch: version that the extension was compiled for.
         compiler: that compiled it.
         openmp: whether its loops run on torch's threads.
+        instruction_set: of the processor, that its loops use: ``"avx512"``, ``"avx2"`` or ``"baseline"``.
         cuda_archs: GPU architectures that it has code for, as ``"sm_80"``; empty for a CPU build.
         extension: the extension's file.
         backend: which backend computes a loss on the CPU under ``backend="auto"``.
@@ -34,6 +35,7 @@ class BuildInfo(TypedDict):
     built_for_torch: str | None
     compiler: str | None
     openmp: bool
+    instruction_set: str | None
     cuda_archs: tuple[str, ...]
     extension: str | None
     backend: str
@@ -57,6 +59,7 @@ def build_info() -> BuildInfo:
         "built_for_torch": extension.built.get("torch"),
         "compiler": extension.built.get("compiler"),
         "openmp": extension.built.get("openmp") == "1",
+        "instruction_set": extension.instruction_set,
         "cuda_archs": extension.cuda_archs,
         "extension": None if extension.path is None else str(extension.path),
         "backend": "native" if extension.loaded else "eager",

@@ -68,7 +68,8 @@ class _Loss(nn.Module):
             self.options,
             self.backend,
         )
-        self._parts = LossParts(total.detach().clone(), ce, kl, ir)  # clone: `loss /= steps` must not change it
+        # clone: `loss /= steps` must not change it. object's: Module looks for parameters in all that is set, for 5 us.
+        object.__setattr__(self, "_parts", LossParts(total.detach().clone(), ce, kl, ir))
         return total
 
 

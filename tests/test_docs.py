@@ -156,7 +156,7 @@ class PageRun:
         self.printed = ""
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 name, _, value = words.pop(0).partition("=")
                 self.monkeypatch.setenv(name, value)
             if words:

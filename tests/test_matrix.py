@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import loss_cases
 import pytest
 import torch
@@ -79,3 +86,30 @@ def test_native_on_any_shapes(
     chosen = {"ir": kind, "alpha": alpha, "tau": tau, "label_smoothing": smoothing, "beta": 0.6}
     case = Case("any", dtype, teacher_dtype, shapes, layout, batch, classes, chosen, labels, class_weight=class_weight)
     loss_cases.check(native.lit_loss, case)
+
+
+# --- older processors
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set is compiled here")
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_older_instruction_sets(instruction_set):
+    if instruction_set == "avx2" and native.EXTENSION.instruction_set == "baseline":
+        pytest.skip("this processor has no AVX2")
+    code = """
+        import loss_cases
+        from lit_fast.backends import native
+        print(native.EXTENSION.instruction_set)
+        for case in loss_cases.matrix():
+            loss_cases.check(native.lit_loss, case)
+        """
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "LIT_FAST_CPU": instruction_set,
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split() == [instruction_set]

@@ -11,17 +11,21 @@
 
 #include <numeric>
 
-#include "csrc/cpu/ir.h"
-#include "csrc/cpu/kd.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/cpu/memory.h"
 #include "csrc/layout.h"
 
 namespace lit_fast::cpu {
 namespace {
 
-constexpr int64_t kChunk = 64 * kBlock;     // elements of IRs: tens of microseconds of work
-constexpr int64_t kRowsChunk = kChunk / 8;  // elements of logits, which cost more
+constexpr int64_t kChunk = 1 << 15;         // elements of IRs: some microseconds of work
+constexpr int64_t kRowsChunk = kChunk / 8;  // elements of logits, which cost more; every row costs kRow besides
+constexpr int64_t kRow = 100;
 
 // --- the inputs, made dense; the structs keep the tensors' memory alive
+
+Source source(const at::Tensor& tensor) { return {tensor.const_data_ptr(), tensor.scalar_type()}; }
+Target target(const at::Tensor& tensor) { return {tensor.mutable_data_ptr(), tensor.scalar_type()}; }
 
 template <typename T>
 struct IrProblem {
@@ -33,16 +37,16 @@ struct IrProblem {
     for (size_t i = 0; i < args.student_irs.size(); ++i) {
       const at::Tensor& given = args.student_irs[i];
       // What student, teacher and gradient share is the layout of this tensor: the student's own if that is dense.
-      const at::Tensor model = args.need_grad || !given.is_non_overlapping_and_dense() ? at::empty_like(given) : given;
+      const at::Tensor model = args.need_grad || !given.is_non_overlapping_and_dense() ? gradient_like(given) : given;
       inputs.push_back(laid_out_as(model, given));
-      const Source<T> student(inputs.back());
+      const Source student = source(inputs.back());
       inputs.push_back(laid_out_as(model, args.teacher_irs[i]));
-      const Source<T> teacher(inputs.back());
+      const Source teacher = source(inputs.back());
       const double slope = (1 - args.beta) * args.section_weights[i] * grad_scale / static_cast<double>(model.numel());
-      sections.push_back({student, teacher, Target<T>(), model.numel(), static_cast<T>(slope)});
+      sections.push_back({student, teacher, Target(), model.numel(), static_cast<T>(slope)});
       if (args.need_grad) {
         grads.push_back(model);
-        sections.back().grad = Target<T>(model);
+        sections.back().grad = target(model);
       }
     }
   }
@@ -68,7 +72,7 @@ struct KdProblem {
       return;
     }
     student = args.student_logits->contiguous();
-    rows.student = Source<T>(student);
+    rows.student = source(student);
     rows.batch = student.size(0);
     rows.classes = student.size(1);
     rows.inverse_tau = 1 / args.tau;
@@ -77,11 +81,11 @@ struct KdProblem {
     }
     if (args.teacher_logits) {
       teacher = args.teacher_logits->contiguous();
-      rows.teacher = Source<T>(teacher);
+      rows.teacher = source(teacher);
     }
     if (args.need_grad) {
       grad = at::empty_like(student, at::MemoryFormat::Contiguous);
-      rows.grad = Target<T>(grad);
+      rows.grad = target(grad);
     }
     const double soft = args.tau_squared ? args.tau : 1 / args.tau;  // tau^2 of eq. 2 times d(z / tau) / d z
     rows.ce_scale = static_cast<T>(args.beta * args.alpha * grad_scale / labels_weight);
@@ -133,12 +137,12 @@ void add_chunks(std::vector<Chunk>& chunks, int64_t section, int64_t count, int6
 template <typename T>
 Sums compute_sums(const IrProblem<T>& ir, const KdProblem<T>& kd, IrKind kind) {
   std::vector<Chunk> chunks;
-  int64_t work = kd.rows.batch * kd.rows.classes;
+  int64_t work = kd.rows.batch * (kd.rows.classes + kRow) * (kChunk / kRowsChunk);
   for (size_t i = 0; i < ir.sections.size(); ++i) {
     add_chunks(chunks, static_cast<int64_t>(i), ir.sections[i].numel, kChunk);
     work += ir.sections[i].numel;
   }
-  add_chunks(chunks, Chunk::kRows, kd.rows.batch, kRowsChunk / std::max<int64_t>(1, kd.rows.classes) + 1);
+  add_chunks(chunks, Chunk::kRows, kd.rows.batch, kRowsChunk / (kd.rows.classes + kRow) + 1);
 
   std::vector<double> ir_partials(chunks.size());
   std::vector<RowSums> row_partials(chunks.size());
@@ -146,9 +150,9 @@ Sums compute_sums(const IrProblem<T>& ir, const KdProblem<T>& kd, IrKind kind) {
     for (int64_t c = begin; c < end; ++c) {
       const Chunk& chunk = chunks[c];
       if (chunk.section == Chunk::kRows) {
-        row_partials[c] = kd_range(kd.rows, chunk.begin, chunk.end);
+        row_partials[c] = kernels<T>().kd_range(kd.rows, chunk.begin, chunk.end);
       } else {
-        ir_partials[c] = ir_range(ir.sections[chunk.section], kind, chunk.begin, chunk.end);
+        ir_partials[c] = kernels<T>().ir_range(ir.sections[chunk.section], kind, chunk.begin, chunk.end);
       }
     }
   };

@@ -13,7 +13,11 @@ void rescale_(at::TensorList grads, const at::Tensor& factor) {
     return;
   }
   for (const at::Tensor& grad : grads) {
-    grad.mul_(number);
+    if (grad.scalar_type() == at::kHalf || grad.scalar_type() == at::kBFloat16) {
+      grad.copy_(grad.to(at::kFloat).mul_(number));  // 65536 is infinite in float16
+    } else {
+      grad.mul_(number);
+    }
   }
 }
 

@@ -35,6 +35,11 @@ class Extension(NamedTuple):
     path: Path | None
 
     @property
+    def instruction_set(self) -> str | None:
+        """The processor's instructions that its loops use: ``"avx512"``, ``"avx2"`` or ``"baseline"``."""
+        return importlib.import_module("lit_fast._C").instruction_set if self.loaded else None
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """The types of devices that it has code for."""
         return ("cpu", "cuda") if self.cuda_archs else ("cpu",)

@@ -63,7 +63,8 @@ def lit_loss(
         class_weight if use_ce else None,
         grad_scale,
     )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*students, logits) if t is not None):
+    leaves = students if logits is None else (*students, logits)
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in leaves]):  # noqa: C419 (a list is faster)
         total, parts = _LitLoss.apply(ops, options, len(students), logits, *others, *students, *teachers)
     else:
         with torch.no_grad():

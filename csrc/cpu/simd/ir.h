@@ -1,36 +1,21 @@
 // The IR loss of one section (paper eq. 3) and its gradient, over a range of elements.
-#pragma once
 
-#include "csrc/cpu/blocks.h"
-#include "kernels/math.h"
-
-namespace lit_fast::cpu {
-
-// One section: dense tensors of one memory layout, so that the order of the elements plays no role.
-template <typename T>
-struct Section {
-  Source<T> student;  // [numel]
-  Source<T> teacher;  // [numel]
-  Target<T> grad;     // [numel], or nothing
-  int64_t numel;
-  T slope_scale;  // d total / d element = slope_scale * l'(student - teacher)
-};
-
-// Sum of l(d) over n elements; writes scale * l'(d) if `grad` is not null.
+// Sum of l(d) over n <= kBlock elements; writes scale * l'(d) if `grad` is not null. The sum is kept in T, in as many
+// parts as a vector has: a block is short, and blocks are added in float64.
 template <IrKind kind, typename T>
-double ir_block(const T* student, const T* teacher, T* grad, T scale, int64_t n) {
-  double sum = 0;
+T ir_block(const T* student, const T* teacher, T* grad, T scale, int64_t n) {
+  T sum = 0;
   if (grad == nullptr) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; ++i) {
-      sum += static_cast<double>(ir_element<kind>(student[i] - teacher[i]).loss);
+      sum += ir_element<kind>(student[i] - teacher[i]).loss;
     }
   } else {
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; ++i) {
       const auto element = ir_element<kind>(student[i] - teacher[i]);
       grad[i] = scale * element.slope;
-      sum += static_cast<double>(element.loss);
+      sum += element.loss;
     }
   }
   return sum;
@@ -46,16 +31,14 @@ double ir_range(const Section<T>& section, IrKind kind, int64_t begin, int64_t e
   double sum = 0;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
-    const T* student = section.student.block(i, n, student_buffer);
-    const T* teacher = section.teacher.block(i, n, teacher_buffer);
+    const T* student = load(section.student, i, n, student_buffer);
+    const T* teacher = load(section.teacher, i, n, teacher_buffer);
     if (section.grad.given()) {
-      sum += block(student, teacher, section.grad.block(i, grad_buffer), section.slope_scale, n);
-      section.grad.store(i, n, grad_buffer);
+      sum += block(student, teacher, place(section.grad, i, grad_buffer), section.slope_scale, n);
+      store(section.grad, i, n, grad_buffer);
     } else {
       sum += block(student, teacher, nullptr, section.slope_scale, n);
     }
   }
   return sum;
 }
-
-}  // namespace lit_fast::cpu

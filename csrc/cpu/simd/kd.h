@@ -1,36 +1,6 @@
 // The KD loss (paper eq. 2) and its gradient with respect to the student's logits, over a range of rows.
 //
 // Two passes over a row, block by block: the softmax states, then losses and gradient.
-#pragma once
-
-#include <cmath>
-
-#include "csrc/cpu/blocks.h"
-#include "csrc/cpu/exp.h"
-#include "kernels/math.h"
-
-namespace lit_fast::cpu {
-
-template <typename T>
-struct Rows {
-  Source<T> student;        // [batch, classes]
-  Source<T> teacher;        // [batch, classes], or nothing: no KL
-  Target<T> grad;           // [batch, classes], or nothing
-  const int64_t* labels;    // [batch], or null: no cross-entropy
-  const T* class_weight;    // [classes], or null: 1 each
-  double class_weight_sum;  // of all classes
-  int64_t batch, classes;
-  int64_t ignore_index;
-  double label_smoothing;
-  double inverse_tau;
-  T ce_scale, kl_scale;  // d total / d logit = ce_scale * cross_entropy_slope + kl_scale * (q - p)
-};
-
-// Sums over rows, before any mean.
-struct RowSums {
-  double ce = 0;
-  double kl = 0;
-};
 
 // What is known of a row of logits after the first pass: states at temperature 1 and at tau, of one maximum.
 struct RowState {
@@ -160,27 +130,27 @@ void kd_row(const Rows<T>& rows, int64_t row, RowSums& sums) {
   RowState student_row, teacher_row;
   for (int64_t i = start; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
-    add_block(student_row, rows.student.block(i, n, student_buffer), n, targets.given(), soft, rows.inverse_tau);
+    add_block(student_row, load(rows.student, i, n, student_buffer), n, targets.given(), soft, rows.inverse_tau);
     if (soft) {
-      add_block(teacher_row, rows.teacher.block(i, n, teacher_buffer), n, false, true, rows.inverse_tau);
+      add_block(teacher_row, load(rows.teacher, i, n, teacher_buffer), n, false, true, rows.inverse_tau);
     }
   }
 
   for (int64_t i = start; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
-    const T* z = rows.student.block(i, n, student_buffer);
-    T* grad = rows.grad.given() ? rows.grad.block(i, grad_buffer) : nullptr;
+    const T* z = load(rows.student, i, n, student_buffer);
+    T* grad = rows.grad.given() ? place(rows.grad, i, grad_buffer) : nullptr;
     if (targets.given()) {
       sums.ce += ce_block(rows, targets, student_row.hard, z, grad, i - start, n);
     } else if (grad != nullptr) {
       std::fill_n(grad, n, T(0));
     }
     if (soft) {
-      const T* teacher = rows.teacher.block(i, n, teacher_buffer);
+      const T* teacher = load(rows.teacher, i, n, teacher_buffer);
       sums.kl += kl_block(z, teacher, grad, n, student_row.soft, teacher_row.soft, rows.inverse_tau, rows.kl_scale);
     }
     if (grad != nullptr) {
-      rows.grad.store(i, n, grad_buffer);
+      store(rows.grad, i, n, grad_buffer);
     }
   }
 }
@@ -193,5 +163,3 @@ RowSums kd_range(const Rows<T>& rows, int64_t begin, int64_t end) {
   }
   return sums;
 }
-
-}  // namespace lit_fast::cpu

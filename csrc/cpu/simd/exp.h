@@ -1,11 +1,4 @@
 // exp for vectorised loops: the standard library's is a call per element.
-#pragma once
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-namespace lit_fast::cpu {
 
 inline double exp_nonpositive(double x) { return std::exp(x); }
 
@@ -31,5 +24,3 @@ inline float exp_nonpositive(float x) {
   std::memcpy(&power, &bits, sizeof power);
   return x < lowest ? 0.0f : p * power;
 }
-
-}  // namespace lit_fast::cpu

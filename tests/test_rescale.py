@@ -1,0 +1,66 @@
+"""``lit_fast::rescale_`` and how backward uses it: gradients that somebody holds are never changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_fast.backends import LossOptions, native
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+IR_ONLY = LossOptions(beta=0.0)
+
+
+def rescale_(*arguments):
+    return torch.ops.lit_fast.rescale_(*arguments)
+
+
+def loss_of(student: torch.Tensor) -> torch.Tensor:
+    teacher = torch.zeros_like(student)
+    return native.lit_loss([student], [teacher], None, None, None, None, None, IR_ONLY).total
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_multiplies_in_place_and_rounds_once(dtype):
+    grads = [torch.randn(5, 7).to(dtype), torch.randn(3, 4).to(dtype).t(), torch.empty(0, dtype=dtype)]
+    expected = [(grad.double() * 65536.0).to(dtype) for grad in grads]
+    rescale_(grads, torch.tensor(65536.0))
+    for grad, right in zip(grads, expected):
+        torch.testing.assert_close(grad, right, rtol=0, atol=0)
+
+
+def test_a_factor_of_one_touches_nothing():
+    grad = torch.tensor([1.0, float("nan"), -0.0])
+    rescale_([grad], torch.ones(()))
+    assert grad.view(torch.int32).tolist() == torch.tensor([1.0, float("nan"), -0.0]).view(torch.int32).tolist()
+
+
+def test_a_factor_of_several_numbers_is_an_error():
+    with pytest.raises(ValueError, match="factor: expected one number"):
+        rescale_([torch.ones(2)], torch.ones(2))
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.lit_fast.rescale_.default, ([torch.randn(3), torch.randn(2, 2)], torch.tensor(2.0)))
+
+
+@pytest.mark.parametrize("grad_output", [1.0, 3.0])
+def test_gradients_of_a_kept_graph_stay_as_they_were_handed_out(grad_output):
+    student = torch.randn(4, 6, requires_grad=True)
+    loss = loss_of(student)
+    (first,) = torch.autograd.grad(loss, student, torch.tensor(grad_output), retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, student, torch.tensor(5.0))
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+    torch.testing.assert_close(second, 10 * student.detach() / student.numel())
+
+
+def test_backward_of_a_scaled_loss_changes_gradients_in_place():
+    student = torch.randn(1 << 16, requires_grad=True)
+    address = torch.autograd.grad(loss_of(student), student)[0].data_ptr()
+    loss = loss_of(student)
+    (grad,) = torch.autograd.grad(loss, student, torch.tensor(4.0))
+    torch.testing.assert_close(grad, 8 * student.detach() / student.numel())
+    assert grad.data_ptr() == address  # of the gradient that the forward pass wrote
