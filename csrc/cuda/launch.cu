@@ -1,7 +1,6 @@
-#include "csrc/cuda/launch.h"
-
 #include <atomic>
 
+#include "csrc/cuda/launch.h"
 #include "kernels/cuda/lit_loss.cuh"
 #include "kernels/cuda/rescale.cuh"
 

@@ -59,12 +59,20 @@ __device__ __forceinline__ double class_weight_of(const Rows& rows, Index c) {
              : Untyped{const_cast<void*>(rows.class_weight), rows.class_weight_dtype}.read<double>(c);
 }
 
-// Stops the kernel, and with it the stream, as a failed assertion does.
+// Stops the kernel, and with it all work on the device: a failed assertion, where there is one to call.
+__device__ __forceinline__ void fail() {
+#if defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+  __assert_fail("labels are in range", __FILE__, __LINE__, "lit_loss");
+#else
+  __trap();
+#endif
+}
+
 __device__ __forceinline__ void check_label(const Rows& rows, Index row, Index label) {
   if (label < 0 || label >= rows.classes) {
     printf("lit_loss: labels: label %lld of row %lld is out of range; expected 0 to %d, or ignore_index = %lld\n",
            label, row, rows.classes - 1, rows.ignore_index);
-    __trap();
+    fail();
   }
 }
 
