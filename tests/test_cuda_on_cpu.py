@@ -149,6 +149,13 @@ def test_no_access_out_of_bounds_and_no_misaligned_load(with_address_sanitizer):
     assert "problems right" in printed
 
 
+def test_a_wrong_loss_is_told(with_address_sanitizer):
+    status, printed = run(with_address_sanitizer, "wrong")
+    assert status == 1
+    assert "part: " in printed
+    assert "logits gradient: " in printed
+
+
 @pytest.mark.parametrize("what", ["student", "teacher", "gradient", "labels"])
 def test_address_sanitizer_finds_a_planted_access_out_of_bounds(with_address_sanitizer, what):
     status, printed = run(with_address_sanitizer, "overrun", what)

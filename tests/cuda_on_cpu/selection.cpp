@@ -1,6 +1,7 @@
 // A selection of problems on the CPU, each against plain loops in float64: the program that sanitizers watch.
 //
 //   selection all | few | one         checks all, a few, or one problem; exit status 0 if all are right
+//   selection wrong                   changes the loss a little; exit status 1, as the result is not what is expected
 //   selection overrun WHAT            says that WHAT (student, teacher, gradient, labels) is longer than it is
 //   selection label LABEL             puts LABEL into row 2 of a problem of 5 classes; exit status 3 if the kernel
 //   trapped
@@ -127,7 +128,7 @@ double largest(const std::vector<double>& numbers) {
   return max;
 }
 
-bool check(const Case& one, bool at_once, const std::string& overrun = "", Index label = 0) {
+bool check(const Case& one, bool at_once, const std::string& planted = "", Index label = 0) {
   std::vector<Tensor> tensors;
   tensors.reserve(3 * one.numels.size());
   std::vector<Section> sections;
@@ -167,13 +168,13 @@ bool check(const Case& one, bool at_once, const std::string& overrun = "", Index
   if (label != 0) {
     labels[2] = label;
   }
-  if (overrun == "student" || overrun == "teacher") {
-    (overrun == "student" ? tensors[0] : tensors[1]).memory.reset(new char[one.numels[0] * 2 - 2]);
+  if (planted == "student" || planted == "teacher") {
+    (planted == "student" ? tensors[0] : tensors[1]).memory.reset(new char[one.numels[0] * 2 - 2]);
     sections[0].student = tensors[0].data();
     sections[0].teacher = tensors[1].data();
-  } else if (overrun == "gradient") {
+  } else if (planted == "gradient") {
     grad.memory.reset(new char[one.batch * one.classes * 2 - 2]);
-  } else if (overrun == "labels") {
+  } else if (planted == "labels") {
     labels.pop_back();
     labels.shrink_to_fit();
   }
@@ -199,7 +200,7 @@ bool check(const Case& one, bool at_once, const std::string& overrun = "", Index
                   true};
   problem.grad_scale = &scale;
   problem.grad_scale_dtype = DType::f32;
-  problem.alpha = kAlpha;
+  problem.alpha = planted == "alpha" ? kAlpha + 1e-4 : kAlpha;
   problem.beta = kBeta;
   problem.tau = kTau;
   problem.tau_squared = true;
@@ -259,6 +260,9 @@ int main(int count, char** words) {
   const std::string mode = count > 1 ? words[1] : "all";
   const Case plain{{333}, 8, 5, F16, F16};
   try {
+    if (mode == "wrong") {
+      return check({{333}, 8, 5, F32, F32}, false, "alpha") ? 0 : 1;
+    }
     if (mode == "overrun") {
       return check(plain, false, words[2]) ? 0 : 1;
     }
