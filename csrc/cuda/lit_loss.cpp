@@ -9,8 +9,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <string>
-
 #include "csrc/cuda/launch.h"
 #include "csrc/cuda/tensors.h"
 #include "csrc/layout.h"
@@ -27,13 +25,12 @@ at::Device device_of(const LitLossArgs& args) {
 
 void check_devices(const LitLossArgs& args, const at::Device& device) {
   for (size_t i = 0; i < args.student_irs.size(); ++i) {
-    const std::string section = "section " + std::to_string(i + 1);
-    check_device("lit_loss", (section + ", student IR").c_str(), args.student_irs[i], device);
-    check_device("lit_loss", (section + ", teacher IR").c_str(), args.teacher_irs[i], device);
+    check_device(args.student_irs[i], device, "lit_loss: section ", i + 1, ", student IR");
+    check_device(args.teacher_irs[i], device, "lit_loss: section ", i + 1, ", teacher IR");
   }
   const auto check = [&device](const char* what, const std::optional<at::Tensor>& tensor) {
     if (tensor) {
-      check_device("lit_loss", what, *tensor, device);
+      check_device(*tensor, device, "lit_loss: ", what);
     }
   };
   check("teacher_logits", args.teacher_logits);

@@ -21,7 +21,7 @@ void rescale_(at::TensorList grads, const at::Tensor& factor) {
   const c10::cuda::CUDAGuard guard(device);
   std::vector<Rescaling::Tensor> tensors;
   for (const at::Tensor& grad : grads) {
-    check_device("rescale_", "gradient", grad, device);
+    check_device(grad, device, "rescale_: gradient");
     TORCH_CHECK_VALUE(grad.is_non_overlapping_and_dense(), "rescale_: gradient: expected dense memory, got strides ",
                       grad.strides(), " for ", grad.sizes());
     tensors.push_back({grad.mutable_data_ptr(), grad.numel(), 0, dtype_of(grad)});

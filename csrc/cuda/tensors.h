@@ -22,8 +22,10 @@ inline DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-inline void check_device(const char* op, const char* what, const at::Tensor& tensor, const at::Device& device) {
-  TORCH_CHECK_VALUE(tensor.device() == device, op, ": ", what, ": expected device ", device, ", got ", tensor.device(),
+// name: what to call the tensor, in pieces.
+template <typename... Name>
+void check_device(const at::Tensor& tensor, const at::Device& device, const Name&... name) {
+  TORCH_CHECK_VALUE(tensor.device() == device, name..., ": expected device ", device, ", got ", tensor.device(),
                     "; move it there");
 }
 

@@ -61,7 +61,7 @@ __device__ __forceinline__ double class_weight_of(const Rows& rows, Index c) {
 
 // Stops the kernel, and with it all work on the device: a failed assertion, where there is one to call.
 __device__ __forceinline__ void fail() {
-#if defined(__CUDA_ARCH__) && !defined(__CUDACC_RTC__)
+#if defined(__CUDA_ARCH__) && defined(__GNUC__) && !defined(__CUDACC_RTC__)
   __assert_fail("labels are in range", __FILE__, __LINE__, "lit_loss");
 #else
   __trap();
