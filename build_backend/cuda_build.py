@@ -8,6 +8,7 @@ Environment variables:
     FORCE_CUDA=1          fail, with the mend, where CUDA cannot be built, in place of building for the CPU alone.
     CUDA_HOME             the toolkit's folder; else that of the nvcc on the PATH, or /usr/local/cuda.
     TORCH_CUDA_ARCH_LIST  compute capabilities, as "8.0 9.0+PTX"; else all ARCHS that nvcc knows, and PTX of the newest.
+    NVCC_PREPEND_FLAGS, NVCC_CCBIN  further options and the host compiler, which nvcc reads itself.
     MAX_JOBS              how many architectures nvcc compiles at once.
 """
 

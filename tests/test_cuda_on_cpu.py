@@ -12,6 +12,8 @@ import pytest
 import torch
 from cuda_on_cpu import emulator
 from cuda_on_cpu.emulator import Emulator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_fast.backends import LossOptions
 
@@ -80,6 +82,28 @@ def test_without_gradient_the_loss_is_the_same(kernels):
     with torch.no_grad():
         parts = kernels.backend()(*problem.arguments(), case.options)
     assert_equal_bits(parts, loss_cases.run(kernels.backend(), problem, case.options).parts)
+
+
+# --- blocks
+
+
+PIECES = st.lists(st.tuples(st.integers(0, 10**7), st.floats(1, 1e12)), min_size=1, max_size=65)
+
+
+@settings(max_examples=200)
+@given(PIECES, st.integers(1, 2000))
+def test_blocks_are_shared_out_by_work_and_none_waits_for_another(kernels, pieces, blocks):
+    wanted, work = [piece[0] for piece in pieces], [piece[1] if piece[0] else 0.0 for piece in pieces]
+    shares = kernels.share_blocks(wanted, work, blocks)
+    working = sum(number > 0 for number in wanted)
+    assert sum(shares) <= max(blocks, working)  # at least one each; beyond that, all run at a time
+    for share, number, amount in zip(shares, wanted, work):
+        assert (share > 0) == (number > 0)
+        assert share <= number
+        if sum(wanted) <= blocks:
+            assert share == number
+        elif 0 < share < number:
+            assert abs(share - (blocks - working) * amount / sum(work)) <= 2 or blocks < working
 
 
 # --- rescaling

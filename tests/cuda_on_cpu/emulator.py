@@ -147,6 +147,14 @@ class Emulator:
             raise RuntimeError("device-side assert")
         return parts, ir_grads, logits_grad
 
+    def share_blocks(self, wanted: list[int], work: list[float], blocks: int) -> list[int]:
+        """Blocks for pieces of work, as kernels/cuda/plan.h shares them out."""
+        shares = (INT * len(wanted))()
+        self.library.share_blocks_on_cpu(
+            (LONG * len(wanted))(*wanted), (DOUBLE * len(work))(*work), len(wanted), blocks, shares
+        )
+        return list(shares)
+
     def rescale_(self, grads: list[Tensor], factor: Tensor) -> None:
         tensors = (Scaled * len(grads))()
         for tensor, grad in zip(tensors, grads):

@@ -61,6 +61,11 @@ int rescale_on_cpu(const Rescaling::Tensor* tensors, int count, const void* fact
   });
 }
 
+void share_blocks_on_cpu(const Index* wanted, const double* work, int count, int blocks, int* shares) {
+  const auto found = share_blocks({wanted, wanted + count}, {work, work + count}, blocks);
+  std::copy(found.begin(), found.end(), shares);
+}
+
 // The conversions that stand in for the device's instructions.
 float half_to_float(unsigned short half) { return cuda_on_cpu::half_to_float(half); }
 unsigned short float_to_half(float number) { return cuda_on_cpu::float_to_half(number); }
