@@ -76,7 +76,7 @@ def extension() -> dict[str, Any]:
         include_dirs=[str(ROOT), *(cuda.include_dirs if cuda else ())],
         library_dirs=cuda.library_dirs if cuda else [],
         libraries=["c10_cuda", "cudart"] if cuda else [],
-        define_macros=[("LIT_CUDA", f'"{cuda.version}"'), ("LIT_CUDA_ARCHS", f'"{",".join(cuda.archs)}"')]
+        define_macros=[("LIT_CUDA", f'"{cuda.version}"'), ("LIT_CUDA_ARCHS", f'"{",".join(cuda.codes)}"')]
         if cuda
         else [],
         depends=[str(header.relative_to(ROOT)) for header in headers],

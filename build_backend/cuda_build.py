@@ -65,11 +65,14 @@ class Cuda(NamedTuple):
         return list(map(str, _folders(self.home, "libcudart.so", "lib64", "lib", "targets/*/lib")))
 
     @property
+    def codes(self) -> tuple[str, ...]:
+        """Machine code and PTX, as ``("sm_80", "sm_90", "compute_90")``."""
+        return (*self.archs, *self.ptx)
+
+    @property
     def gencode(self) -> list[str]:
         """nvcc's options for the architectures."""
-        codes = [(arch.removeprefix("sm_"), arch) for arch in self.archs]
-        codes += [(ptx.removeprefix("compute_"), ptx) for ptx in self.ptx]
-        return [f"-gencode=arch=compute_{number},code={code}" for number, code in codes]
+        return [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in self.codes]
 
     def compile(self, source: str, objects: Path) -> Path:
         """Compile a .cu file, unless it has been since it and the headers were last changed, with the same command."""
@@ -199,10 +202,10 @@ def _output(command: list[str]) -> str:
 
 
 def _print_facts() -> None:
-    """For CMake, one fact a line: nvcc, version, architectures, include and library folders; nothing without CUDA."""
+    """For CMake, one fact a line: nvcc, version, codes, include and library folders; nothing without CUDA."""
     cuda = find()
     if cuda is not None:
-        lists = [cuda.archs, cuda.gencode, cuda.include_dirs, cuda.library_dirs]
+        lists = [cuda.codes, cuda.gencode, cuda.include_dirs, cuda.library_dirs]
         print(cuda.nvcc, cuda.version, *(";".join(items) for items in lists), sep="\n")
 
 
