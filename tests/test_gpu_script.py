@@ -44,7 +44,8 @@ def sources() -> dict[Path, int]:
     """Every file of the project that the script could touch, with the time of its last change."""
     folders = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build", "gpu-results")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in [*files, *ROOT.glob("*")] if "__pycache__" not in path.parts}
+    ignored = {"__pycache__", ".git"}  # git refreshes its index when it is asked what has changed
+    return {path: path.stat().st_mtime_ns for path in [*files, *ROOT.glob("*")] if not ignored & set(path.parts)}
 
 
 def test_a_dry_run_goes_through_every_stage_and_leaves_the_project_alone(tmp_path: Path) -> None:
