@@ -162,9 +162,11 @@ class _Lowering:
         outside: Any = None,
     ) -> None:  # fmt: skip
         value = self._value(weight)
-        if not isinstance(value, Tensor) or isinstance(padding, str):
-            raise NotLowerable("a convolution whose weight is computed, or whose padding is a word")
+        if not isinstance(value, Tensor):
+            raise NotLowerable("a convolution whose weight is computed")
         dims = value.dim() - 2
+        if isinstance(padding, str):
+            padding = _padding_in_numbers(padding, value.shape[2:], _each(dilation, dims))
         sizes = [n for numbers in (stride, padding, dilation, outside or [0]) for n in _each(numbers, dims)]
         numbers = [0, 0, int(outside is not None), groups, *sizes]
         self._emit(node, "convolution", x, numbers=numbers, tensors=(value, self._value(bias)))
@@ -195,7 +197,9 @@ class _Lowering:
         if not use_input:
             self.batch_norm(node, x, weight, bias, mean, var, False, momentum, eps, cudnn)
             return
-        self._emit(node, "instance_norm", x, numbers=[0], floats=[eps], tensors=(self._value(weight), self._value(bias)))
+        self._emit(
+            node, "instance_norm", x, numbers=[0], floats=[eps], tensors=(self._value(weight), self._value(bias))
+        )
 
     def add(self, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> None:
         if alpha != 1:
@@ -238,13 +242,23 @@ class _Lowering:
             raise NotLowerable(f"adaptive pooling to {tuple(size)}")
         self._emit(node, "mean", x, numbers=[1, *range(-len(size), 0)])
 
-    def max_pool(self, node: fx.Node, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
+    def max_pool(
+        self, node: fx.Node, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+    ) -> None:
         dims = len(kernel)
         sizes = [_each(numbers, dims) for numbers in (kernel, stride or kernel, padding, dilation)]
         self._emit(node, "max_pool", x, numbers=[*sum(sizes, []), int(ceil)])
 
     def avg_pool(
-        self, node: fx.Node, x: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, count: bool, divisor: Any = None
+        self,
+        node: fx.Node,
+        x: Any,
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        ceil: bool,
+        count: bool,
+        divisor: Any = None,
     ) -> None:
         if divisor is not None:
             raise NotLowerable("average pooling with a divisor of its own")
@@ -297,6 +311,8 @@ class _Lowering:
 _EMITTERS: dict[Any, Callable[..., None]] = {
     aten.conv1d.default: _Lowering.convolution,
     aten.conv2d.default: _Lowering.convolution,
+    aten.conv1d.padding: _Lowering.convolution,
+    aten.conv2d.padding: _Lowering.convolution,
     aten.conv_transpose1d.default: _Lowering.transposed,
     aten.conv_transpose2d.input: _Lowering.transposed,
     aten.batch_norm.default: _Lowering.batch_norm,
@@ -348,8 +364,15 @@ def _each(numbers: Any, dims: int) -> list[int]:
     return listed * dims if len(listed) == 1 else listed
 
 
+def _padding_in_numbers(word: str, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    both = [d * (k - 1) if word == "same" else 0 for k, d in zip(kernel, dilation)]
+    if any(n % 2 for n in both):
+        raise NotLowerable("a convolution that pads one side more than the other")
+    return [n // 2 for n in both]
+
+
 def _dims(node: Any) -> int:
-    return node.meta["tensor_meta"].shape.__len__() if "tensor_meta" in node.meta else node.meta["val"].dim()
+    return node.meta["val"].dim()
 
 
 def _numel(node: Any) -> int:
