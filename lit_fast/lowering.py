@@ -137,8 +137,9 @@ class _Lowering:
         if node.target in _SAME:
             if node.target is aten.dropout.default and node.args[2]:
                 raise NotLowerable("dropout in train mode")
-            self.register[node] = self._of(node.args[0])
-            if len(node.args[0].users) > 1:
+            source: Any = node.args[0]
+            self.register[node] = self._of(source)
+            if len(source.users) > 1:
                 self.shared.add(self.register[node])
             return
         emit = _EMITTERS.get(node.target)
@@ -245,9 +246,8 @@ class _Lowering:
     def max_pool(
         self, node: fx.Node, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
     ) -> None:
-        dims = len(kernel)
-        sizes = [_each(numbers, dims) for numbers in (kernel, stride or kernel, padding, dilation)]
-        self._emit(node, "max_pool", x, numbers=[*sum(sizes, []), int(ceil)])
+        sizes = [n for numbers in (kernel, stride or kernel, padding, dilation) for n in _each(numbers, len(kernel))]
+        self._emit(node, "max_pool", x, numbers=[*sizes, int(ceil)])
 
     def avg_pool(
         self,
@@ -262,8 +262,8 @@ class _Lowering:
     ) -> None:
         if divisor is not None:
             raise NotLowerable("average pooling with a divisor of its own")
-        sizes = [_each(numbers, len(kernel)) for numbers in (kernel, stride or kernel, padding)]
-        self._emit(node, "avg_pool", x, numbers=[*sum(sizes, []), int(ceil), int(count)])
+        sizes = [n for numbers in (kernel, stride or kernel, padding) for n in _each(numbers, len(kernel))]
+        self._emit(node, "avg_pool", x, numbers=[*sizes, int(ceil), int(count)])
 
     def flatten(self, node: fx.Node, x: Any, start: int, end: int = -1) -> None:
         if end not in (-1, _dims(x) - 1):

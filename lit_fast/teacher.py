@@ -1,7 +1,8 @@
 """The teacher as fast as it can run: frozen, BatchNorm folded, fused instructions, no Python in between.
 
 Each part (stem, sections, head) is lowered to a program of the C++ runner (``lit_fast.lowering``, csrc/teacher) and
-checked against the module it comes from. A part that cannot be lowered runs as that module; ``parts`` says which and why.
+checked against the module it comes from. A part that cannot be lowered runs as that module; ``parts`` says which and
+why.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class PartPlan(NamedTuple):
 class FrozenTeacher:
     """A split teacher, frozen and lowered: ``run`` gives what the split model's ``run`` gives, faster.
 
-    The parameters are copied when the first batch arrives: later changes to the module's are not seen. The module itself
-    is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it is.
+    The parameters are copied when the first batch arrives: later changes to the module's are not seen. The module
+    itself is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it is.
 
     Args:
         teacher: the split teacher.
@@ -219,7 +220,7 @@ def _checked(part: Part, ours: Tensor, right: Tensor, dtype: torch.dtype) -> flo
     error = ((ours - right).abs().max() / scale).item()
     if not error <= TOLERANCE[dtype]:  # NaN is not
         raise LoweringError(
-            f"teacher, {part.name}: lowered, it differs from the module by {error:.2g} of the largest output, more than "
-            f"{TOLERANCE[dtype]:.0e}; run it as it is (engine='eager') and report this network"
+            f"teacher, {part.name}: lowered, it differs from the module by {error:.2g} of the largest output, more "
+            f"than {TOLERANCE[dtype]:.0e}; run it as it is (engine='eager') and report this network"
         )
     return error
