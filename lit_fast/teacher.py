@@ -20,7 +20,7 @@ from lit_fast.sections import Part, SplitModel
 
 __all__ = ["FrozenTeacher", "LoweringError", "PartPlan"]
 
-_DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Largest difference of a lowered part from its module, relative to the module's largest number. Folding changes the
 # order of the roundings; a few float32 roundings per layer add up over a section of a hundred layers.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -57,11 +57,11 @@ class FrozenTeacher:
 
     Args:
         teacher: the split teacher.
-        precision: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"fp64"``: of weights, arithmetic and results.
+        dtype: of weights, arithmetic and results: float32, float64, bfloat16 or float16. None: the parameters' own.
 
     Raises:
         TypeError: not a split model.
-        ValueError: an unknown precision.
+        ValueError: another dtype.
         LoweringError: on the first batch, if a lowered part does not give what its module gives.
 
     Example:
@@ -72,15 +72,16 @@ class FrozenTeacher:
         ([(4, 16, 32, 32), (4, 32, 16, 16), (4, 64, 8, 8)], (4, 10))
     """
 
-    def __init__(self, teacher: SplitModel, precision: str = "fp32") -> None:
+    def __init__(self, teacher: SplitModel, dtype: torch.dtype | None = None) -> None:
         if not isinstance(teacher, SplitModel):
             raise TypeError(
                 f"teacher: expected a split model, got {type(teacher).__name__}; use split(teacher, at=[...])"
             )
-        if precision not in _DTYPES:
-            raise ValueError(f"precision: expected one of {', '.join(map(repr, _DTYPES))}, got {precision!r}")
+        own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+        self.dtype = own if dtype is None else dtype
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
         self.module = teacher.eval().requires_grad_(False)
-        self.dtype = _DTYPES[precision]
         self.parts: tuple[PartPlan, ...] = ()
         self._runs: list[Callable[[Tensor], Tensor]] = []
         self._worker: ThreadPoolExecutor | None = None
@@ -150,7 +151,7 @@ class FrozenTeacher:
 
     def _prepare(self, images: Tensor) -> None:
         if not self._runs:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
 
     def _build(self, example: Tensor) -> None:

@@ -185,14 +185,13 @@ def close(ours: Tensor, right: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5)])
-def test_every_part_is_lowered_and_gives_what_the_module_gives(name, precision, tolerance):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_every_part_is_lowered_and_gives_what_the_module_gives(name, dtype, tolerance):
     model, images = network(name)
-    if precision == "fp64":
-        model = model.double()
-        images = images.double() if images.is_floating_point() else images
+    model = model.to(dtype)
+    images = images.to(dtype) if images.is_floating_point() else images
     irs, logits = model.run(images)
-    teacher = FrozenTeacher(model, precision)
+    teacher = FrozenTeacher(model)
     own_irs, own_logits = teacher.run(images)
     assert all(plan.lowered for plan in teacher.parts), teacher.describe()
     for ours, right in zip([*own_irs, own_logits], [*irs, logits]):
@@ -206,7 +205,7 @@ def test_bf16_is_as_close_as_autocast(name):
     exact, _ = model.run(images)
     with torch.autocast("cpu", torch.bfloat16):
         plain, _ = model.run(images)
-    ours, logits = FrozenTeacher(model, "bf16").run(images)
+    ours, logits = FrozenTeacher(model, torch.bfloat16).run(images)
     assert logits.dtype == torch.bfloat16
     for mine, auto, right in zip(ours, plain, exact):
         scale = right.abs().max()
@@ -354,8 +353,8 @@ def test_what_cannot_be_lowered_is_named(module, message):
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match=r"use split\(teacher"):
         FrozenTeacher(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="precision: expected one of"):
-        FrozenTeacher(network("resnet20")[0], "int8")
+    with pytest.raises(ValueError, match=r"dtype: expected .* got torch.int8"):
+        FrozenTeacher(network("resnet20")[0], torch.int8)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <map>
@@ -183,6 +184,7 @@ Program::Program(const std::vector<Spec>& specs, int64_t output) : output_(outpu
 at::Tensor Program::run(const at::Tensor& input) const {
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;  // skips autograd's bookkeeping
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // dtypes are the program's own
   std::vector<at::Tensor> registers(registers_);
   registers[0] = input;
   const at::Tensor none;
