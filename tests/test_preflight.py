@@ -413,9 +413,9 @@ def test_a_part_that_cannot_be_lowered_is_reported_with_its_share_of_the_work():
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.high(self.low(x)).mean((2, 3)))
 
-    teacher, student = (lf.split(Gated(), at=["low", "high"]) for _ in range(2))
+    teacher, student = (split(Gated(), at=["low", "high"]) for _ in range(2))
     teacher.eval().requires_grad_(False)
-    report = lf.inspect(teacher, student, torch.randn(2, 3, 8, 8))
+    report = inspect(teacher, student, torch.randn(2, 3, 8, 8))
     assert report.not_lowered == (("section2", "aten.softmax.int"),)
     share = 64 * 4 * 4 * 9 / (64 * 4 * 3 * 9 + 64 * 4 * 4 * 9 + 8)
     line = f"the teacher's section2 ({share:.0%} of its MACs) is not lowered and runs as modules: aten.softmax.int"
