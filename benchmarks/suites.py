@@ -1,0 +1,9 @@
+"""The suites of benchmarks. Imports nothing, so that their names are known without torch."""
+
+from __future__ import annotations
+
+# Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
+SUITES = {
+    "overhead": ("benchmarks.overhead", 0.1),
+    "loss": ("benchmarks.loss", 0.9),
+}
