@@ -6,8 +6,8 @@
 
 PYTHON ?= python3
 VENV := .venv
-BUILD := pyproject.toml setup.py constraints.txt build_backend/lit_fast_build.py csrc/sources.txt \
-         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h)
+BUILD := pyproject.toml setup.py constraints.txt $(wildcard build_backend/*.py) csrc/sources.txt \
+         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h kernels/*/*)
 
 .PHONY: demo test bench clean
 
