@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lit_fast as lf
+from lit_fast import counting
 
 ALPHA, BETA, TAU = 0.95, 0.75, 6.0
 Step = Callable[[], object]
@@ -115,9 +116,9 @@ def work(problem: Problem) -> tuple[int, int]:
     image = problem.images[:1]
     with torch.no_grad():
         irs, _ = teacher.run(image)
-        macs = lf.counting.count_macs(teacher, image)
-        fed = sum(lf.counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
-        macs += 3 * (lf.counting.count_macs(student, image) + fed)
+        macs = counting.count_macs(teacher, image)
+        fed = sum(counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
+        macs += 3 * (counting.count_macs(student, image) + fed)
     width = 4 if problem.precision == "fp32" else 2
     elements = sum(ir.numel() for ir in irs)
     parameters = sum(p.numel() for p in student.parameters())
