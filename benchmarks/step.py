@@ -113,7 +113,7 @@ def _rows(setting: Setting, device: str, pairs: Pairs, problem: Problem) -> Iter
             "best": name == best_compile or not name.startswith("compile:"),
         }
         for other in ("plain", "eager", best_compile):
-            if other in pairs.times and other != name:
+            if other in pairs.times:
                 row[f"times_{str(other).partition(':')[0]}"] = pairs.ratio(name, str(other))
         try:
             row["peak_bytes"] = probes.peak_bytes(pairs.steps[name], device)

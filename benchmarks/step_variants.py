@@ -53,7 +53,7 @@ class Problem:
 
 
 def plain_step(problem: Problem) -> Step:
-    """As the original code does it: unfused losses, section 1 twice, memory layout as given, the loss read every step."""
+    """As the original code does it: unfused losses, section 1 twice, layouts as given, the loss read every step."""
     teacher, student, optimizer = problem.networks()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(problem.precision)
     scaler = torch.amp.GradScaler(problem.device, enabled=problem.precision == "fp16")

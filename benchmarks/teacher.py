@@ -81,7 +81,7 @@ def _row(heading: Row, name: str, batch: int, pairs: Pairs, device: str) -> Row:
         "images_s": batch / median,
     }
     for other in ("eager", "compile"):
-        if other in pairs.times and other != name:
+        if other in pairs.times:
             row[f"times_{other}"] = pairs.ratio(name, other)
     if device == "cuda":
         row |= probes.launches(pairs.steps[name])

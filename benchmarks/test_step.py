@@ -20,7 +20,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("setting", chosen, ids=lambda setting: setting.name)
 
 
-def test_step(benchmark: Any, setting: step.Setting, rows: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
+def test_step(
+    benchmark: Any, setting: step.Setting, rows: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
     option = request.config.getoption
     arguments = (setting, option("--device"), float("inf"), 4 * option("--seconds"))
     found = benchmark.pedantic(step.measured, arguments, {"compiled": not option("--tiny")}, rounds=1, iterations=1)
