@@ -84,6 +84,38 @@ def _overhead(results: Results) -> list[tuple[float, str]]:
     return [(row["median_us"], f"{row['variant']}, {row['setting']}") for row in rows]
 
 
+def _rows_of(results: Results, suite: str, family: str, variant: str) -> list[Row]:
+    """The measured rows of batch 32."""
+    wanted = {"suite": suite, "family": family, "variant": variant, "batch": 32, "status": "measured", "best": True}
+    return [row for row in results["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def _step(other: str) -> Callable[[Results], list[tuple[float, str]]]:
+    def figures(results: Results) -> list[tuple[float, str]]:
+        rows = _rows_of(results, "step", "resnet110-resnet20", "runner")
+        return [(row[f"times_{other}"], _name(row)) for row in rows if row.get(f"times_{other}")]
+
+    return figures
+
+
+def _step_best(results: Results) -> list[tuple[float, str]]:
+    rows = _rows_of(results, "step", "resnet110-resnet20", "runner")
+    return [(min(row["times_eager"], row["times_compile"]), _name(row)) for row in rows if row.get("times_compile")]
+
+
+def _step_memory(results: Results) -> list[tuple[float, str]]:
+    ours, eagers = (_rows_of(results, "step", "resnet110-resnet20", name) for name in ("runner", "eager"))
+    return [(a["peak_bytes"] / b["peak_bytes"], _name(a)) for a, b in zip(ours, eagers) if b.get("peak_bytes")]
+
+
+def _teacher(other: str) -> Callable[[Results], list[tuple[float, str]]]:
+    def figures(results: Results) -> list[tuple[float, str]]:
+        rows = _rows_of(results, "teacher", "resnet110", "runner")
+        return [(row[f"times_{other}"], _name(row)) for row in rows if row.get(f"times_{other}")]
+
+    return figures
+
+
 def _name(row: Row) -> str:
     return f"{row['variant']}, {row['setting']}"
 
@@ -107,6 +139,11 @@ BARS = (
         )
         for batch in (32, 128)
     ),
+    Bar("cpu", "step, ResNet-110 -> 20, batch 32, against the plain step", _step("plain"), 1.5),
+    Bar("cpu", "step, ResNet-110 -> 20, batch 32, against the better of eager and torch.compile", _step_best, 1.2),
+    Bar("cpu", "step, ResNet-110 -> 20, batch 32, peak memory against eager", _step_memory, 1.0, least=False),
+    Bar("cpu", "teacher, ResNet-110, batch 32, against eager", _teacher("eager"), 1.4),
+    Bar("cpu", "teacher, ResNet-110, batch 32, against torch.compile with freezing", _teacher("compile"), 1.1),
     Bar("cpu", "overhead of one call, tiny tensors", _overhead, 60.0, least=False, unit="us"),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def _is_launch(event: Any) -> bool:
     return on_device and not getattr(event, "is_user_annotation", False) and not event.name.endswith(" Sync")
 
 
-def peak_bytes(step: Callable[[], Sequence[Tensor]], device: str) -> int:
+def peak_bytes(step: Callable[[], object], device: str) -> int:
     """The most memory that one call holds at a time above what there was, gradients included."""
     step()
     if device == "cuda":
@@ -45,7 +45,8 @@ def peak_bytes(step: Callable[[], Sequence[Tensor]], device: str) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = step()
     # At least the results: memory that a backend uses again does not come from the allocator that is watched.
-    peak = sum(tensor.untyped_storage().nbytes() for tensor in results)
+    tensors = [tensor for tensor in results if isinstance(tensor, Tensor)] if isinstance(results, Iterable) else []
+    peak = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     held = 0
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -5,5 +5,7 @@ from __future__ import annotations
 # Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
 SUITES = {
     "overhead": ("benchmarks.overhead", 0.1),
-    "loss": ("benchmarks.loss", 0.9),
+    "loss": ("benchmarks.loss", 0.5),
+    "step": ("benchmarks.step", 0.3),
+    "teacher": ("benchmarks.teacher", 0.1),
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_fast.running_stats import recalibrate
     from lit_fast.sections import SplitModel, copy_parts, split
     from lit_fast.step import LITStep
+    from lit_fast.teacher import FrozenTeacher
     from lit_fast.training.distill import Distilled, distill
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _HOME = {
     "copy_parts": "sections",
     "split": "sections",
     "LITStep": "step",
+    "FrozenTeacher": "teacher",
     "Distilled": "training.distill",
     "distill": "training.distill",
 }
@@ -51,6 +53,7 @@ _SUBMODULES = ("data", "models", "recipes")
 
 __all__ = [
     "Distilled",
+    "FrozenTeacher",
     "IRLoss",
     "KDLoss",
     "LITLoss",

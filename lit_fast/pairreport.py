@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.dryrun import Walk, dtype_name
+from lit_fast.lowering import NotLowerable, lower
 from lit_fast.parts import Part
 from lit_fast.projector import Projectors
 from lit_fast.sections import SplitModel
@@ -44,7 +45,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found; ``str`` gives an aligned table, at most 120 columns wide."""
+    """What `inspect` found; ``str`` gives an aligned table, at most 120 columns wide.
+
+    ``not_lowered``: the teacher's parts that the runner cannot take, by name, and why: they run as modules.
+    """
 
     rows: tuple[Row, ...]
     teacher: Side
@@ -52,6 +56,7 @@ class Report:
     teacher_layers: int
     student_layers: int
     projector_parameters: int
+    not_lowered: tuple[tuple[str, str], ...] = ()
 
     @property
     def compression(self) -> float:
@@ -85,6 +90,10 @@ class Report:
         )
         if self.projector_parameters:
             lines.append(f"projector: {self.projector_parameters:,} parameters, in training only")
+        for part, reason in self.not_lowered:
+            (macs,) = (row.teacher.macs for row in self.rows if row.part == part)
+            share = macs / max(self.teacher.macs, 1)
+            lines.append(f"the teacher's {part} ({share:.0%} of its MACs) is not lowered and runs as modules: {reason}")
         return "\n".join(lines)
 
 
@@ -104,7 +113,18 @@ def make_report(
         shapes = tuple(x.shape[1:]), tuple(out.shape[1:]), dtype_name(out)
         totals.append(Side(*shapes, count_parameters(model), count_macs(model, x[:1])))
     extra = 0 if projector is None else count_parameters(projector)
-    return Report(tuple(rows), totals[0], totals[1], count_layers(teacher), count_layers(student), extra)
+    layers = count_layers(teacher), count_layers(student)
+    return Report(tuple(rows), totals[0], totals[1], *layers, extra, _not_lowered(teacher, teacher_walk))
+
+
+def _not_lowered(teacher: SplitModel, walk: Walk) -> tuple[tuple[str, str], ...]:
+    found = []
+    for part, x in zip(teacher.parts, walk.inputs):
+        try:
+            lower(part, x)
+        except NotLowerable as reason:
+            found.append((part.name, str(reason)))
+    return tuple(found)
 
 
 def _side(part: Part, walk: Walk, i: int) -> Side:

@@ -1,4 +1,4 @@
-"""One LIT training step, eager (method, "One training step"): teacher once, two student passes, one backward.
+"""One LIT training step (method, "One training step"): teacher once, two student passes, one backward.
 
 The six variants of the paper's table 3 are two switches: which sections carry an IR loss, and what their input is.
 """
@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
 from lit_fast.losses import LITLoss
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
+from lit_fast.teacher import FrozenTeacher
 
 if TYPE_CHECKING:
     from lit_fast.projector import Projectors
 
-__all__ = ["PRECISIONS", "LITStep"]
+__all__ = ["ENGINES", "PRECISIONS", "LITStep"]
 
+ENGINES = ("auto", "runner", "eager")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 StudentInput = Literal["teacher", "composed"]
 
@@ -45,6 +48,10 @@ class LITStep:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a `torch.amp.GradScaler`).
         scaler: the GradScaler to use for fp16; default a new one.
         projector: `lit_fast.Projectors` where the widths of teacher and student differ.
+        engine: ``"runner"`` runs the teacher as a `lit_fast.FrozenTeacher` (a lowered copy, made from the parameters it
+            has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
+            layouts alone; ``"auto"`` takes the runner where the compiled extension is there. The attributes ``engine``
+            and ``engine_reason`` tell what was taken. Results agree to rounding.
 
     Raises:
         ValueError: pair, switches, precision or optimizer that cannot work, naming the part and the mend.
@@ -65,6 +72,7 @@ class LITStep:
         precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
         projector: Projectors | None = None,
+        engine: str = "auto",
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -73,7 +81,7 @@ class LITStep:
             raise ValueError(f"student_input: expected 'teacher' or 'composed', got {student_input!r}")
         self.teacher_fed = student_input == "teacher"
         self.ir_sections = self._resolve_sections(ir_sections) if self.options.beta < 1.0 else ()
-        self._check_pair()
+        needs_teacher = self._check_pair()
         self._check_optimizer()
         if teacher is not None:
             teacher.eval().requires_grad_(False)
@@ -84,6 +92,15 @@ class LITStep:
         if precision == "fp16" and scaler is None:
             self.scaler = torch.amp.GradScaler(self.device.type)
         self._one = torch.ones((), device=self.device)
+        self.engine, self.engine_reason = _choose_engine(engine)
+        self._frozen: FrozenTeacher | None = None
+        self._channels_last = False
+        if self.engine == "runner":
+            if teacher is not None and needs_teacher:
+                self._frozen = FrozenTeacher(teacher, self.amp_dtype)
+            self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
+            if self._channels_last:
+                student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
@@ -111,7 +128,8 @@ class LITStep:
             )
         return kept
 
-    def _check_pair(self) -> None:
+    def _check_pair(self) -> bool:
+        """Whether the loss needs the teacher."""
         needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
         if self.teacher is None:
             if needs_teacher:
@@ -124,6 +142,7 @@ class LITStep:
                 f"{self.student.num_sections} {list(self.student.at)}: split both at the same number of places"
             )
         self._needs_teacher = needs_teacher
+        return needs_teacher
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -164,6 +183,8 @@ class LITStep:
 
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
+        if self._channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             teacher_irs, teacher_logits = self._run_teacher(images)
             student_irs, student_logits = self._run_student(images, teacher_irs)
@@ -188,6 +209,8 @@ class LITStep:
             raise RuntimeError(
                 "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
             )
+        if self._frozen is not None:
+            return self._frozen.run(images)
         with torch.no_grad():
             return self.teacher.run(images)
 
@@ -233,6 +256,18 @@ class LITStep:
                 f"section {i + 1} of the student overwrites its input in place, which is the teacher's IR {i}, kept as "
                 "a target; make its first operation out of place (for example nn.ReLU(inplace=False))"
             )
+
+
+def _choose_engine(requested: str) -> tuple[str, str]:
+    """The engine, and why it was taken."""
+    if requested not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {requested!r}")
+    usable, reason = native.EXTENSION.loaded, native.EXTENSION.reason
+    if requested == "runner" and not usable:
+        raise RuntimeError(f"engine 'runner' is not available: {reason}; build the extension or use engine='auto'")
+    if requested != "auto":
+        return requested, "requested"
+    return ("runner", "the compiled extension is there") if usable else ("eager", reason)
 
 
 def _amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, loss, overhead, plot, probes, settings, suites, variants  # noqa: E402
+from benchmarks import bars, loss, overhead, plot, probes, settings, step, step_variants, suites, teacher, variants  # noqa: E402
 from benchmarks.pairing import FEWEST, MOST, Pairs, spread  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -117,6 +117,37 @@ def test_every_suite_has_a_module_and_the_gpu_script_gives_all_time_away() -> No
     assert sum(part for _, part in suites.SUITES.values()) == pytest.approx(1.0)
     for module, _ in suites.SUITES.values():
         assert callable(importlib.import_module(module).run)
+
+
+def test_the_step_and_the_teacher_are_measured_in_all_variants() -> None:
+    for suite in (step, teacher):
+        rows = list(suite.run("cpu", float("inf"), tiny=True, seconds=0.1))
+        assert {row["status"] for row in rows} == {"measured"}, rows
+        assert {"eager", "runner"} <= {row["variant"] for row in rows}
+        assert all(row["times_eager"] > 0 for row in rows if row["variant"] != "eager")
+
+
+def test_a_step_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = step_variants.runner_step
+    monkeypatch.setattr(step_variants, "ALPHA", 0.5)
+    monkeypatch.setattr(step_variants, "runner_step", lambda problem: _with_alpha(right, 0.95, problem))
+    found = {row["variant"]: row["status"] for row in step.run("cpu", float("inf"), tiny=True, seconds=0.1)}
+    assert found["runner"].startswith("ArithmeticError: its loss differs from eager's by")
+    assert found["plain"] == "measured"
+
+
+def _with_alpha(build: Any, alpha: float, problem: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_variants, "ALPHA", alpha)
+        return build(problem)
+
+
+def test_the_least_work_of_a_step_is_that_of_its_passes() -> None:
+    operations, moved = step_variants.work(step_variants.Problem(step_variants.TINY, 2, "fp32", "cpu"))
+    # MMACs at 8x8 instead of 32x32, a sixteenth: ResNet-32 68.9, ResNet-20 40.6, of which section 1 and the stem 14.6
+    expected = 2 * 2 * (68.9e6 + 3 * (40.6e6 + 40.6e6 - 14.6e6)) / 16
+    assert operations == pytest.approx(expected, rel=0.02)
+    assert moved > 4 * 7 * 269_722
 
 
 def test_settings_after_the_deadline_say_so() -> None:

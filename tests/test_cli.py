@@ -224,6 +224,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
         "--epochs": 8,
         "--batch-size": 64,
         "--precision": "bf16",
+        "--engine": "eager",
         "--set": "loss.beta=0.5",
         "--run-dir": tmp_path / "run",
     }
@@ -236,7 +237,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
     assert (ours.teacher.model, ours.teacher.checkpoint) == ("resnet56", checkpoint)
     assert [s.model for s in ours.student.models] == ["resnet32", "resnet20"]
     assert (ours.variants, ours.seeds) == (("kd", "lit"), (1, 2))
-    assert (ours.epochs, ours.batch_size, ours.step.precision) == (8, 64, "bf16")
+    assert (ours.epochs, ours.batch_size, ours.step.precision, ours.step.engine) == (8, 64, "bf16", "eager")
     assert (ours.loss.beta, ours.step.device) == (0.5, "cpu")
     assert started["run_dir"] == tmp_path / "run"
     assert started["resume"] is True

@@ -395,3 +395,28 @@ def test_only_as_many_images_as_needed_are_looked_at():
 )
 def test_a_loader_that_tells_nothing_is_named(loader, message):
     assert message in one_problem(*identity_pair(), torch.randn(2, 4), loader=loader)
+
+
+# --- what the runner cannot take
+
+
+def test_a_part_that_cannot_be_lowered_is_reported_with_its_share_of_the_work():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = (
+                nn.Conv2d(3, 4, 3, padding=1),
+                nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Softmax(1)),
+            )
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.high(self.low(x)).mean((2, 3)))
+
+    teacher, student = (split(Gated(), at=["low", "high"]) for _ in range(2))
+    teacher.eval().requires_grad_(False)
+    report = inspect(teacher, student, torch.randn(2, 3, 8, 8))
+    assert report.not_lowered == (("section2", "aten.softmax.int"),)
+    share = 64 * 4 * 4 * 9 / (64 * 4 * 3 * 9 + 64 * 4 * 4 * 9 + 8)
+    line = f"the teacher's section2 ({share:.0%} of its MACs) is not lowered and runs as modules: aten.softmax.int"
+    assert str(report).splitlines()[-1] == line

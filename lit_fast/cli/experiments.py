@@ -13,6 +13,7 @@ from lit_fast.cli.options import (
     Config,
     DataDir,
     Dataset,
+    Engine,
     Epochs,
     Precision,
     Recipe,
@@ -61,6 +62,7 @@ def distill(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     precision: Precision = None,
+    engine: Engine = None,
     settings: Settings = None,
 ) -> None:
     """Train students from a teacher, compare them in one table, write report and weights."""
@@ -82,6 +84,7 @@ def distill(
         "epochs": epochs,
         "batch_size": batch_size,
         "step.precision": precision,
+        "step.engine": engine,
     }
     experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)

@@ -52,6 +52,10 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help
 Precision = Annotated[
     str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16 (step.precision).")
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="How steps are computed: auto, runner, eager (step.engine)."),
+]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...; auto: CUDA if there.")]
 
 

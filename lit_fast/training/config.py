@@ -161,6 +161,7 @@ class StepConfig(_Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     bn_policy: Literal["composed", "both", "teacher_fed", "recalibrate"] = "composed"
     channels_last: bool = True
+    engine: Literal["auto", "runner", "eager"] = "auto"
     device: str = "auto"
 
 

@@ -118,6 +118,7 @@ class Trainer:
         self.spec, self.folder, self.data, self.settings = spec, folder, data, settings
         self.student, self.teacher, self.projector = student, teacher, projector
         self.console, self.signals = console, signals
+        self._said_engine = False
         self.device = next(student.parameters()).device
         self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
         self.switches = VARIANTS[spec.variant]
@@ -149,6 +150,7 @@ class Trainer:
                     phase = self.spec.phases[self.position.phase]
                     self._enter(phase, pending)
                     pending = None
+                    self._say_engine()
                     while self.position.epoch < phase.epochs:
                         self._train_epoch(phase)
                         self._end_epoch(phase)
@@ -174,6 +176,12 @@ class Trainer:
     def _copy(self) -> None:
         if self.teacher is not None and self.switches.ir != "none":
             copy_parts(self.teacher, self.student, self.settings.student.copied)
+
+    def _say_engine(self) -> None:
+        step = self.step
+        if step is not None and step.teacher is not None and not self._said_engine:
+            self._said_engine = True
+            self.console.print(f"{self.spec.name}: engine {step.engine} ({step.engine_reason})", highlight=False)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
@@ -231,6 +239,7 @@ class Trainer:
             bn_policy=self.settings.step.bn_policy,
             precision=self.settings.step.precision,
             projector=self.projector if in_lit else None,
+            engine=self.settings.step.engine,
         )
 
     def _train_epoch(self, phase: Phase) -> None:

@@ -1,0 +1,371 @@
+"""The frozen teacher: every part gives what its module gives, lowered or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lit_fast as lf
+from lit_fast import lowering
+from lit_fast.backends import native
+from lit_fast.lowering import NotLowerable, lower
+from lit_fast.teacher import FrozenTeacher, LoweringError
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Running statistics and affine parameters as after training: far from 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase,)):
+            for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 1.0, 3.0), ("bias", -0.3, 0.3)):
+                tensor = getattr(module, name)
+                if tensor is not None:
+                    tensor.data.uniform_(low, high, generator=generator)
+            if module.weight is not None:
+                module.weight.data.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+class TorchvisionBlock(nn.Module):
+    """torchvision's Bottleneck: in-place ReLUs, a downsample branch."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or inputs != 4 * width:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class TorchvisionResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(TorchvisionBlock(8, 4), TorchvisionBlock(16, 4))
+        self.layer2 = nn.Sequential(TorchvisionBlock(16, 8, 2), TorchvisionBlock(32, 8))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer2(self.layer1(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class TextBlock(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(inputs, width, 3, padding=1), nn.BatchNorm1d(width), nn.ReLU(),
+            nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class TextNet(nn.Module):
+    """VDCNN's operations: embedding, 1-d convolutions, max pooling between sections, k-max pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(70, 6)
+        self.conv = nn.Conv1d(6, 8, 3, padding=1)
+        self.block1 = TextBlock(8, 8)
+        self.pool = nn.MaxPool1d(3, 2, 1)
+        self.block2 = TextBlock(8, 16)
+        self.fc = nn.Sequential(nn.Linear(16 * 4, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.embedding(x).transpose(1, 2))
+        x = self.block2(self.pool(self.block1(x)))
+        x = x.topk(4, dim=2)[0]
+        return self.fc(x.view(x.size(0), -1))
+
+
+class GeneratorBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.InstanceNorm2d(width, affine=True),
+            nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(width, affine=True, track_running_stats=True),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.main(x)
+
+
+class Generator(nn.Module):
+    """StarGAN's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1, bias=False), nn.InstanceNorm2d(8, affine=True), nn.ReLU())
+        self.bottleneck = nn.Sequential(GeneratorBlock(8), GeneratorBlock(8))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(8, 4, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(4, 3, 7, 1, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up(self.bottleneck(self.down(x))))
+
+
+class PreActivation(nn.Module):
+    """BatchNorm before the convolution, dense concatenation-free: what no convolution can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding="same", dilation=2)
+        self.block = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.AvgPool2d(2))
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(self.stem(x)).mean((2, 3)))
+
+
+class Odd(nn.Module):
+    """A section that no instruction does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.second = nn.Softmax(dim=1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(x)).mean((2, 3)))
+
+
+IMAGES = (5, 3, 16, 16)
+NETWORKS = {
+    "resnet20": (lambda: lf.models.resnet20(), None, lambda: torch.randn(IMAGES)),
+    "resnext20": (lambda: lf.models.ResNeXt(20, cardinality=4), None, lambda: torch.randn(IMAGES)),
+    "torchvision": (TorchvisionResNet, ["layer1", "layer2"], lambda: torch.randn(5, 3, 32, 32)),
+    "text": (TextNet, ["block1", "block2"], lambda: torch.randint(0, 70, (5, 40))),
+    "generator": (Generator, ["bottleneck"], lambda: torch.randn(IMAGES)),
+    "pre-activation": (PreActivation, ["block"], lambda: torch.randn(IMAGES)),
+}
+
+
+def network(name: str) -> tuple[lf.SplitModel, Tensor]:
+    torch.manual_seed(0)
+    build, at, images = NETWORKS[name]
+    return lf.split(settle(build()), at=at), images()
+
+
+def close(ours: Tensor, right: Tensor, tolerance: float) -> None:
+    assert ours.shape == right.shape
+    assert (ours - right).abs().max() <= tolerance * right.abs().max()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_every_part_is_lowered_and_gives_what_the_module_gives(name, dtype, tolerance):
+    model, images = network(name)
+    model = model.to(dtype)
+    images = images.to(dtype) if images.is_floating_point() else images
+    irs, logits = model.run(images)
+    teacher = FrozenTeacher(model)
+    own_irs, own_logits = teacher.run(images)
+    assert all(plan.lowered for plan in teacher.parts), teacher.describe()
+    for ours, right in zip([*own_irs, own_logits], [*irs, logits]):
+        close(ours, right, tolerance)
+    assert not own_logits.requires_grad
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bf16_is_as_close_as_autocast(name):
+    model, images = network(name)
+    exact, _ = model.run(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, _ = model.run(images)
+    ours, logits = FrozenTeacher(model, torch.bfloat16).run(images)
+    assert logits.dtype == torch.bfloat16
+    for mine, auto, right in zip(ours, plain, exact):
+        scale = right.abs().max()
+        assert (mine - right).abs().max() <= 2 * (auto - right).abs().max() + 0.01 * scale
+
+
+def test_convolutions_take_in_batchnorm_residual_and_relu():
+    model, images = network("resnet20")
+    teacher = FrozenTeacher(model)
+    teacher.run(images)
+    convolutions = {plan.name: plan.instructions for plan in teacher.parts}
+    # Six convolutions a section; sections 2 and 3 also slice twice and pad for the option A shortcut.
+    assert convolutions == {"stem": 1, "section1": 6, "section2": 9, "section3": 9, "head": 3}
+
+
+def test_inputs_and_irs_are_never_overwritten():
+    model, images = network("resnet20")
+    teacher = FrozenTeacher(model)
+    before = images.clone()
+    irs, _ = teacher.run(images)
+    copies = [ir.clone() for ir in irs]
+    teacher.run(torch.randn(IMAGES))
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    for ir, copy in zip(irs, copies):
+        torch.testing.assert_close(ir, copy, rtol=0, atol=0)
+    again, _ = teacher.run(images)
+    for ir, copy in zip(again, copies):
+        torch.testing.assert_close(ir, copy, rtol=0, atol=0)
+
+
+def test_irs_can_be_saved_for_a_students_backward_pass():
+    model, images = network("resnet20")
+    irs, _ = FrozenTeacher(model).run(images)
+    convolution = nn.Conv2d(16, 4, 3)
+    convolution(irs[0]).sum().backward()
+    assert convolution.weight.grad is not None
+
+
+def test_a_part_without_instructions_runs_as_the_module_it_is():
+    torch.manual_seed(0)
+    model = lf.split(Odd().eval(), at=["first", "second"])
+    images = torch.randn(IMAGES)
+    teacher = FrozenTeacher(model)
+    irs, logits = teacher.run(images)
+    right, right_logits = model.run(images)
+    for ours, expected in zip([*irs, logits], [*right, right_logits]):
+        close(ours, expected, 1e-6)
+    assert [plan.lowered for plan in teacher.parts] == [True, True, False, True]
+    assert "section2: as the module it is: aten.softmax" in teacher.describe()
+
+
+def test_other_batch_sizes_and_a_batch_of_one():
+    model, _ = network("resnet20")
+    teacher = FrozenTeacher(model)
+    for batch in (1, 7, 2):
+        images = torch.randn(batch, *IMAGES[1:])
+        close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+
+
+def test_prefetched_results_are_those_of_run():
+    model, _ = network("resnet20")
+    teacher = FrozenTeacher(model)
+    one, two, other = (torch.randn(IMAGES) for _ in range(3))
+    right = [teacher.run(images)[1] for images in (one, two, other)]
+    teacher.prefetch(one)
+    first = teacher.run(one)[1]
+    teacher.prefetch(two)
+    torch.testing.assert_close(teacher.run(other)[1], right[2], rtol=0, atol=0)  # another batch than was announced
+    torch.testing.assert_close(first, right[0], rtol=0, atol=0)
+
+
+def test_an_error_in_a_prefetched_batch_is_raised_by_run():
+    model, images = network("resnet20")
+    teacher = FrozenTeacher(model)
+    teacher.run(images)
+    wrong = torch.randn(2, 4, 16, 16)
+    teacher.prefetch(wrong)
+    with pytest.raises(RuntimeError):
+        teacher.run(wrong)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+
+
+def test_several_batches_in_one_forward():
+    model, _ = network("resnet20")
+    teacher = FrozenTeacher(model)
+    batches = [torch.randn(n, *IMAGES[1:]) for n in (2, 3, 1)]
+    for (irs, logits), batch in zip(teacher.run_batches(batches), batches):
+        right, right_logits = model.run(batch)
+        for ours, expected in zip([*irs, logits], [*right, right_logits]):
+            close(ours, expected, 1e-5)
+
+
+def test_a_wrong_lowering_is_found(monkeypatch):
+    model, images = network("resnet20")
+    fold = lowering._fold
+
+    def wrong(step, scale, shift):
+        fold(step, scale, shift + 0.1)
+
+    monkeypatch.setattr(lowering, "_fold", wrong)
+    with pytest.raises(LoweringError, match="teacher, stem: lowered, it differs from the module by"):
+        FrozenTeacher(model).run(images)
+
+
+class Two(nn.Module):
+    """One tensor read under two names, and by two: fusing would change what the second reader gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        alias = y.detach()
+        z = F.relu(y) + alias
+        w = self.second(z) + z
+        return F.relu(w) + w + x
+
+
+def test_what_is_read_twice_is_not_fused():
+    torch.manual_seed(0)
+    module, x = Two().eval(), torch.randn(2, 3, 6, 6)
+    steps, output = lower(module, x)
+    program = torch.classes.lit_fast.Program([step.spec() for step in steps], output)
+    with torch.no_grad():
+        close(program.run(x.contiguous(memory_format=torch.channels_last)), module(x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(3, 3, 4, padding="same"), "pads one side more"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)), "batch's statistics"),
+        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to"),
+        (nn.ReflectionPad2d(1), "padding by reflect"),
+        (nn.Softmax(1), "softmax"),
+    ],
+)
+def test_what_cannot_be_lowered_is_named(module, message):
+    with pytest.raises(NotLowerable, match=message):
+        lower(module.eval(), torch.randn(2, 3, 8, 8))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match=r"use split\(teacher"):
+        FrozenTeacher(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"dtype: expected .* got torch.int8"):
+        FrozenTeacher(network("resnet20")[0], torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("specs", "output", "message"),
+    [
+        ([("nothing", [0, -1, 1], [], [], [])], 1, "unknown op 'nothing'"),
+        ([("relu", [3, -1, 1], [], [], [])], 1, "not written yet"),
+        ([("relu", [0, -1, 5], [], [], [])], 1, "expected register 1 next, got 5"),
+        ([("relu", [0, -1, 1], [], [], [])], 2, "no register 2"),
+    ],
+)
+def test_the_runner_refuses_broken_programs(specs, output, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        torch.classes.lit_fast.Program(specs, output)
