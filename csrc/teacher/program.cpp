@@ -183,7 +183,7 @@ Program::Program(const std::vector<Spec>& specs, int64_t output) : output_(outpu
 
 at::Tensor Program::run(const at::Tensor& input) const {
   const at::NoGradGuard no_grad;
-  const at::AutoDispatchBelowADInplaceOrView below;  // skips autograd's bookkeeping
+  const at::AutoDispatchBelowADInplaceOrView below;                                     // skips autograd's bookkeeping
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // dtypes are the program's own
   std::vector<at::Tensor> registers(registers_);
   registers[0] = input;
