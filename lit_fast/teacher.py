@@ -8,7 +8,7 @@ why.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,8 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Largest difference of a lowered part from its module, relative to the module's largest number. Folding changes the
 # order of the roundings; a few float32 roundings per layer add up over a section of a hundred layers.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+Outputs = tuple[list[Tensor], Tensor]  # the IRs, the logits
 
 
 class LoweringError(RuntimeError):
@@ -85,22 +87,23 @@ class FrozenTeacher:
         self.parts: tuple[PartPlan, ...] = ()
         self._runs: list[Callable[[Tensor], Tensor]] = []
         self._worker: ThreadPoolExecutor | None = None
-        self._ahead: tuple[Tensor, Future[tuple[list[Tensor], Tensor]]] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._ahead: tuple[Tensor, Callable[[], Outputs]] | None = None
 
     @property
     def num_sections(self) -> int:
         """k: the number of sections, and of IRs."""
         return self.module.num_sections
 
-    def run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def run(self, images: Tensor) -> Outputs:
         """The k section outputs and the logits of a batch; no autograd graph.
 
         If `images` is the very tensor given to ``prefetch``, its results are waited for instead of computed.
         """
         if self._ahead is not None:
-            ahead, result = self._ahead
+            ahead, wait = self._ahead
             self._ahead = None
-            found = result.result()
+            found = wait()
             if ahead is images:
                 return found
         return self._forward(images)
@@ -108,14 +111,13 @@ class FrozenTeacher:
     def prefetch(self, images: Tensor) -> None:
         """Start on the batch that the next ``run`` will be called with, while the caller goes on.
 
-        On the CPU a thread runs it; the runner needs no GIL, so it takes a free core. Results are those of ``run``.
+        On CUDA a stream of the teacher's own runs it, beside the caller's; on the CPU a thread, which takes a free core,
+        for the runner needs no GIL. Results are those of ``run``.
         """
         self._prepare(images)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "lit_fast-teacher")
-        self._ahead = (images, self._worker.submit(self._forward, images))
+        self._ahead = (images, self._on_own_stream(images) if images.is_cuda else self._in_thread(images))
 
-    def run_batches(self, batches: list[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
+    def run_batches(self, batches: list[Tensor]) -> list[Outputs]:
         """Several batches in one forward: a larger batch uses the hardware better. Results as those of ``run``."""
         irs, logits = self.run(torch.cat(batches))
         sizes = [len(batch) for batch in batches]
@@ -130,9 +132,34 @@ class FrozenTeacher:
             lines.append(f"{plan.name}: {how}")
         return "\n".join(lines) or "not built yet: the first batch shows what the parts do"
 
+    # -- ahead -------------------------------------------------------------------------------------------------------
+
+    def _in_thread(self, images: Tensor) -> Callable[[], Outputs]:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "lit_fast-teacher")
+        return self._worker.submit(self._forward, images).result
+
+    def _on_own_stream(self, images: Tensor) -> Callable[[], Outputs]:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)
+        own = self._stream
+        own.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(own):
+            irs, logits = self._forward(images)
+        images.record_stream(own)
+
+        def wait() -> Outputs:
+            callers = torch.cuda.current_stream(images.device)
+            callers.wait_stream(own)
+            for tensor in (*irs, logits):
+                tensor.record_stream(callers)
+            return irs, logits
+
+        return wait
+
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def _forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _forward(self, images: Tensor) -> Outputs:
         self._prepare(images)
         out = self._converted(images)
         irs = []

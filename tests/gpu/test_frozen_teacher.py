@@ -59,5 +59,10 @@ def test_prefetched_results_are_those_of_run():
     teacher = FrozenTeacher(model.cuda())
     images = images.cuda()
     right = teacher.run(images)[1].clone()
-    teacher.prefetch(images)
-    torch.testing.assert_close(teacher.run(images)[1], right, rtol=0, atol=0)
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.cuda.stream(stream):
+            teacher.prefetch(images)
+            found = teacher.run(images)[1]
+            stream.synchronize()
+        torch.testing.assert_close(found, right, rtol=0, atol=0)
