@@ -111,8 +111,8 @@ class FrozenTeacher:
     def prefetch(self, images: Tensor) -> None:
         """Start on the batch that the next ``run`` will be called with, while the caller goes on.
 
-        On CUDA a stream of the teacher's own runs it, beside the caller's; on the CPU a thread, which takes a free core,
-        for the runner needs no GIL. Results are those of ``run``.
+        On CUDA a stream of the teacher's own runs it, beside the caller's; on the CPU a thread, which takes a free
+        core, for the runner needs no GIL. Results are those of ``run``.
         """
         self._prepare(images)
         self._ahead = (images, self._on_own_stream(images) if images.is_cuda else self._in_thread(images))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,3 +222,26 @@ def test_wrong_arguments_are_named():
 def test_the_runner_refuses_broken_programs(specs, output, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         torch.classes.lit_fast.Program(specs, output)
+
+
+def test_python_goes_on_while_the_runner_runs():
+    model = lf.split(lf.models.resnet56().eval())
+    images = torch.randn(16, 3, 32, 32)
+    teacher = FrozenTeacher(model)
+    teacher.run(images)
+
+    def longest_pause() -> float:
+        """The longest time in which this thread got no turn, as a share of the runner's."""
+        teacher.prefetch(images)
+        start = last = time.perf_counter()
+        longest = 0.0
+        assert teacher._ahead is not None
+        future = teacher._ahead[1].__self__
+        while not future.done():
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        return longest / (time.perf_counter() - start)
+
+    assert (
+        min(longest_pause() for _ in range(5)) < 0.5
+    )  # held through a section's program, the GIL would be gone for more
