@@ -242,6 +242,4 @@ def test_python_goes_on_while_the_runner_runs():
             longest, last = max(longest, now - last), now
         return longest / (time.perf_counter() - start)
 
-    assert (
-        min(longest_pause() for _ in range(5)) < 0.5
-    )  # held through a section's program, the GIL would be gone for more
+    assert min(longest_pause() for _ in range(5)) < 0.2  # one section's program takes a third of the time
