@@ -24,8 +24,8 @@ from lit_fast.step_state import (
     Snapshot,
     addresses,
     forget_half_step,
+    prepare_momentum,
     scaler_tensors,
-    seed_momentum,
 )
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class CapturedSteps:
             )
         optimizer = step.optimizer
         _check_optimizer(optimizer)
-        seed_momentum(optimizer)
+        prepare_momentum(optimizer)
         if self._state is not None:
             self._state.keep(optimizer)
         self._rates.write(optimizer)

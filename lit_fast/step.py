@@ -18,7 +18,7 @@ from lit_fast.capture import CapturedSteps
 from lit_fast.losses import LITLoss
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
-from lit_fast.step_state import seed_momentum
+from lit_fast.step_state import prepare_momentum
 from lit_fast.teacher import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class LITStep:
 
     def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
-        seed_momentum(self.optimizer)
+        prepare_momentum(self.optimizer)
         loss = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is None:

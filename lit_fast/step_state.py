@@ -20,16 +20,18 @@ __all__ = [
     "Snapshot",
     "addresses",
     "forget_half_step",
+    "prepare_momentum",
     "scaler_tensors",
-    "seed_momentum",
 ]
 
 
-def seed_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give fused SGD the momentum buffers, all zeros, that it would create in its first step.
+def prepare_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD momentum buffers that it can use: zeros where there are none, else in the parameter's layout.
 
-    It creates them uninitialised and fills them where the gradients are finite: a first step that overflows (usual
+    It would create them uninitialised and fill them where the gradients are finite: a first step that overflows (usual
     in fp16) would leave what happened to be in memory. With dampening, the first gradient is damped like the others.
+    And it goes through parameter and buffer in the order of their memory, so a buffer from a checkpoint in another
+    layout (NCHW, where the parameter is channels_last) would be mixed up.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -37,8 +39,11 @@ def seed_momentum(optimizer: torch.optim.Optimizer) -> None:
         if not group["fused"] or group["momentum"] == 0:
             continue
         for p in group["params"]:
-            if p.requires_grad and optimizer.state[p].get("momentum_buffer") is None:
+            buffer = optimizer.state[p].get("momentum_buffer") if p.requires_grad else p
+            if buffer is None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            elif buffer.stride() != p.stride():
+                optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
 
 
 def forget_half_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
