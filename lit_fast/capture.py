@@ -156,7 +156,7 @@ class CapturedSteps:
         settings = [(len(g["params"]), *(_plain(v) for k, v in g.items() if k not in ("params", "lr"))) for g in groups]
         held = [_address(tensors[name]) for tensors, name in self._slots]
         modes = [module.training for module in self._parts]
-        return settings, held, modes, [_address(t) for t in scaler_tensors(step.scaler)], _constants(step.scaler)
+        return settings, held, modes, _constants(step.scaler)
 
 
 class _Captured(NamedTuple):

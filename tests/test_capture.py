@@ -50,7 +50,7 @@ def make(captured: bool, *, width: int = 8, dropout: float = 0.0, optimizer: Any
     """A step that begins as every other one made with the same arguments."""
     torch.manual_seed(0)
     teacher, student = split(Net()), split(Net(width, dropout)).train()
-    if options.get("precision") == "fp16":
+    if options.get("precision") == "fp16" and "scaler" not in options:
         options["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**36, backoff_factor=2.0**-20, growth_interval=3)
     parameters = list(student.parameters())
     if width != 8:
@@ -277,9 +277,13 @@ def replace_buffer(step: lf.LITStep) -> None:
     step.student.model.layer2[1].running_mean = torch.ones(8)
 
 
-@pytest.mark.parametrize("change", [replace_storage, freeze, decay_more, replace_buffer])
+def grow_sooner(step: lf.LITStep) -> None:
+    step.scaler.set_growth_interval(1)
+
+
+@pytest.mark.parametrize("change", [replace_storage, freeze, decay_more, replace_buffer, grow_sooner])
 def test_what_the_graph_cannot_see_is_captured_anew(graphs: RecordedGraphs, change: Any) -> None:
-    eager, step = both()
+    eager, step = both(precision="fp16")
     for one in (eager, step):
         change(one)
         run(one, batches(4))
@@ -393,7 +397,12 @@ def test_a_capture_that_breaks_off_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(capture, "_check_optimizer", lambda optimizer: None)
     steps = [
-        make(captured, precision="fp16", optimizer=lambda p, c=captured: BreaksOff(p, at if c else -1))
+        make(
+            captured,
+            precision="fp16",
+            scaler=torch.amp.GradScaler("cpu", init_scale=256.0),
+            optimizer=lambda p, c=captured: BreaksOff(p, at if c else -1),
+        )
         for captured in (False, True)
     ]
     run(steps[0], batches())
