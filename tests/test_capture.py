@@ -277,11 +277,15 @@ def replace_buffer(step: lf.LITStep) -> None:
     step.student.model.layer2[1].running_mean = torch.ones(8)
 
 
+def stop_statistics(step: lf.LITStep) -> None:
+    step.student.model.layer3.eval()
+
+
 def grow_sooner(step: lf.LITStep) -> None:
     step.scaler.set_growth_interval(1)
 
 
-@pytest.mark.parametrize("change", [replace_storage, freeze, decay_more, replace_buffer, grow_sooner])
+@pytest.mark.parametrize("change", [replace_storage, freeze, decay_more, replace_buffer, stop_statistics, grow_sooner])
 def test_what_the_graph_cannot_see_is_captured_anew(graphs: RecordedGraphs, change: Any) -> None:
     eager, step = both(precision="fp16")
     for one in (eager, step):
