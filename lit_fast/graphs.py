@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,12 @@ class Graphs(Protocol):
         """Record what ``run`` does; returns what repeats it and gives its result, the same tensor every time."""
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for every stream that it was used on."""
+    return torch.cuda.Stream(device)
+
+
 class CudaGraphs:
     """Captures on a stream of its own; all graphs share one pool of memory.
 
@@ -42,7 +49,7 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], Tensor]) -> None:

@@ -11,39 +11,13 @@ from typing import Any
 import pytest
 import torch
 from recorded_graphs import RecordedGraphs
+from tiny_networks import CLASSES, Net, split
 from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast import capture
 
-CLASSES = 5
 STEPS = 8
-
-
-class Net(nn.Module):
-    """Three sections with BatchNorm, and dropout where it is wanted."""
-
-    def __init__(self, width: int = 8, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
-        self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1, stride=stride, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-            )
-            for stride in (1, 2, 2)
-        )
-        self.linear = nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.linear(h.mean((2, 3)))
-
-
-def split(net: nn.Module) -> lf.SplitModel:
-    return lf.split(net, at=["layer1", "layer2", "layer3"])
 
 
 def make(captured: bool, *, width: int = 8, dropout: float = 0.0, optimizer: Any = None, **options: Any) -> lf.LITStep:

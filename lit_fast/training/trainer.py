@@ -251,7 +251,7 @@ class Trainer:
             precision=self.settings.step.precision,
             projector=self.projector if in_lit else None,
             engine=self.settings.step.engine,
-            capture=self.settings.step.capture == "auto",
+            capture=self.settings.step.capture,
         )
 
     def _train_epoch(self, phase: Phase) -> None:
