@@ -35,15 +35,13 @@ def resolve_device(wanted: str) -> torch.device:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether CUDA may compute float32 convolutions and matrix products in TF32, inside; afterwards as before."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     try:
-        for backend in backends:
-            backend.allow_tf32 = allowed
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
