@@ -112,9 +112,9 @@ class CapturedSteps:
             )
         optimizer = step.optimizer
         _check_optimizer(optimizer)
-        prepare_momentum(optimizer)
         if self._state is not None:
             self._state.keep(optimizer)
+        prepare_momentum(optimizer)
         self._rates.write(optimizer)
         fixed_images = step.laid_out(torch.empty_like(images)).copy_(images)
         fixed_labels = None if labels is None else labels.clone()

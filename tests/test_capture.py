@@ -18,6 +18,7 @@ import lit_fast as lf
 from lit_fast import capture
 
 STEPS = 8
+CHANNELS_LAST = torch.channels_last
 
 
 def make(captured: bool, *, width: int = 8, dropout: float = 0.0, optimizer: Any = None, **options: Any) -> lf.LITStep:
@@ -238,6 +239,11 @@ def replace_storage(step: lf.LITStep) -> None:
     weight.data = weight.data * 0.5
 
 
+def replace_layout(step: lf.LITStep) -> None:
+    weight = step.student.model.layer2[0].weight
+    weight.data = weight.data.contiguous() if step.engine == "runner" else weight.data.to(memory_format=CHANNELS_LAST)
+
+
 def freeze(step: lf.LITStep) -> None:
     step.student.model.layer1.requires_grad_(False)
     step.student.model.layer1.eval()
@@ -259,7 +265,9 @@ def grow_sooner(step: lf.LITStep) -> None:
     step.scaler.set_growth_interval(1)
 
 
-@pytest.mark.parametrize("change", [replace_storage, freeze, decay_more, replace_buffer, stop_statistics, grow_sooner])
+@pytest.mark.parametrize(
+    "change", [replace_storage, replace_layout, freeze, decay_more, replace_buffer, stop_statistics, grow_sooner]
+)
 def test_what_the_graph_cannot_see_is_captured_anew(graphs: RecordedGraphs, change: Any) -> None:
     eager, step = both(precision="fp16")
     for one in (eager, step):
