@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
+from lit_fast.capture import CapturedSteps
 from lit_fast.losses import LITLoss
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
+from lit_fast.step_state import prepare_momentum
 from lit_fast.teacher import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ class LITStep:
             has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
             layouts alone; ``"auto"`` takes the runner where the compiled extension is there. The attributes ``engine``
             and ``engine_reason`` tell what was taken. Results agree to rounding.
+        capture: replay the whole step, optimizer and scaler included, as one CUDA graph, captured when a shape of batch
+            first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
+            with ``fused=True, capturable=True``. Where it cannot be, steps run eagerly. ``captured`` and
+            ``capture_reason`` tell. After a captured step gradients are None, and learning rates are float32.
+
+    Attributes:
+        nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
+            device, so do it rarely.
 
     Raises:
         ValueError: pair, switches, precision or optimizer that cannot work, naming the part and the mend.
@@ -73,6 +83,7 @@ class LITStep:
         scaler: torch.amp.GradScaler | None = None,
         projector: Projectors | None = None,
         engine: str = "auto",
+        capture: bool = False,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -92,6 +103,7 @@ class LITStep:
         if precision == "fp16" and scaler is None:
             self.scaler = torch.amp.GradScaler(self.device.type)
         self._one = torch.ones((), device=self.device)
+        self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         self.engine, self.engine_reason = _choose_engine(engine)
         self._frozen: FrozenTeacher | None = None
         self._channels_last = False
@@ -105,6 +117,17 @@ class LITStep:
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
         self._checked_inplace = False
+        self._captured = CapturedSteps(self) if capture else None
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed."""
+        return self._captured is not None and self._captured.active
+
+    @property
+    def capture_reason(self) -> str:
+        """Why steps are replayed or not; after the first batch it says what came of it."""
+        return "not requested" if self._captured is None else self._captured.reason
 
     # -- construction ------------------------------------------------------------------------------------------------
 
@@ -169,6 +192,13 @@ class LITStep:
         Returns:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
         """
+        if self._captured is not None:
+            return self._captured(self, images, labels)
+        return self.train_eagerly(images, labels)
+
+    def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
+        """One step without capture: what is captured, and what runs where nothing is."""
+        prepare_momentum(self.optimizer)
         loss = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is None:
@@ -178,13 +208,14 @@ class LITStep:
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        assert self.criterion.parts is not None  # set by the call in `loss`
-        return self.criterion.parts
+        parts = self.criterion.parts
+        assert parts is not None  # set by the call in `loss`
+        self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
+        return parts
 
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        if self._channels_last and images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self.laid_out(images)
         with self._autocast():
             teacher_irs, teacher_logits = self._run_teacher(images)
             student_irs, student_logits = self._run_student(images, teacher_irs)
@@ -197,22 +228,34 @@ class LITStep:
             grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
         )
 
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images in the layout that the student runs in."""
+        if self._channels_last and images.dim() == 4:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
     def _autocast(self) -> Any:
         if self.amp_dtype is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+        # No cache: a graph would keep the weights of its capture wherever they were cast outside of it, and without it
+        # the gradients of a section's two passes are added in float32.
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, cache_enabled=False)
 
     def _run_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
         if self.teacher is None or not self._needs_teacher:
             return [], None
-        if self.teacher.training:
-            raise RuntimeError(
-                "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
-            )
+        self.check_teacher_mode()
         if self._frozen is not None:
             return self._frozen.run(images)
         with torch.no_grad():
             return self.teacher.run(images)
+
+    def check_teacher_mode(self) -> None:
+        """Raises RuntimeError if the teacher was put back into train mode."""
+        if self.teacher is not None and self._needs_teacher and self.teacher.training:
+            raise RuntimeError(
+                "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
+            )
 
     def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """Both student passes. Returns the IRs to compare (those of ``ir_sections``) and the composed logits."""

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded_graphs import RecordedGraphs
 from training_helpers import TINY, differing, quiet, tiny, weights, without_times
 
+from lit_fast import capture
 from lit_fast.step import LITStep
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training import trainer as trainer_module
@@ -395,3 +397,34 @@ def test_section_weights_go_with_their_sections(tmp_path: Path) -> None:
     assert lit["history"][0]["loss"] == pytest.approx(2 * lit["history"][0]["ir"][0], rel=1e-5)
     assert hint["history"][0]["loss"] == 0.0
     assert len(hint["history"][0]["ir"]) == 1
+
+
+def test_captured_runs_resume_exactly_and_equal_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
+    graphs = RecordedGraphs()
+    monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
+    monkeypatch.setattr(trainer_module, "_FUSED_SGD", ("cpu",))
+    rates = {"scratch": 0.125, "lit": 0.015625, "finetune": 0.0078125}
+    phases = [f"phases.{name}.{key}" for name, lr in rates.items() for key in (f"lr={lr}", "gamma=0.5")]
+    shared = (*phases, "data.train_size=80", "teacher.epochs=1")
+    run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())
+    assert graphs.captures == 0
+
+    original, calls = LITStep.__call__, 0
+
+    def interrupting(self: LITStep, *args: object) -> object:
+        nonlocal calls
+        calls += self.teacher is not None
+        if calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LITStep, "__call__", interrupting)
+        with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 5"):
+            run_experiment(tiny(*shared), tmp_path / "captured", console=quiet())
+    console = quiet()
+    run_experiment(tiny(*shared), tmp_path / "captured", resume=True, console=console)
+    assert graphs.replays == 3 + 3 * 3  # every step of teacher and student, 80 images in batches of 32, 32 and 16
+    assert "steps replayed as a CUDA graph" in console.file.getvalue()
+    assert not differing(weights(tmp_path / "captured", NAME), weights(tmp_path / "eager", NAME))

@@ -162,6 +162,8 @@ class StepConfig(_Strict):
     bn_policy: Literal["composed", "both", "teacher_fed", "recalibrate"] = "composed"
     channels_last: bool = True
     engine: Literal["auto", "runner", "eager"] = "auto"
+    capture: bool = True
+    tf32: bool = True
     device: str = "auto"
 
 

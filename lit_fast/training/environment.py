@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 import lit_fast
 
-__all__ = ["describe_environment", "resolve_device"]
+__all__ = ["describe_environment", "resolve_device", "tf32"]
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -28,6 +30,18 @@ def resolve_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"step.device: {wanted!r} is not usable here ({reason}); 'cpu' always is") from error
     return device
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may compute float32 convolutions and matrix products in TF32, inside; afterwards as before."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

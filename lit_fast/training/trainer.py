@@ -24,6 +24,7 @@ from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.step import LITStep
 from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.training.config import Experiment
+from lit_fast.training.environment import tf32
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.interrupt import Interrupted, SignalWatch
 from lit_fast.training.logs import RunLog
@@ -35,6 +36,7 @@ from lit_fast.training.variants import VARIANTS
 __all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
 
 _EVAL_BATCH = 256
+_FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
 
 
 class NonFiniteLoss(RuntimeError):
@@ -145,7 +147,10 @@ class Trainer:
         )
         total = self.spec.epochs * self.steps_per_epoch
         try:
-            with RunProgress(self.console, self.spec.name, total, self.position.total_steps) as self.progress:
+            with (
+                tf32(self.settings.step.tf32),
+                RunProgress(self.console, self.spec.name, total, self.position.total_steps) as self.progress,
+            ):
                 while self.position.phase < len(self.spec.phases):
                     phase = self.spec.phases[self.position.phase]
                     self._enter(phase, pending)
@@ -181,7 +186,12 @@ class Trainer:
         step = self.step
         if step is not None and step.teacher is not None and not self._said_engine:
             self._said_engine = True
-            self.console.print(f"{self.spec.name}: engine {step.engine} ({step.engine_reason})", highlight=False)
+            line = f"{self.spec.name}: engine {step.engine} ({step.engine_reason})"
+            if step.captured:
+                line += ", steps replayed as a CUDA graph"
+            elif self.device.type == "cuda":
+                line += f", steps not captured ({step.capture_reason})"
+            self.console.print(line, highlight=False)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
@@ -228,6 +238,7 @@ class Trainer:
             momentum=chosen.momentum,
             weight_decay=chosen.weight_decay,
             nesterov=chosen.nesterov,
+            fused=self.device.type in _FUSED_SGD,
         )
         return LITStep(
             self.teacher if self.switches.needs_teacher else None,
@@ -240,6 +251,7 @@ class Trainer:
             precision=self.settings.step.precision,
             projector=self.projector if in_lit else None,
             engine=self.settings.step.engine,
+            capture=self.settings.step.capture,
         )
 
     def _train_epoch(self, phase: Phase) -> None:

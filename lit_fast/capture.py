@@ -1,0 +1,221 @@
+"""The whole training step as one CUDA graph: captured once for each shape of batch, then replayed.
+
+A replay repeats the kernels of the captured step at the addresses and with the numbers they had. So batch and learning
+rate are copied into static tensors, all state is changed in place, and whatever else the step read on the host
+(momentum, modes of modules, frozen parameters) is compared before each replay: if it changed, the graph is stale.
+
+Nothing here knows CUDA; ``lit_fast.graphs`` does, and with a stand-in for it all the rest runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_fast.backends.options import LossParts
+from lit_fast.graphs import Graphs, NotCapturable, graphs_for
+from lit_fast.step_state import (
+    LearningRates,
+    OptimizerTensors,
+    Snapshot,
+    addresses,
+    forget_half_step,
+    prepare_momentum,
+    scaler_tensors,
+)
+
+if TYPE_CHECKING:
+    from lit_fast.step import LITStep
+
+__all__ = ["CapturedSteps"]
+
+MAX_SHAPES = 2  # the full batch and an epoch's last one
+MAX_CAPTURES = 8  # of one step: a setting that changes all the time would capture all the time
+
+
+class CapturedSteps:
+    """Runs the steps of a `lit_fast.LITStep`: as replays of a graph, or eagerly where that cannot be.
+
+    Attributes:
+        reason: why steps are replayed or not.
+    """
+
+    def __init__(self, step: LITStep) -> None:
+        self._graphs: Graphs | None = None
+        self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._captures = 0
+        self._known: tuple[Any, ...] = ()
+        self.reason = "each shape of batch is captured when it first comes"
+        try:
+            _check_optimizer(step.optimizer)
+            self._graphs = graphs_for(step.device)
+        except NotCapturable as reason:
+            self.reason = str(reason)
+            return
+        self._modules = [m for m in (step.student.model, step.projector, step.criterion) if m is not None]
+        self._parts = [child for module in self._modules for child in module.modules()]
+        self._slots = list(addresses(self._modules))
+        if step.scaler is not None:
+            step.scaler.scale(step.nonfinite)  # makes its tensors
+        self._rates = LearningRates(len(step.optimizer.param_groups), step.device)
+        self._state: OptimizerTensors | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether batches are captured and replayed."""
+        return self._graphs is not None
+
+    def __call__(self, step: LITStep, images: Tensor, labels: Tensor | None) -> LossParts:
+        if self._graphs is None:
+            return step.train_eagerly(images, labels)
+        step.check_teacher_mode()
+        self._drop_if_stale(step)
+        graph = self._captured.get(_key(images, labels)) or self._captured_now(self._graphs, step, images, labels)
+        if graph is None:
+            return step.train_eagerly(images, labels)
+        if self._state is not None:
+            self._state.keep(step.optimizer)
+        self._rates.write(step.optimizer)
+        parts = graph.run(images, labels)
+        step.criterion._parts = parts
+        return parts
+
+    # -- capturing ---------------------------------------------------------------------------------------------------
+
+    def _captured_now(self, graphs: Graphs, step: LITStep, images: Tensor, labels: Tensor | None) -> _Captured | None:
+        """A new graph for batches like this one; None, with the reason, where there is none."""
+        if len(self._captured) >= MAX_SHAPES:
+            self.reason = f"{MAX_SHAPES} shapes of batch are captured; others, as {_shown(images)}, run eagerly"
+            return None
+        try:
+            graph = self._capture(graphs, step, images, labels)
+        except Exception as error:  # whatever it is, an eager step is still right, or raises the same
+            self._graphs = None
+            self._captured.clear()
+            self.reason = _described(error)
+            warnings.warn(f"lit_fast: the step is not captured: {self.reason}; it runs eagerly", stacklevel=4)
+            return None
+        self._captured[_key(images, labels)] = graph
+        self.reason = f"{len(self._captured)} captured, the last for {_shown(images)}"
+        return graph
+
+    def _capture(self, graphs: Graphs, step: LITStep, images: Tensor, labels: Tensor | None) -> _Captured:
+        self._captures += 1
+        if self._captures > MAX_CAPTURES:
+            raise NotCapturable(
+                f"the optimizer's settings, frozen parts or modes changed more than {MAX_CAPTURES - 1} times, and each "
+                "change needs another capture"
+            )
+        optimizer = step.optimizer
+        _check_optimizer(optimizer)
+        if self._state is not None:
+            self._state.keep(optimizer)
+        prepare_momentum(optimizer)
+        self._rates.write(optimizer)
+        fixed_images = step.laid_out(torch.empty_like(images)).copy_(images)
+        fixed_labels = None if labels is None else labels.clone()
+
+        def run() -> Tensor:
+            with self._rates.used_by(optimizer):
+                total, ce, kl, ir = step.train_eagerly(fixed_images, fixed_labels)
+            return torch.cat((torch.stack((total, ce, kl)), ir))
+
+        before = Snapshot(self._changed_by(step), optimizer, step.device)
+        try:
+            graphs.warm_up(run)
+            optimizer.zero_grad(set_to_none=True)  # gradients are then written, not added, where the graph keeps them
+            replay = graphs.capture(run)
+        finally:
+            optimizer.zero_grad(set_to_none=True)  # theirs is the graphs' memory, shared by all of them
+            forget_half_step(optimizer, step.scaler)
+            before.restore()
+        self._state = OptimizerTensors(optimizer)
+        return _Captured(fixed_images, fixed_labels, replay)
+
+    def _changed_by(self, step: LITStep) -> list[Tensor]:
+        tensors = [held[name] for held, name in self._slots]
+        tensors.append(step.nonfinite)
+        return [*tensors, *scaler_tensors(step.scaler)]
+
+    # -- what a graph depends on besides tensors' values -------------------------------------------------------------
+
+    def _drop_if_stale(self, step: LITStep) -> None:
+        known = self._read(step)
+        if known != self._known:
+            self._captured.clear()
+            self._rates = LearningRates(len(step.optimizer.param_groups), step.device)
+            self._known = known
+
+    def _read(self, step: LITStep) -> tuple[Any, ...]:
+        """All that the host read when the step was captured, and the addresses that it used."""
+        groups = step.optimizer.param_groups
+        settings = [(len(g["params"]), *(_plain(v) for k, v in g.items() if k not in ("params", "lr"))) for g in groups]
+        held = [_address(tensors[name]) for tensors, name in self._slots]
+        modes = [module.training for module in self._parts]
+        return settings, held, modes, _constants(step.scaler)
+
+
+class _Captured(NamedTuple):
+    """A graph with the tensors that it reads."""
+
+    images: Tensor
+    labels: Tensor | None
+    replay: Callable[[], Tensor]
+
+    def run(self, images: Tensor, labels: Tensor | None) -> LossParts:
+        self.images.copy_(images, non_blocking=True)
+        if self.labels is not None and labels is not None:
+            self.labels.copy_(labels, non_blocking=True)
+        row = self.replay().clone()  # the next replay writes to the same place
+        return LossParts(row[0], row[1], row[2], row[3:])
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Whether its step runs without the host, learning rate and skipped updates included.
+
+    Raises:
+        NotCapturable: it does not.
+    """
+    kind = type(optimizer)
+    if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        raise NotCapturable(f"optimizer {kind.__name__}: SGD, Adam and AdamW can be captured")
+    wanted = ["fused"] if kind is torch.optim.SGD else ["fused", "capturable"]
+    missing = [name for name in wanted if not all(group[name] for group in optimizer.param_groups)]
+    if missing:
+        settings = ", ".join(f"{name}=True" for name in missing)
+        raise NotCapturable(f"optimizer {kind.__name__}: build it with {settings}")
+
+
+def _key(images: Tensor, labels: Tensor | None) -> tuple[Any, ...]:
+    return images.shape, images.dtype, None if labels is None else (labels.shape, labels.dtype)
+
+
+def _shown(images: Tensor) -> str:
+    return f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+
+
+def _constants(scaler: torch.amp.GradScaler | None) -> tuple[float, ...]:
+    if scaler is None or not scaler.is_enabled():
+        return ()
+    return scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()
+
+
+def _plain(value: Any) -> Any:
+    return id(value) if isinstance(value, Tensor) else value
+
+
+def _address(tensor: Tensor | None) -> tuple[int, bool]:
+    return (0, False) if tensor is None else (tensor.data_ptr(), tensor.requires_grad)
+
+
+def _described(error: BaseException) -> str:
+    """What went wrong first: an error while capturing makes the end of the capture fail as well."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = str(error).splitlines()
+    first = lines[0] if lines else ""
+    return first if isinstance(error, NotCapturable) else f"{type(error).__name__}: {first}"
