@@ -84,9 +84,22 @@ def _overhead(results: Results) -> list[tuple[float, str]]:
     return [(row["median_us"], f"{row['variant']}, {row['setting']}") for row in rows]
 
 
-def _rows_of(results: Results, suite: str, family: str, variant: str) -> list[Row]:
-    """The measured rows of batch 32."""
-    wanted = {"suite": suite, "family": family, "variant": variant, "batch": 32, "status": "measured", "best": True}
+def _captured(other: str, batch: int) -> Callable[[Results], list[tuple[float, str]]]:
+    def figures(results: Results) -> list[tuple[float, str]]:
+        rows = _rows_of(results, "step", "resnet110-resnet20", "capture", batch)
+        return [(row[f"times_{other}"], _name(row)) for row in rows if row.get(f"times_{other}")]
+
+    return figures
+
+
+def _images(results: Results) -> list[tuple[float, str]]:
+    rows = _rows_of(results, "step", "resnet110-resnet20", "capture", 1024)
+    return [(row["images_s"], _name(row)) for row in rows if row["dtype"] == "bf16"]
+
+
+def _rows_of(results: Results, suite: str, family: str, variant: str, batch: int = 32) -> list[Row]:
+    """The measured rows of one network and batch."""
+    wanted = {"suite": suite, "family": family, "variant": variant, "batch": batch, "status": "measured", "best": True}
     return [row for row in results["rows"] if all(row.get(key) == value for key, value in wanted.items())]
 
 
@@ -139,6 +152,15 @@ BARS = (
         )
         for batch in (32, 128)
     ),
+    *(
+        Bar("cuda", f"step, captured, ResNet-110 -> 20, batch {batch}, against {words}", _captured(other, batch), bound)
+        for other, words, bounds in (
+            ("plain", "the plain step", {32: 5.0, 128: 3.0}),
+            ("compile", "torch.compile", {32: 1.5, 128: 1.5}),
+        )
+        for batch, bound in bounds.items()
+    ),
+    Bar("cuda", "step, captured, ResNet-110 -> 20, batch 1024, bf16", _images, 60_000.0, unit="images/s"),
     Bar("cpu", "step, ResNet-110 -> 20, batch 32, against the plain step", _step("plain"), 1.5),
     Bar("cpu", "step, ResNet-110 -> 20, batch 32, against the better of eager and torch.compile", _step_best, 1.2),
     Bar("cpu", "step, ResNet-110 -> 20, batch 32, peak memory against eager", _step_memory, 1.0, least=False),

@@ -6,6 +6,7 @@
 | eager | lit_fast's step of modules and plain PyTorch operations |
 | compile | the same under torch.compile |
 | runner | the teacher lowered and run in C++, the fused loss, channels_last |
+| capture | the same, replayed as one CUDA graph (CUDA) |
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def measured(setting: Setting, device: str, deadline: float, seconds: float, *, 
         "eager": lambda: step_variants.eager_step(problem),
         "runner": lambda: step_variants.runner_step(problem),
     }
+    if device == "cuda":
+        builders["capture"] = lambda: step_variants.captured_step(problem)
     if compiled:
         for mode in ("default",) if device == "cpu" else ("default", "max-autotune-no-cudagraphs"):
             builders[f"compile:{mode}"] = lambda mode=mode: step_variants.compiled_step(problem, mode)

@@ -43,12 +43,12 @@ class Problem:
         self.images = torch.randn(batch, *pair.image, generator=generator).to(device)
         self.labels = torch.randint(0, pair.classes, (batch,), generator=generator).to(device)
 
-    def networks(self) -> tuple[lf.SplitModel, lf.SplitModel, torch.optim.Optimizer]:
-        """A frozen teacher, a student in train mode and its optimizer, the same in every call."""
+    def networks(self, *, fused: bool = False) -> tuple[lf.SplitModel, lf.SplitModel, torch.optim.Optimizer]:
+        """A frozen teacher, a student in train mode and its optimizer (`fused`: torch's fused SGD), always the same."""
         torch.manual_seed(0)
         teacher, student = (lf.split(build().to(self.device)) for build in (self.pair.teacher, self.pair.student))
         teacher.eval().requires_grad_(False)
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
         return teacher, student.train(), optimizer
 
 
@@ -79,11 +79,13 @@ def plain_step(problem: Problem) -> Step:
     return step
 
 
-def lit_step(problem: Problem, engine: str, backend: str) -> lf.LITStep:
+def lit_step(problem: Problem, engine: str, backend: str, *, capture: bool = False) -> lf.LITStep:
     """lit_fast's step on networks of its own."""
-    teacher, student, optimizer = problem.networks()
+    teacher, student, optimizer = problem.networks(fused=capture)
     criterion = lf.LITLoss(alpha=ALPHA, beta=BETA, tau=TAU, backend=backend)
-    return lf.LITStep(teacher, student, criterion, optimizer, precision=problem.precision, engine=engine)
+    return lf.LITStep(
+        teacher, student, criterion, optimizer, precision=problem.precision, engine=engine, capture=capture
+    )
 
 
 def eager_step(problem: Problem) -> Step:
@@ -102,6 +104,15 @@ def compiled_step(problem: Problem, mode: str) -> Step:
 def runner_step(problem: Problem) -> Step:
     """The teacher lowered, the loss fused."""
     step = lit_step(problem, "runner", "auto")
+    return lambda: step(problem.images, problem.labels)
+
+
+def captured_step(problem: Problem) -> Step:
+    """The same, replayed as one CUDA graph."""
+    step = lit_step(problem, "runner", "auto", capture=True)
+    step(problem.images, problem.labels)
+    if not step.captured:
+        raise RuntimeError(f"not captured: {step.capture_reason}")
     return lambda: step(problem.images, problem.labels)
 
 
