@@ -162,6 +162,7 @@ class StepConfig(_Strict):
     bn_policy: Literal["composed", "both", "teacher_fed", "recalibrate"] = "composed"
     channels_last: bool = True
     engine: Literal["auto", "runner", "eager"] = "auto"
+    sync_batchnorm: bool = False
     device: str = "auto"
 
 

@@ -30,7 +30,7 @@ def resolve_device(wanted: str) -> torch.device:
     return device
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, processor and device, for reports."""
     return {
         "lit_fast": lit_fast.__version__,
@@ -40,6 +40,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": processes,
     }
 
 
