@@ -7,6 +7,7 @@ into those of the whole batch. The teacher takes no part in it. The first proces
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["ALONE", "FirstFailed", "GradientMean", "Workers", "WorkerLost", "check_batches", "join", "share"]
+__all__ = [
+    "ALONE",
+    "FirstFailed",
+    "GradientMean",
+    "SharingError",
+    "WorkerLost",
+    "Workers",
+    "check_batches",
+    "join",
+    "share",
+]
 
 T = TypeVar("T")
 
 # The others wait while the first process evaluates and writes; a process that ended is noticed at once, not by this.
 _TIMEOUT = timedelta(hours=2)
+
+
+class SharingError(ValueError):
+    """Processes that cannot share what they are given: too few GPUs, a batch that does not divide."""
 
 
 class WorkerLost(RuntimeError):
@@ -104,11 +119,16 @@ class Workers:
         try:
             collective(argument)
         except RuntimeError as error:  # gloo and NCCL have no type of their own for it
-            reason = str(error).strip().splitlines()[-1]
             raise WorkerLost(
-                f"process {self.rank} of {self.size}: another process of this run has ended ({reason}). Checkpoints are kept; the same command with --resume goes on from the last one, also with "
-                "another number of processes"
+                f"another process of this run has ended ({_reason(error)}); what was saved is kept, and the same "
+                "command with --resume goes on from the last checkpoint, also with another number of processes"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the communication library says, without its source line and advice."""
+    text = re.sub(r"^\[[^]]*\.(?:cc|cpp|h|hpp):\d+\]\s*", "", str(error).strip())
+    return text.splitlines()[0].split(". ")[0] if text else type(error).__name__
 
 
 ALONE = Workers()
@@ -121,13 +141,14 @@ ALONE = Workers()
 def join(device: str = "auto") -> Iterator[Workers]:
     """Meet the other processes that ``torchrun`` started; alone without it.
 
+    A process group that exists already is used, and left as it is.
+
     Args:
         device: ``"auto"`` and ``"cuda"`` give every process of a machine a GPU of its own, ``"cpu"`` works anywhere.
 
     Raises:
-        ValueError: fewer GPUs than processes, or one GPU named for several of them.
-
-    A process group that exists already is used, and left as it is.
+        SharingError: fewer GPUs than processes, or one GPU named for several of them.
+        RuntimeError: the others cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized():
@@ -142,9 +163,9 @@ def join(device: str = "auto") -> Iterator[Workers]:
     try:
         dist.init_process_group("nccl" if own.startswith("cuda") else "gloo", timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise RuntimeError(
-            f"WORLD_SIZE is {size}, and the processes cannot meet ({reason}); start them with torchrun, or unset it"
+            f"WORLD_SIZE is {size}, and the processes cannot meet ({_reason(error)}); start them with torchrun, or "
+            "unset it"
         ) from error
     workers = Workers(dist.get_rank(), size, own)
     yield workers
@@ -159,9 +180,9 @@ def _own_device(wanted: str) -> str:
     if wanted == "cpu" or (wanted == "auto" and not gpus):
         return "cpu"
     if wanted not in ("auto", "cuda"):
-        raise ValueError(f"step.device: expected auto, cuda or cpu with {here} processes, got {wanted!r}")
+        raise SharingError(f"step.device: expected auto, cuda or cpu with {here} processes, got {wanted!r}")
     if here > gpus:
-        raise ValueError(
+        raise SharingError(
             f"step.device: {here} processes on this machine need as many GPUs, found {gpus}; start "
             f"torchrun --nproc-per-node {max(gpus, 1)}, or set step.device=cpu"
         )
@@ -177,24 +198,24 @@ def check_batches(workers: Workers, batch_size: int, images: int, *, sync_batchn
         sync_batchnorm: whether BatchNorm takes its statistics over all processes.
 
     Raises:
-        ValueError: naming the setting.
+        SharingError: naming the setting.
     """
     size = workers.size
     if size == 1:
         return
     if batch_size % size:
-        raise ValueError(
+        raise SharingError(
             f"batch_size: it counts the images of all processes, so expected a multiple of {size}, got {batch_size}; "
             f"{batch_size - batch_size % size or size} is one"
         )
     if sync_batchnorm and not workers.device.startswith("cuda"):
-        raise ValueError(
+        raise SharingError(
             "step.sync_batchnorm: torch.nn.SyncBatchNorm needs CUDA, got device "
             f"{workers.device!r}; set step.sync_batchnorm=false"
         )
     last = images % batch_size
     if sync_batchnorm and 0 < last < size:
-        raise ValueError(
+        raise SharingError(
             f"step.sync_batchnorm: the last batch of an epoch has {last} images, too few for {size} processes; change "
             "batch_size or data.train_size"
         )

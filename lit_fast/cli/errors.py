@@ -11,8 +11,8 @@ import typer
 __all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_FINITE", "WORKER_LOST", "explain", "rank"]
 
 BAD_INPUT, NOT_FINITE, WORKER_LOST, INTERRUPTED = 2, 3, 4, 130
-# What happens to all processes of a run alike, and is told by the first of them.
-_SHARED = ("ConfigError", "FirstFailed", "Interrupted", "NonFiniteLoss")
+# What happens to all processes of a run alike, and is told by the first of each machine.
+_SHARED = ("ConfigError", "FirstFailed", "Interrupted", "NonFiniteLoss", "SharingError")
 # Typer brings its own copy of click, or not, depending on its version; the base classes are found from here.
 _ClickException = typer.BadParameter.__mro__[2]
 _USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
@@ -31,7 +31,7 @@ def explain(error: Exception) -> int:
     Raises:
         Exception: ``error`` itself, where no user can have caused it.
     """
-    if rank() and (isinstance(error, _ClickException | typer.Abort) or type(error).__name__ in _SHARED):
+    if _told_by_another(error):
         return BAD_INPUT if isinstance(error, _ClickException) else _code(error)
     if isinstance(error, _ClickException):
         return _say(_usage(error), BAD_INPUT)
@@ -43,6 +43,12 @@ def explain(error: Exception) -> int:
         traceback.print_exception(error)
     prefix = f"rank {rank()}: " if rank() else ""
     return _say(prefix + _message(error), _code(error))
+
+
+def _told_by_another(error: Exception) -> bool:
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    shared = isinstance(error, _ClickException | typer.Abort) or type(error).__name__ in _SHARED
+    return rank() > 0 and not first_here and shared
 
 
 def _say(message: str, code: int) -> int:
