@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 # The others wait while the first process evaluates and writes; a process that ended is noticed at once, not by this.
 _TIMEOUT = timedelta(hours=2)
+_ALIGNED = 4  # elements: gradients start at multiples of 16 bytes, as kernels with wide loads like it
 
 
 class SharingError(ValueError):
@@ -151,7 +152,7 @@ def join(device: str = "auto") -> Iterator[Workers]:
         RuntimeError: the others cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if dist.is_initialized():
+    if dist.is_initialized() and dist.get_world_size() > 1:
         yield Workers(dist.get_rank(), dist.get_world_size(), _own_device(device))
         return
     if size == 1:
@@ -241,7 +242,7 @@ class GradientMean:
         self.parts = parts
         self._workers = workers
         self._parameters = list(parameters)
-        self._flat: Tensor | None = None  # [all elements of _used, parts, 1], made at the first call
+        self._flat: Tensor | None = None  # [places of all gradients, parts, 1], made at the first call
         self._used: list[nn.Parameter] = []
         self._unused: list[nn.Parameter] = []
         self._views: list[Tensor] = []
@@ -285,11 +286,12 @@ class GradientMean:
         self._used = [p for p, count in zip(parameters, counts, strict=True) if count]
         self._unused = [p for p, count in zip(parameters, counts, strict=True) if not count]
         double = any(p.dtype == torch.float64 for p in parameters)
-        size = sum(p.numel() for p in self._used) + self.parts + 1
+        places = [_ALIGNED * -(-p.numel() // _ALIGNED) for p in self._used]
+        size = sum(places) + self.parts + 1
         dtype = torch.float64 if double else torch.float32
         self._flat = torch.zeros(size, dtype=dtype, device=parameters[0].device)
         at = 0
-        for p in self._used:
+        for p, place in zip(self._used, places, strict=True):
             dense = torch.empty_like(p).stride()  # the parameter's own layout: the optimizer then needs no copy
             self._views.append(self._flat.as_strided(p.shape, dense, at))
-            at += p.numel()
+            at += place
