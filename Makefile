@@ -1,20 +1,24 @@
 # make demo   train a teacher and distil students on scikit-learn's handwritten digits; report in demo/
 # make test   run the tests
-# Both set up .venv by themselves: Python >= 3.10 and a C++ compiler are enough. PYTHON names another interpreter:
+# make bench  measure on this machine's CPU; results in benchmarks/results
+# All set up .venv by themselves: Python >= 3.10 and a C++ compiler are enough. PYTHON names another interpreter:
 #   make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
-BUILD := pyproject.toml setup.py constraints.txt build_backend/lit_fast_build.py csrc/sources.txt \
-         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h)
+BUILD := pyproject.toml setup.py constraints.txt $(wildcard build_backend/*.py) csrc/sources.txt \
+         $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h kernels/*/*)
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/installed-demo
 	$(VENV)/bin/lit-fast distill --run-dir demo
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/installed-test
+	OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest benchmarks --device cpu --threads 2 --results benchmarks/results
 
 clean:
 	rm -rf $(VENV) build dist lit_fast.egg-info lit_fast/_C*.so

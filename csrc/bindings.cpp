@@ -32,7 +32,7 @@
 #define LIT_CXX11_ABI "none"
 #endif
 
-// Set by the build where CUDA kernels are compiled in: the toolkit's version, and architectures such as "sm_80,sm_90".
+// Set by the build where CUDA kernels are compiled in: the toolkit's version, and for what: "sm_80,sm_90,compute_90".
 #if !defined(LIT_CUDA)
 #define LIT_CUDA "none"
 #define LIT_CUDA_ARCHS ""

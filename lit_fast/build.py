@@ -22,7 +22,8 @@ class BuildInfo(TypedDict):
         compiler: that compiled it.
         openmp: whether its loops run on torch's threads.
         instruction_set: of the processor, that its loops use: ``"avx512"``, ``"avx2"`` or ``"baseline"``.
-        cuda_archs: GPU architectures that it has code for, as ``"sm_80"``; empty for a CPU build.
+        cuda_archs: GPU architectures that it has code for, as ``"sm_80"``, and as PTX, which newer GPUs compile for
+            themselves, ``"compute_90"``; empty for a CPU build.
         extension: the extension's file.
         backend: which backend computes a loss on the CPU under ``backend="auto"``.
         reason: why that one.

@@ -104,7 +104,7 @@ class LITStep:
                 self._frozen = FrozenTeacher(teacher, self.amp_dtype)
             self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
             if self._channels_last:
-                student.model.to(memory_format=torch.channels_last)
+                student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)

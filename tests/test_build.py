@@ -168,7 +168,8 @@ def test_import_is_quick_and_loads_no_extras() -> None:
 
 def test_one_list_names_every_source_file() -> None:
     listed = (ROOT / "csrc/sources.txt").read_text().split()
-    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp"))
+    files = [*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.cu")]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in files)
     assert "csrc/sources.txt" in (ROOT / "CMakeLists.txt").read_text()
     assert "csrc/sources.txt" in (ROOT / "setup.py").read_text()
 

@@ -208,6 +208,7 @@ def command(words: list[str]) -> str:
         "pip": check_pip,
         "python": check_python,
         ".ci/run": check_script,
+        "benchmarks/gpu/run.sh": check_script,
         "ruff": check_tool,
         "mypy": check_tool,
     }

@@ -339,6 +339,26 @@ def test_devices_without_fused_code_get_eager():
 
 
 @pytest.mark.parametrize(
+    ("capability", "codes", "runs"),
+    [
+        ((8, 0), ("sm_80",), True),
+        ((8, 6), ("sm_80",), True),
+        ((8, 0), ("sm_86",), False),
+        ((9, 0), ("sm_80", "sm_86"), False),
+        ((9, 0), ("sm_80", "compute_80"), True),
+        ((7, 0), ("sm_75", "compute_75"), False),
+        ((10, 0), ("sm_90", "compute_90"), True),
+        ((12, 0), ("sm_120",), True),
+        ((9, 0), ("sm_90a",), True),
+        ((10, 0), ("compute_90a",), False),
+        ((6, 0), (), False),
+    ],
+)
+def test_a_gpu_needs_code_that_it_can_run(capability, codes, runs):
+    assert native.runs_on(capability, codes) is runs
+
+
+@pytest.mark.parametrize(
     ("native_fits", "triton_fits", "expected"),
     [(True, True, "native"), (False, True, "triton"), (False, False, "eager")],
 )

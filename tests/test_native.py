@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_fast.backends import LossOptions, LossParts, eager, native
+from lit_fast.backends import LossOptions, LossParts, eager, fused, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -493,6 +493,21 @@ def test_a_graph_may_be_walked_twice() -> None:
     (3 * total).backward()
     for leaf, grad in zip(problem.leaves(), grads):
         torch.testing.assert_close(leaf.grad, 5 * grad)
+
+
+@pytest.mark.parametrize("total_of", [lambda parts: parts[0].clone(), fused._alias], ids=["copy", "alias"])
+def test_total_may_be_changed_in_place_whatever_memory_it_has(monkeypatch, total_of) -> None:
+    monkeypatch.setattr(fused, "_total", total_of)
+    problem = make()
+    (value, *_), grads = run(native.lit_loss, problem, LossOptions())
+    total, ce, *_ = native.lit_loss(*problem.arguments(), LossOptions())
+    before = ce.clone()
+    total /= 4
+    total.backward()
+    torch.testing.assert_close(total.detach(), value / 4)
+    torch.testing.assert_close(ce, before, rtol=0, atol=0)
+    for leaf, grad in zip(problem.leaves(), grads):
+        torch.testing.assert_close(leaf.grad, grad / 4)
 
 
 def test_total_may_be_changed_in_place() -> None:

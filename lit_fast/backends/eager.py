@@ -119,7 +119,7 @@ def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: Lo
     """Cross-entropy of logits z [B, C] with labels [B], averaged as torch does; NaN if no row counts."""
     ignore, smoothing, classes = options.ignore_index, options.label_smoothing, z.shape[1]
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_labels(labels, classes, ignore)
+        check_labels(labels, classes, ignore)
     ignored = labels == ignore
     target = torch.where(ignored, 0, labels)
     log_q = torch.log_softmax(z, dim=1)
@@ -134,7 +134,7 @@ def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: Lo
     return loss.sum() / row_weight.sum()
 
 
-def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raise IndexError at the first label that is no class; on the CPU reading two values costs nothing."""
     if labels.numel() == 0:
         return

@@ -46,7 +46,7 @@ class Extension(NamedTuple):
 
     @property
     def cuda_archs(self) -> tuple[str, ...]:
-        """GPU architectures that it has code for, as ``"sm_80"``; empty for a CPU build."""
+        """GPU architectures that it has code for, ``"sm_80"``, and PTX, ``"compute_90"``; empty for a CPU build."""
         return tuple(filter(None, self.built.get("cuda_archs", "").split(",")))
 
 

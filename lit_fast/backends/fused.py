@@ -139,7 +139,7 @@ class _LitLoss(torch.autograd.Function):
         ctx.rescale_ = ops.rescale_
         ctx.mark_non_differentiable(parts)
         ctx.save_for_backward(others[3], logits_grad, *ir_grads)
-        return parts[0].clone(), parts
+        return _total(parts), parts
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _grad_parts: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -159,6 +159,18 @@ class _LitLoss(torch.autograd.Function):
         else:
             ctx.rescale_([grad for grad in grads if grad is not None], factor)
         return None, None, None, grads[0], None, None, None, None, *grads[1:], *(None for _ in ir_grads)
+
+
+def _total(parts: Tensor) -> Tensor:
+    """parts[0] as a tensor of its own, which may be changed in place: no view, whose base autograd would ask for."""
+    if parts.is_cuda and not torch.compiler.is_compiling():
+        return _alias(parts)
+    return parts[0].clone()
+
+
+def _alias(parts: Tensor) -> Tensor:
+    """The first number of the same memory, without the launch of a copy."""
+    return parts.new_empty(()).set_(parts.untyped_storage(), parts.storage_offset(), (), ())
 
 
 def _rescaled(grad: Tensor, factor: Tensor) -> Tensor:

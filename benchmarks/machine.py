@@ -1,0 +1,113 @@
+"""Where something was measured: device, versions, commit. ``python -m benchmarks.machine`` prints it as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pairing import Pairs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What a results file says of the machine that it comes from."""
+    return {
+        "device": device_name(device),
+        "kind": device,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(0))) if device == "cuda" else None,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes or compiles; None for what is not there."""
+    names = ("triton", "numpy", "setuptools", "ninja", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or ""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "nvcc": _last_line(_printed(nvcc, "--version")),
+        "c++": (_printed(compiler, "--version") or "").partition("\n")[0] or None,
+        **{name: _version(name) for name in names},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """The commit that is checked out, "-dirty" behind it if files differ; "unknown" without git."""
+    known = os.environ.get("LIT_FAST_COMMIT")
+    if known:
+        return known
+    return (
+        _printed("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+    )
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(0) if device == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    """Model of the processor and how many cores of it there are."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug(device: str) -> str:
+    """The device's name as part of a file name."""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return name if device == "cuda" else f"{name}-{torch.get_num_threads()}-threads"
+
+
+def copy_rate(device: str) -> float:
+    """Bytes per second, read and written, of a copy far larger than any cache."""
+    elements = (1 << 28) if device == "cuda" else (1 << 25)
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    pairs = Pairs({"copy": lambda: target.copy_(source)}, device)
+    for _ in range(15):
+        pairs.round()
+    return 2 * source.nbytes / statistics.median(pairs.times["copy"])
+
+
+def _printed(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _last_line(text: str | None) -> str | None:
+    return text.splitlines()[-1] if text else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe("cuda" if torch.cuda.is_available() else "cpu")))

@@ -1,0 +1,126 @@
+"""Draws a results file, prints it as a Markdown table: ``python benchmarks/plot.py RESULTS.json [--out FIGURE.png]``.
+
+The figure has a panel for each precision: time of forward + backward by batch and variant, and how many times faster
+the fused loss is. PNG, SVG or whatever matplotlib knows the ending of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+# Colours that colour-blind readers tell apart.
+VARIANTS = {
+    "eager": ("eager", "#999999"),
+    "compile": ("torch.compile, best mode", "#56b4e9"),
+    "triton": ("lit_fast, Triton", "#e69f00"),
+    "native": ("lit_fast, native", "#009e73"),
+}
+FAMILIES = ("cifar", "tiny")  # the first that was measured is drawn
+FUSED = ("native", "triton")
+
+
+def measured(results: dict[str, Any]) -> list[Row]:
+    """The rows of the loss that count: of torch.compile the fastest mode."""
+    return [row for row in results["rows"] if row["suite"] == "loss" and row["status"] == "measured" and row["best"]]
+
+
+def table(rows: list[Row]) -> str:
+    """Milliseconds by setting and variant, and how many times faster the fused loss is."""
+    names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
+    fused = next((name for name in FUSED if name in names), None)
+    head = ["shapes", "batch", "precision", *(f"{VARIANTS[name][0]}, ms" for name in names)]
+    lines = [head + (["x eager", "x compile", "GB/s", "% of a copy"] if fused else [])]  # of the fused loss
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
+        one = next(iter(by_variant.values()))
+        cells = [one["family"], str(one["batch"]), one["dtype"]]
+        cells += [_number(by_variant.get(name, {}).get("median_us"), 1000) for name in names]
+        if fused:
+            row = by_variant.get(fused, {})
+            cells += [_number(row.get(key)) for key in ("times_eager", "times_compile", "gb_s", "percent_of_copy")]
+        lines.append(cells)
+    lines.insert(1, ["---"] * 3 + ["---:"] * (len(lines[0]) - 3))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | None, divisor: float = 1.0) -> str:
+    return "-" if value is None else f"{value / divisor:.3g}" if value < 1000 * divisor else f"{value / divisor:.0f}"
+
+
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Write the figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    family = next((f for f in FAMILIES if any(row["family"] == f for row in measured(results))), None)
+    rows = [row for row in measured(results) if row["family"] == family and row["variant"] in VARIANTS]
+    precisions = [p for p in ("float32", "bfloat16", "float16") if any(row["dtype"] == p for row in rows)]
+    if not rows:
+        raise SystemExit("nothing to draw: no setting was measured")
+    figure, axes = pyplot.subplots(
+        1, len(precisions), figsize=(1.2 + 5.2 * len(precisions), 4.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, precision in zip(axes[0], precisions):
+        _panel(axis, [row for row in rows if row["dtype"] == precision], precision)
+    axes[0][0].set_ylabel("forward + backward, ms (log scale)")
+    handles = {label: bar for axis in axes[0] for bar, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    threads = f", {results['threads']} threads" if results["kind"] == "cpu" else ""
+    shapes = "sections of ResNet-110 to 20, CIFAR" if family == "cifar" else "tiny sections (a trial of the code)"
+    title = f"The whole LIT loss, {shapes}: {results['device']}{threads}"
+    fused = next((VARIANTS[name][0] for name in FUSED if any(row["variant"] == name for row in rows)), None)
+    meaning = f"\nnumbers: how many times faster {fused} is" if fused else ""
+    figure.suptitle(title + meaning, fontsize=11)
+    figure.savefig(out, dpi=150)
+
+
+def _panel(axis: Any, rows: list[Row], precision: str) -> None:
+    batches = sorted({row["batch"] for row in rows})
+    names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
+    width = 0.8 / len(names)
+    fused = next((name for name in FUSED if name in names), None)
+    for place, name in enumerate(names):
+        label, colour = VARIANTS[name]
+        own = [row for row in rows if row["variant"] == name]
+        x = [batches.index(row["batch"]) + (place - (len(names) - 1) / 2) * width for row in own]
+        y = [row["median_us"] / 1000 for row in own]
+        spread = [[m - row["quartiles_us"][0] / 1000 for m, row in zip(y, own)]]
+        spread.append([row["quartiles_us"][1] / 1000 - m for m, row in zip(y, own)])
+        axis.bar(x, y, width * 0.94, color=colour, label=label, yerr=spread, ecolor="#444444", error_kw={"lw": 0.8})
+    for number, batch in enumerate(batches):
+        here = [row for row in rows if row["batch"] == batch]
+        row = next((row for row in here if row["variant"] == fused), None)
+        if row is not None:
+            top = max(max(one["quartiles_us"][1], one["median_us"]) for one in here) / 1000
+            ratios = [(row.get("times_eager"), "eager"), (row.get("times_compile"), "compile")]
+            text = "\n".join(f"{ratio:.1f}x {of}" for ratio, of in ratios if ratio)
+            axis.text(number, top * 1.12, text, ha="center", va="bottom", fontsize=8.5, color="#00664b")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.margins(y=0.16)
+    axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+    axis.set_xlabel("batch")
+    axis.set_title(precision, fontsize=11)
+    axis.grid(axis="y", which="major", color="#dddddd", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="the figure (default: beside the results, as PNG)")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    print(table(measured(results)))
+    draw(results, options.out or options.results.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

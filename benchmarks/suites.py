@@ -1,0 +1,11 @@
+"""The suites of benchmarks. Imports nothing, so that their names are known without torch."""
+
+from __future__ import annotations
+
+# Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
+SUITES = {
+    "overhead": ("benchmarks.overhead", 0.1),
+    "loss": ("benchmarks.loss", 0.5),
+    "step": ("benchmarks.step", 0.3),
+    "teacher": ("benchmarks.teacher", 0.1),
+}

@@ -1,0 +1,74 @@
+#include <atomic>
+
+#include "csrc/cuda/launch.h"
+#include "kernels/cuda/lit_loss.cuh"
+#include "kernels/cuda/rescale.cuh"
+
+namespace lit_fast::cuda {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+// blocks[device]: how many blocks of a kernel the device runs at a time; 0 as long as nobody has asked.
+template <typename Kernel>
+cudaError_t limits_of(Kernel kernel, std::atomic<int> (&blocks)[kMaxDevices], Limits* limits) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) {
+    return error;
+  }
+  std::atomic<int>& known = blocks[device % kMaxDevices];
+  if (known == 0 || device >= kMaxDevices) {
+    int of_sm = 0, sms = 0;
+    if (const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_sm, kernel, kThreads, 0)) {
+      return error;
+    }
+    if (const cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) {
+      return error;
+    }
+    known = of_sm * sms;
+  }
+  *limits = {kThreads, known};
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t limits_of_loss(bool doubles, Limits* limits) {
+  static std::atomic<int> of_float[kMaxDevices], of_double[kMaxDevices];
+  return doubles ? limits_of(lit_loss<double>, of_double, limits) : limits_of(lit_loss<float>, of_float, limits);
+}
+
+cudaError_t limits_of_rescaling(Limits* limits) {
+  static std::atomic<int> blocks[kMaxDevices];
+  return limits_of(rescale, blocks, limits);
+}
+
+cudaError_t run(std::vector<Launch>& launches, bool doubles, void* workspace, cudaStream_t stream) {
+  use_workspace(launches, workspace);
+  if (const cudaError_t error = cudaMemsetAsync(workspace, 0, counter_bytes(launches.size()), stream)) {
+    return error;
+  }
+  for (const Launch& launch : launches) {
+    if (doubles) {
+      lit_loss<double><<<launch.blocks, kThreads, 0, stream>>>(launch.problem);
+    } else {
+      lit_loss<float><<<launch.blocks, kThreads, 0, stream>>>(launch.problem);
+    }
+    if (const cudaError_t error = cudaGetLastError()) {
+      return error;
+    }
+  }
+  return cudaSuccess;
+}
+
+cudaError_t run(const std::vector<RescalingLaunch>& launches, cudaStream_t stream) {
+  for (const RescalingLaunch& launch : launches) {
+    rescale<<<launch.blocks, kThreads, 0, stream>>>(launch.rescaling);
+    if (const cudaError_t error = cudaGetLastError()) {
+      return error;
+    }
+  }
+  return cudaSuccess;
+}
+
+}  // namespace lit_fast::cuda

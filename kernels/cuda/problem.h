@@ -1,0 +1,93 @@
+// What the kernels are told, by value: one table per launch. Plain structs for host and device, without any header.
+#pragma once
+
+#include "kernels/math.h"
+
+namespace lit_fast::cuda {
+
+using Index = long long;  // int64_t, for which there would have to be a header
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 128;  // of a block; the kernels work with any multiple of a warp up to this
+constexpr int kMaxSections = 64;
+constexpr int kMaxTensors = 64;          // of a rescaling
+constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
+constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
+constexpr int kBytesInFlight = 64;       // of each tensor, that a thread loads before it uses any
+
+enum class DType : unsigned char { f16, bf16, f32, f64 };
+
+LIT_HD constexpr int bytes_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+// One section: tensors of one memory layout, so that the order of the elements plays no role. The section works with
+// the blocks from first_block to the next section's.
+struct Section {
+  const void* student;  // [numel]
+  const void* teacher;  // [numel]
+  void* grad;           // [numel] of student_dtype, or null
+  Index numel;
+  double weight;
+  int first_block;
+  DType student_dtype, teacher_dtype;
+};
+
+// The logits, worked on by the first `blocks` blocks.
+struct Rows {
+  const void* student;       // [batch, classes]
+  const void* teacher;       // [batch, classes]
+  void* grad;                // [batch, classes] of student_dtype, or null
+  const Index* labels;       // [batch]
+  const void* class_weight;  // [classes], or null: 1 each
+  Index batch, ignore_index;
+  double label_smoothing;
+  int classes;
+  int blocks;
+  DType student_dtype, teacher_dtype, class_weight_dtype;
+  bool has_labels, has_teacher;  // an empty tensor has no pointer to tell by
+};
+
+// What the launches of one call hand on, in the workspace.
+struct Carried {
+  double ir_total;       // sum of weight * mean over the sections of all launches so far
+  double labels_weight;  // sum of the class weights of all labels that count: what the cross-entropy is divided by
+};
+
+// One launch: up to kMaxSections sections, and the logits in the last launch of a call.
+struct Problem {
+  Section sections[kMaxSections];
+  Rows rows;
+  const void* grad_scale;  // one number that multiplies every gradient before it is rounded, or null
+  double alpha, beta, tau;
+  void* parts;        // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
+  unsigned* counter;  // 0 when the launch starts: how many blocks have finished
+  Carried* carried;   // one
+  double* partials;   // [blocks, 2]: sums of IR losses, or of ce and kl
+  int section_count;  // in this launch
+  int first_section;  // how many sections the launches before had
+  int blocks;         // that have work; the grid has at least one
+  IrKind ir_kind;
+  DType grad_scale_dtype;
+  bool tau_squared;
+  bool is_last;  // launch of the call
+};
+
+static_assert(sizeof(Problem) < kMaxArgumentBytes, "kernel arguments");
+
+// One launch of a rescaling: data[i] *= *factor in place, unless *factor is 1.
+struct Rescaling {
+  struct Tensor {
+    void* data;  // [numel]
+    Index numel;
+    int first_block;  // to the next tensor's
+    DType dtype;
+  };
+  Tensor tensors[kMaxTensors];
+  const void* factor;  // one number
+  int tensor_count;
+  int blocks;
+  DType factor_dtype;
+};
+
+static_assert(sizeof(Rescaling) < kMaxArgumentBytes, "kernel arguments");
+
+}  // namespace lit_fast::cuda

@@ -1,0 +1,68 @@
+// Sums and maxima over the threads of a warp or a block, in an order that depends on the number of threads alone.
+#pragma once
+
+#include "kernels/cuda/numbers.cuh"
+
+// A block's shared memory; where the kernels run on a CPU, there is a definition that comes before this one.
+#if !defined(LIT_SHARED)
+#define LIT_SHARED(type, name) __shared__ type name
+#endif
+
+namespace lit_fast::cuda {
+
+constexpr int kMaxReduced = 3;  // values at a time
+
+struct Scratch {  // what the threads of a block share
+  double of_warp[kMaxReduced][kThreads / kWarp];
+  double means[kMaxSections];  // of the sections, in the block that finishes last
+  double rows[2];              // ce and kl, there
+  bool finishes;               // whether this block is that one
+};
+
+struct Add {
+  __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
+};
+
+struct Max {  // NaN is passed over: it shows in the sums
+  __device__ __forceinline__ double operator()(double a, double b) const { return b > a ? b : a; }
+};
+
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
+
+// Each of the values, over all threads of the warp; every thread gets the same.
+template <typename Operation, int n>
+__device__ __forceinline__ void reduce_warp(double (&values)[n], Operation operation) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      values[i] = operation(values[i], __shfl_xor_sync(0xffffffffu, values[i], distance));
+    }
+  }
+}
+
+// The same over all threads of the block, which must all come here.
+template <typename Operation, int n>
+__device__ __forceinline__ void reduce_block(double (&values)[n], Operation operation, Scratch& scratch) {
+  static_assert(n <= kMaxReduced, "room in the scratch");
+  reduce_warp(values, operation);
+  if (lane_of_thread() == 0) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      scratch.of_warp[i][warp_of_thread()] = values[i];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    values[i] = scratch.of_warp[i][0];
+    for (int warp = 1; warp < warps_of_block(); ++warp) {
+      values[i] = operation(values[i], scratch.of_warp[i][warp]);
+    }
+  }
+  __syncthreads();  // the scratch is free again
+}
+
+}  // namespace lit_fast::cuda

@@ -1,0 +1,29 @@
+// The project's kernels, launched on the CPU as csrc/cuda launches them on a device.
+#pragma once
+
+#include "tests/cuda_on_cpu/cuda_on_cpu.h"
+//
+#include "kernels/cuda/lit_loss.cuh"
+#include "kernels/cuda/plan.h"
+#include "kernels/cuda/rescale.cuh"
+
+namespace cuda_on_cpu {
+
+using lit_fast::cuda::Limits;
+using lit_fast::cuda::Problem;
+using lit_fast::cuda::Section;
+
+inline void run_lit_loss(const std::vector<Section>& sections, const Problem& common, bool doubles, Limits limits,
+                         bool all_blocks_at_once) {
+  auto launches = lit_fast::cuda::plan(sections, common, limits);
+  std::vector<double> workspace(lit_fast::cuda::workspace_bytes(launches) / sizeof(double), NAN);
+  std::memset(workspace.data(), 0, lit_fast::cuda::counter_bytes(launches.size()));
+  lit_fast::cuda::use_workspace(launches, workspace.data());
+  for (const auto& one : launches) {
+    launch(one.blocks, limits.threads, all_blocks_at_once, [&] {
+      doubles ? lit_fast::cuda::lit_loss<double>(one.problem) : lit_fast::cuda::lit_loss<float>(one.problem);
+    });
+  }
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,258 @@
+"""The measuring code: what it measures is what happened, and the bars judge it rightly."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
+
+from benchmarks import bars, loss, overhead, plot, probes, settings, step, step_variants, suites, teacher, variants  # noqa: E402
+from benchmarks.pairing import FEWEST, MOST, Pairs, spread  # noqa: E402
+
+F32, BF16 = torch.float32, torch.bfloat16
+TINY = settings.settings("cpu", tiny=True)
+
+# -- pairing -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_variants_are_timed_in_every_round_and_ratios_are_of_pairs() -> None:
+    pairs = Pairs({"slow": lambda: time.sleep(0.004), "fast": lambda: time.sleep(0.001)}, "cpu")
+    pairs.run(0.1)
+    assert FEWEST <= len(pairs.times["slow"]) == len(pairs.times["fast"]) <= MOST
+    assert 2 < pairs.ratio("fast", "slow") < 4.5
+    assert pairs.spread("slow").low <= pairs.spread("slow").median <= pairs.spread("slow").high
+
+
+def test_a_variant_that_raises_is_dropped_and_the_others_go_on() -> None:
+    calls = []
+
+    def breaks() -> None:
+        calls.append(1)
+        if len(calls) > 4:
+            raise ValueError("no more")
+
+    pairs = Pairs({"breaks": breaks, "good": lambda: None}, "cpu")
+    for _ in range(5):
+        pairs.round()
+    assert pairs.failed == {"breaks": "ValueError: no more"}
+    assert list(pairs.times) == ["good"]
+    assert len(pairs.times["good"]) == 5
+
+
+def test_the_spread_is_median_and_quartiles() -> None:
+    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0)
+    assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+# -- settings and variants ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_settings_have_names_of_their_own_and_cover_the_bars(device: str) -> None:
+    chosen = settings.settings(device)
+    assert len({setting.name for setting in chosen}) == len(chosen)
+    assert {32, 128, 512, 1024} <= {setting.batch for setting in chosen if setting.family == "cifar"}
+    assert {"kd-1000", "kd-50257"} <= {setting.family for setting in chosen}
+    for setting in chosen:
+        if setting.family == "cifar-large":
+            smallest = min(torch.Size(shape).numel() for shape in setting.sections)
+            assert setting.batch * smallest * setting.dtype.itemsize >= 64e6
+
+
+def test_bytes_are_three_widths_for_every_element() -> None:
+    setting = settings.Setting("cifar", 2, BF16, ((3, 4), (5,)), classes=7)
+    assert setting.elements == 2 * (12 + 5 + 7)
+    assert setting.bytes == 3 * 2 * setting.elements
+
+
+@pytest.mark.parametrize("setting", TINY, ids=lambda setting: setting.name)
+def test_the_variants_compute_the_same(setting: settings.Setting) -> None:
+    data = variants.problem(setting, "cpu")
+    eager = variants.step_of(data, variants.eager_loss(data))
+    assert len(eager()) == 2 + len(setting.sections)
+    for name in ("eager", "native"):
+        if variants.unavailable(name, "cpu") is None:
+            assert (
+                variants.disagreement(variants.step_of(data, variants.backend_loss(data, name)), eager, setting.dtype)
+                is None
+            )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_variant_that_computes_something_else_is_found(number: int) -> None:
+    data = variants.problem(TINY[0], "cpu")
+    eager = variants.step_of(data, variants.eager_loss(data))
+
+    def wrong(value: float) -> variants.Step:
+        return lambda: tuple(t * value if i == number else t for i, t in enumerate(eager()))
+
+    assert variants.disagreement(wrong(1.0), eager, F32) is None
+    assert f"{'loss' if number == 0 else 'gradient 1'} is off" in str(variants.disagreement(wrong(1.001), eager, F32))
+    assert variants.disagreement(wrong(float("nan")), eager, F32) is not None
+
+
+def test_a_backend_that_is_not_there_is_a_row_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "unavailable", lambda name, device: "not built")
+    measurement = loss.Measurement(TINY[2], "cpu")
+    measurement.pairs.round()
+    rows = {row["variant"]: row for row in measurement.rows()}
+    assert rows["native"]["status"] == rows["triton"]["status"] == "not available: not built"
+    assert rows["eager"]["status"] == rows["reference"]["status"] == "measured"
+    everything = list(overhead.run("cpu", float("inf"), tiny=True, seconds=0.0))
+    assert {row["status"] for row in everything} == {"not available: not built"}
+
+
+def test_every_suite_has_a_module_and_the_gpu_script_gives_all_time_away() -> None:
+    assert sum(part for _, part in suites.SUITES.values()) == pytest.approx(1.0)
+    for module, _ in suites.SUITES.values():
+        assert callable(importlib.import_module(module).run)
+
+
+def test_the_step_and_the_teacher_are_measured_in_all_variants() -> None:
+    for suite in (step, teacher):
+        rows = list(suite.run("cpu", float("inf"), tiny=True, seconds=0.1))
+        assert {row["status"] for row in rows} == {"measured"}, rows
+        assert {"eager", "runner"} <= {row["variant"] for row in rows}
+        assert all(row["times_eager"] > 0 for row in rows if row["variant"] != "eager")
+
+
+def test_a_step_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = step_variants.runner_step
+    monkeypatch.setattr(step_variants, "ALPHA", 0.5)
+    monkeypatch.setattr(step_variants, "runner_step", lambda problem: _with_alpha(right, 0.95, problem))
+    found = {row["variant"]: row["status"] for row in step.run("cpu", float("inf"), tiny=True, seconds=0.1)}
+    assert found["runner"].startswith("ArithmeticError: its loss differs from eager's by")
+    assert found["plain"] == "measured"
+
+
+def _with_alpha(build: Any, alpha: float, problem: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_variants, "ALPHA", alpha)
+        return build(problem)
+
+
+def test_the_least_work_of_a_step_is_that_of_its_passes() -> None:
+    operations, moved = step_variants.work(step_variants.Problem(step_variants.TINY, 2, "fp32", "cpu"))
+    # MMACs at 8x8 instead of 32x32, a sixteenth: ResNet-32 68.9, ResNet-20 40.6, of which section 1 and the stem 14.6
+    expected = 2 * 2 * (68.9e6 + 3 * (40.6e6 + 40.6e6 - 14.6e6)) / 16
+    assert operations == pytest.approx(expected, rel=0.02)
+    assert moved > 4 * 7 * 269_722
+
+
+def test_settings_after_the_deadline_say_so() -> None:
+    rows = list(loss.run("cpu", time.monotonic() - 1, tiny=True))
+    assert [row["status"] for row in rows] == ["out of time"] * len(TINY)
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_what_was_held_at_a_time() -> None:
+    kept = [torch.empty(1 << 19, dtype=torch.uint8)]
+
+    def one_after_the_other() -> list[torch.Tensor]:
+        for _ in range(3):
+            last = torch.empty(1 << 20, dtype=torch.uint8)
+            del last
+        return [torch.empty(1 << 18, dtype=torch.uint8)]
+
+    def together() -> list[torch.Tensor]:
+        return [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(3)]
+
+    assert probes.peak_bytes(one_after_the_other, "cpu") == pytest.approx(1 << 20, rel=0.01)
+    assert probes.peak_bytes(together, "cpu") == pytest.approx(3 << 20, rel=0.01)
+    assert probes.peak_bytes(lambda: kept, "cpu") == 1 << 19  # memory that is used again
+
+
+# -- bars --------------------------------------------------------------------------------------------------------------
+
+
+def results(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"kind": "cuda", "tiny": False, "copy_gb_s": 3000.0, "rows": list(rows), **changes}
+
+
+def row(variant: str = "native", batch: int = 32, dtype: str = "float16", **changes: Any) -> dict[str, Any]:
+    named = {"suite": "loss", "setting": f"cifar-b{batch}-{dtype}", "family": "cifar", "status": "measured"}
+    return {**named, "variant": variant, "batch": batch, "dtype": dtype, **changes}
+
+
+def verdict(text: str, found: dict[str, Any]) -> tuple[str, float | None]:
+    bar = next(bar for bar in bars.judge(found) if bar["bar"].startswith(text))
+    return bar["verdict"], bar["value"]
+
+
+def test_the_worst_precision_counts() -> None:
+    both = [row(times_eager=9.0), row(dtype="bfloat16", times_eager=4.9)]
+    assert verdict("AMP, batch 32, against eager", results(*both)) == ("FAIL", 4.9)
+    assert verdict("AMP, batch 32, against eager", results(both[0])) == ("PASS", 9.0)
+    assert verdict("AMP, batch 32, against eager", results(row(dtype="float32", times_eager=9.0)))[0] == "NOT MEASURED"
+
+
+def test_native_is_judged_before_triton() -> None:
+    both = [row("triton", times_compile=3.0), row("native", times_compile=1.0)]
+    assert verdict("AMP, batch 32, against torch.compile", results(*both)) == ("FAIL", 1.0)
+    assert verdict("AMP, batch 32, against torch.compile", results(both[0])) == ("PASS", 3.0)
+
+
+def test_the_copy_rate_and_the_launches_are_judged() -> None:
+    large = row(family="cifar-large", gb_s=2760.0, launches=3, launches_forward=2, kernels=["1 x lit_loss", "2 x copy"])
+    assert verdict("GB/s", results(large)) == ("PASS", pytest.approx(92.0))
+    assert verdict("GB/s", results(large, copy_gb_s=None))[0] == "NOT MEASURED"
+    assert verdict("launches of forward + backward", results(large)) == ("FAIL", 3)
+    assert verdict("launches of loss and gradients", results(large)) == ("PASS", 2)
+
+
+def test_tiny_runs_and_other_devices_prove_nothing() -> None:
+    good = row(times_eager=9.0)
+    assert verdict("AMP, batch 32, against eager", results(good, tiny=True))[0] == "NOT MEASURED"
+    assert {bar["verdict"] for bar in bars.judge(results(good, kind="cpu"), "cuda")} == {"NOT MEASURED"}
+
+
+# -- the pytest layer and the plot -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pytest benchmarks --results` leaves, at tiny sizes."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--device", "cpu", "--tiny", "--seconds", "0.1"]
+    command += ["--results", str(folder), "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(variants.lit_fast.__file__).parents[1])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    (path,) = folder.glob("*.json")
+    return path
+
+
+def test_the_benchmarks_run_under_pytest_and_leave_a_results_file(results_file: Path) -> None:
+    found = json.loads(results_file.read_text())
+    assert {"device", "versions", "command", "date", "commit", "threads", "rows"} <= set(found)
+    assert found["command"].startswith("python -m pytest benchmarks") or "OMP_NUM_THREADS" in found["command"]
+    measured = [one for one in found["rows"] if one["status"] == "measured"]
+    assert {one["setting"] for one in measured if one["suite"] == "loss"} == {setting.name for setting in TINY}
+    for one in measured:
+        assert 0 < one["quartiles_us"][0] <= one["median_us"] <= one["quartiles_us"][1]
+    eager = [one for one in measured if one["variant"] == "eager"]
+    assert all(one["times_eager"] == 1.0 for one in eager)
+
+
+def test_the_plot_draws_a_results_file_and_prints_its_table(
+    results_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(results_file), "--out", str(tmp_path / "figure.svg")])
+    plot.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| shapes | batch | precision | eager, ms |")
+    assert len(lines) == 2 + len(TINY)
+    assert "torch.compile, best mode" in (tmp_path / "figure.svg").read_text()
