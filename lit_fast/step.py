@@ -16,6 +16,7 @@ from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
 from lit_fast.capture import CapturedSteps
 from lit_fast.losses import LITLoss
+from lit_fast.parallel import ALONE, GradientMean, Workers
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
 from lit_fast.step_state import prepare_momentum
@@ -58,13 +59,15 @@ class LITStep:
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
             with ``fused=True, capturable=True``. Where it cannot be, steps run eagerly. ``captured`` and
             ``capture_reason`` tell. After a captured step gradients are None, and learning rates are float32.
+        workers: the processes that share each batch (`lit_fast.parallel`): each calls the step on its own rows, and
+            the update is that of the whole batch.
 
     Attributes:
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
             device, so do it rarely.
 
     Raises:
-        ValueError: pair, switches, precision or optimizer that cannot work, naming the part and the mend.
+        ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
 
     Source: paper, section 3 and table 3.
     """
@@ -84,6 +87,7 @@ class LITStep:
         projector: Projectors | None = None,
         engine: str = "auto",
         capture: bool = False,
+        workers: Workers = ALONE,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -117,7 +121,13 @@ class LITStep:
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
         self._checked_inplace = False
+        if capture and workers.size > 1:
+            raise ValueError("capture: the sum over several workers is not captured; use capture=False")
         self._captured = CapturedSteps(self) if capture else None
+        self._mean: GradientMean | None = None
+        if workers.size > 1:
+            trained = (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
+            self._mean = GradientMean(workers, trained, 3 + len(self.ir_sections))
 
     @property
     def captured(self) -> bool:
@@ -186,11 +196,12 @@ class LITStep:
         """Train on one batch.
 
         Args:
-            images: model input, [B, ...], on the student's device.
+            images: model input, [B, ...], on the student's device. B may be 0 where other workers have rows.
             labels: class indices, [B] int64; not needed with ``beta=0`` or ``alpha=0``.
 
         Returns:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
+            With several workers, those over all their rows.
         """
         if self._captured is not None:
             return self._captured(self, images, labels)
@@ -199,19 +210,35 @@ class LITStep:
     def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
-        loss = self.loss(images, labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        parts = self._backward(images, labels)
+        if self._mean is not None:
+            parts = self._over_all_workers(self._mean, parts, len(images))
         if self.scaler is None:
-            loss.backward()
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        parts = self.criterion.parts
-        assert parts is not None  # set by the call in `loss`
+        assert parts is not None
         self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
+
+    def _backward(self, images: Tensor, labels: Tensor | None) -> LossParts | None:
+        """Gradients and loss parts of these rows; ``None`` for the parts where there are no rows."""
+        if self._mean is not None and not len(images):
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.scaler is not None:
+                self.scaler.scale(self._one)  # makes its state, should this be the first step
+            return None
+        loss = self.loss(images, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return self.criterion.parts  # set by the call in `loss`
+
+    @staticmethod
+    def _over_all_workers(mean: GradientMean, parts: LossParts | None, rows: int) -> LossParts:
+        own = None if parts is None else torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
+        total, ce, kl, ir = mean(own, rows).split([1, 1, 1, mean.parts - 3])
+        return LossParts(total[0], ce[0], kl[0], ir)
 
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import lit_fast as lf
-from lit_fast import backends
+from lit_fast import backends, parallel
 from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
 from lit_fast.training import checkpoint, export
@@ -290,6 +290,31 @@ def _() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with mock.patch.object(checkpoint, "_save_tensors", side_effect=full):
         run()
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+@cause("parallel-gpus")
+def _() -> None:
+    two = mock.patch.object(torch.cuda, "device_count", return_value=2)
+    with mock.patch.dict(os.environ, WORLD_SIZE="4"), two, parallel.join("auto"):
+        pass
+
+
+@cause("parallel-batch")
+def _() -> None:
+    parallel.check_batches(parallel.Workers(0, 3, "cpu"), 32, 1000, sync_batchnorm=False)
+
+
+@cause("parallel-lost")
+def _() -> None:
+    said = RuntimeError(
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:36485: Connection reset by "
+        "peer. This is typically caused by a remote worker hanging or bugs in the application."
+    )
+    with mock.patch.object(parallel.dist, "all_reduce", side_effect=said):
+        parallel.Workers(0, 2, "cpu").sum_(torch.zeros(1))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

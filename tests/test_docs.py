@@ -36,6 +36,7 @@ from doc_pages import PAGES, ROOT, Block
 from PIL import Image
 from pydantic import BaseModel
 from torch import nn
+from torch.distributed import run as torchrun
 from typer.testing import CliRunner
 
 import lit_fast
@@ -211,6 +212,8 @@ def command(words: list[str]) -> str:
         "ruff": check_tool,
         "mypy": check_tool,
     }
+    if words[0] == "torchrun":
+        return run_torchrun(words[1:])
     if words[0] == "lit-fast":
         return run_lit_fast(words[1:])
     assert words[0] in checks, f"tests/test_docs.py knows no way to check {words[0]!r}"
@@ -225,6 +228,15 @@ def run_lit_fast(arguments: list[str]) -> str:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, f"lit-fast {shlex.join(arguments)}: {result.output}"
     return result.stdout
+
+
+def run_torchrun(arguments: list[str]) -> str:
+    """torchrun itself reads its options; what it would start is run in one process (several: test_parallel.py)."""
+    options = torchrun.get_args_parser().parse_args(arguments)
+    assert options.module
+    assert options.training_script == "lit_fast"
+    assert int(options.nproc_per_node) > 1
+    return run_lit_fast(options.training_script_args)
 
 
 def check_make(words: list[str]) -> None:
@@ -311,7 +323,16 @@ def test_no_block_is_skipped(text: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "line", ["make nothing", "pip install .[no]", "pip install torch", "lit-fast distil", "curl x", "ruff-x ."]
+    "line",
+    [
+        "make nothing",
+        "pip install .[no]",
+        "pip install torch",
+        "lit-fast distil",
+        "torchrun --nproc-per-node 2 x.py",
+        "curl x",
+        "ruff-x .",
+    ],
 )
 def test_a_command_that_is_not_there_is_found(line: str) -> None:
     with pytest.raises(AssertionError):

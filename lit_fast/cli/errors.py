@@ -8,12 +8,19 @@ import traceback
 
 import typer
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_FINITE", "explain"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_FINITE", "WORKER_LOST", "explain", "rank"]
 
-BAD_INPUT, NOT_FINITE, INTERRUPTED = 2, 3, 130
+BAD_INPUT, NOT_FINITE, WORKER_LOST, INTERRUPTED = 2, 3, 4, 130
+# What happens to all processes of a run alike, and is told by the first of each machine.
+_SHARED = ("ConfigError", "FirstFailed", "Interrupted", "NonFiniteLoss", "SharingError")
 # Typer brings its own copy of click, or not, depending on its version; the base classes are found from here.
 _ClickException = typer.BadParameter.__mro__[2]
 _USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+
+
+def rank() -> int:
+    """Which of the processes started by torchrun this is; 0 for one alone."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def explain(error: Exception) -> int:
@@ -24,6 +31,8 @@ def explain(error: Exception) -> int:
     Raises:
         Exception: ``error`` itself, where no user can have caused it.
     """
+    if _told_by_another(error):
+        return BAD_INPUT if isinstance(error, _ClickException) else _code(error)
     if isinstance(error, _ClickException):
         return _say(_usage(error), BAD_INPUT)
     if isinstance(error, typer.Abort):
@@ -32,11 +41,18 @@ def explain(error: Exception) -> int:
         raise error
     if os.environ.get("LIT_FAST_TRACEBACK"):
         traceback.print_exception(error)
-    return _say(_message(error), _code(error))
+    prefix = f"rank {rank()}: " if rank() else ""
+    return _say(prefix + _message(error), _code(error))
+
+
+def _told_by_another(error: Exception) -> bool:
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    shared = isinstance(error, _ClickException | typer.Abort) or type(error).__name__ in _SHARED
+    return rank() > 0 and not first_here and shared
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -61,5 +77,5 @@ def _code(error: Exception) -> int:
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    # Only a trainer raises it, and importing the trainer to compare types would load torch.
-    return NOT_FINITE if type(error).__name__ == "NonFiniteLoss" else BAD_INPUT
+    # Only training raises these, and importing it to compare types would load torch.
+    return {"NonFiniteLoss": NOT_FINITE, "WorkerLost": WORKER_LOST}.get(type(error).__name__, BAD_INPUT)

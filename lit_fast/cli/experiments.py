@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lit_fast.cli.errors import rank
 from lit_fast.cli.options import (
     BatchSize,
     Config,
@@ -93,7 +94,8 @@ def distill(
     from lit_fast.training.experiment import run_experiment
 
     run_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
-    _conclude(folder)
+    if rank() == 0:
+        _conclude(folder)
 
 
 def train(
@@ -134,7 +136,8 @@ def train(
     from lit_fast.training.experiment import train_model
 
     train_model(experiment, folder, resume=resume, console=Console(stderr=True))
-    _conclude(folder)
+    if rank() == 0:
+        _conclude(folder)
 
 
 def report(

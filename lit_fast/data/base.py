@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
 from lit_fast.data.errors import DataError
 from lit_fast.data.tables import epoch_tables
+from lit_fast.parallel import share
 
 Batch = tuple[Tensor, Tensor]  # images float32 [B, C, H, W], labels int64 [B]
 
@@ -147,6 +148,7 @@ class Data:
         start_step: int = 0,
         augment: bool = True,
         device: torch.device | str = "cpu",
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Batches of one training epoch in random order, the last one possibly smaller.
 
@@ -160,6 +162,8 @@ class Data:
             start_step: batches to skip, 0..steps_per_epoch.
             augment: apply `augmentation`; False gives the images as they are, in the same order.
             device: where the batches go; pixels travel as uint8 and are augmented there.
+            shard: (rank, size): of every batch, only the rows that process `rank` of `size` takes (none, where a small
+                last batch has fewer rows than there are processes). Together they take every row once.
 
         Yields:
             (images float32 [B, C, H, W] contiguous and normalised, labels int64 [B]).
@@ -184,7 +188,13 @@ class Data:
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
             return normalise(pixels, self.mean, self.std), labels
 
-        places = [slice(s * batch_size, (s + 1) * batch_size) for s in range(start_step, steps)]
+        rank, size = shard
+        if not 0 <= rank < size:
+            raise DataError(f"shard: expected (rank, size) with 0 <= rank < size, got {shard}")
+        places = []
+        for start in range(start_step * batch_size, len(self.train), batch_size):
+            rows = share(min(batch_size, len(self.train) - start), rank, size)
+            places.append(slice(start + rows.start, start + rows.stop))
         fetched = _fetch(self.train, [tables.order[place] for place in places])
         return (batch(place, images) for place, images in zip(places, fetched))
 

@@ -164,6 +164,7 @@ class StepConfig(_Strict):
     engine: Literal["auto", "runner", "eager"] = "auto"
     capture: bool = True
     tf32: bool = True
+    sync_batchnorm: bool = False
     device: str = "auto"
 
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from lit_fast.counting import count_parameters
 from lit_fast.data import Data
+from lit_fast.parallel import join
 from lit_fast.preflight import inspect
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import ModelConfig, load_experiment
-from lit_fast.training.experiment import Session, Teacher
+from lit_fast.training.config import ConfigError, ModelConfig, load_experiment
+from lit_fast.training.experiment import Session, Teacher, check_sharing
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run_folder import RunFolder
 from lit_fast.training.trainer import RunSpec
@@ -83,12 +84,21 @@ def distill(
         "seeds": [seed],
     }
     experiment = load_experiment(recipe, None, [own, *overrides], own_objects=True)
+    if experiment.step.sync_batchnorm:
+        raise ConfigError(
+            "step.sync_batchnorm: it is for the built-in networks; give a student of your own as "
+            "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
+        )
     identity = {"teacher.weights": _digest(teacher_split.model), "student.structure": _structure(student_split.model)}
-    folder = RunFolder(Path(run_dir), experiment, data.fingerprint, resume=resume, extra=identity)
-    with SignalWatch() as signals:
-        session = Session(experiment, data, folder, console or Console(), signals)
+    with SignalWatch() as signals, join(experiment.step.device) as workers:
+        check_sharing(experiment, data, workers)
+        folder = workers.first(
+            lambda: RunFolder(Path(run_dir), experiment, data.fingerprint, resume=resume, extra=identity)
+        )
+        session = Session(experiment, data, folder, console or Console(), signals, workers)
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
+        workers.equalise(teacher_split.model)
         example = next(data.eval_batches("val", batch_size=2, device=session.device))[0]
         projector = make_projectors(teacher_split, student_split, example) if experiment.student.projector else None
         inspect(teacher_split, student_split, example, projector=projector)

@@ -44,7 +44,7 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, processor and device, for reports."""
     return {
         "lit_fast": lit_fast.__version__,
@@ -54,6 +54,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": processes,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import Data, open_data
+from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
@@ -52,14 +54,25 @@ class Session:
         folder: where it is written.
         console: where progress goes.
         signals: who may ask to stop.
+        workers: the processes that do this together.
+
+    Raises:
+        ValueError: device, data or batch size that cannot work.
     """
 
     def __init__(
-        self, experiment: Experiment, data: Data, folder: RunFolder, console: Console, signals: SignalWatch
+        self,
+        experiment: Experiment,
+        data: Data,
+        folder: RunFolder,
+        console: Console,
+        signals: SignalWatch,
+        workers: Workers = ALONE,
     ) -> None:
         self.experiment, self.data, self.folder = experiment, data, folder
-        self.console, self.signals = console, signals
-        self.device = resolve_device(experiment.step.device)
+        self.signals, self.workers = signals, workers
+        self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
+        self.device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
         self.results: list[dict[str, Any]] = []
         if not len(data.val):
             raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
@@ -75,7 +88,13 @@ class Session:
             in_channels=self.data.shape[0],
             cardinality=config.cardinality,
         )
-        return self.place(split(model))
+        return self.place(split(self.prepare(model)))
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """``model``, which is not split yet, with the BatchNorm that the workers need."""
+        if self.workers.size > 1 and self.experiment.step.sync_batchnorm:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model
 
     def place(self, model: SplitModel) -> SplitModel:
         """Move ``model`` to the device, in the layout of the step."""
@@ -119,6 +138,9 @@ class Session:
         Raises:
             ValueError: it is no better than chance, so it was never trained or is fed what it does not know.
         """
+        self._record(self.workers.first(lambda: self._result_of_given(teacher)))
+
+    def _result_of_given(self, teacher: Teacher) -> dict[str, Any]:
         done = self.folder.finished(teacher.name)
         if done is None:
             val = self._accuracy(teacher.split, "val")
@@ -141,7 +163,7 @@ class Session:
                 "files": {},
             }
             write_json(self.folder.path / "runs" / teacher.name / "result.json", done)
-        self._record(done)
+        return done
 
     def check(self) -> None:
         """Build every pair of the experiment with fresh weights and go through its phases' steps without training.
@@ -175,23 +197,24 @@ class Session:
             console=self.console,
             signals=self.signals,
             projector=self._projector(spec, student, teacher),
+            workers=self.workers,
         )
 
     def train(
         self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
     ) -> dict[str, Any]:
         """Run ``spec`` to its end (or find it ended); ``student`` then holds its last weights."""
-        done = self.folder.finished(spec.name)
-        folder = self.folder.run(spec.name)
-        if done is not None:
-            models.load_checkpoint(student.model, self.folder.path / done["files"]["last"])
-            self._record(done)
-            return done
-        trainer = self._trainer(spec, folder, student, teacher)
-        outcome = trainer.run()
-        result = self._finish(spec, trainer, outcome, teacher, config, role)
-        self._record(result)
-        return result
+        done, folder = self.workers.first(lambda: (self.folder.finished(spec.name), self.folder.run(spec.name)))
+        if done is None:
+            trainer = self._trainer(spec, folder, student, teacher)
+            outcome = trainer.run()
+            done = self.workers.first(lambda: self._finish(spec, trainer, outcome, teacher, config, role))
+        else:
+            last = self.folder.path / done["files"]["last"]
+            self.workers.first(lambda: models.load_checkpoint(student.model, last))
+        self.workers.equalise(student.model)
+        self._record(done)
+        return done
 
     def _projector(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> Projectors | None:
         if not self.experiment.student.projector or teacher is None or VARIANTS[spec.variant].ir == "none":
@@ -250,11 +273,13 @@ class Session:
 
     def _record(self, result: dict[str, Any]) -> None:
         self.results.append(result)
+        if not self.workers.leads:
+            return
         write_json(
             self.folder.path / "results.json",
             {
                 "experiment": self.experiment.model_dump(mode="json"),
-                "environment": describe_environment(self.device),
+                "environment": describe_environment(self.device, self.workers.size),
                 "results": self.results,
             },
         )
@@ -328,9 +353,9 @@ def run_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    with SignalWatch() as signals:
-        session = _open(experiment, run_dir, resume, console, signals)
-        session.check()
+    with SignalWatch() as signals, join(experiment.step.device) as workers:
+        session = _open(experiment, run_dir, resume, console, signals, workers)
+        workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
         for spec, config in _specs(experiment):
@@ -348,17 +373,29 @@ def train_model(
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
         raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")
-    with SignalWatch() as signals:
-        session = _open(experiment, run_dir, resume, console, signals)
+    with SignalWatch() as signals, join(experiment.step.device) as workers:
+        session = _open(experiment, run_dir, resume, console, signals, workers)
         session.teacher()
     return session.results[0]
 
 
 def _open(
-    experiment: Experiment, run_dir: Path, resume: bool, console: Console | None, signals: SignalWatch
+    experiment: Experiment,
+    run_dir: Path,
+    resume: bool,
+    console: Console | None,
+    signals: SignalWatch,
+    workers: Workers,
 ) -> Session:
     data = open_experiment_data(experiment)
+    check_sharing(experiment, data, workers)  # before anything is written
     checkpoint = experiment.teacher.checkpoint
     extra = {} if checkpoint is None else {"teacher.weights": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
-    folder = RunFolder(run_dir, experiment, data.fingerprint, resume=resume, extra=extra)
-    return Session(experiment, data, folder, console or Console(), signals)
+    folder = workers.first(lambda: RunFolder(run_dir, experiment, data.fingerprint, resume=resume, extra=extra))
+    return Session(experiment, data, folder, console or Console(), signals, workers)
+
+
+def check_sharing(experiment: Experiment, data: Data, workers: Workers) -> None:
+    """Refuse what these workers cannot do together; see `lit_fast.parallel.check_batches`."""
+    sync_batchnorm = experiment.step.sync_batchnorm
+    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)

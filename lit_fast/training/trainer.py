@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_fast.data import Data
 from lit_fast.losses import LITLoss
+from lit_fast.parallel import ALONE, Workers
 from lit_fast.projector import Projectors
 from lit_fast.running_stats import recalibrate
 from lit_fast.sections import SplitModel, copy_parts
@@ -98,6 +99,7 @@ class Trainer:
         teacher: the split teacher; ``None`` for the variant ``scratch``.
         settings: batch size, loss, optimizer, step, copied parts.
         projector: where the widths differ.
+        workers: the processes that train this run together; rank 0 evaluates and writes.
         console, signals: where progress goes; who may ask to stop.
 
     Raises:
@@ -116,7 +118,9 @@ class Trainer:
         console: Console,
         signals: SignalWatch,
         projector: Projectors | None = None,
+        workers: Workers = ALONE,
     ) -> None:
+        self.workers = workers
         self.spec, self.folder, self.data, self.settings = spec, folder, data, settings
         self.student, self.teacher, self.projector = student, teacher, projector
         self.console, self.signals = console, signals
@@ -142,9 +146,7 @@ class Trainer:
         """Train what is left to train."""
         self._copy()
         pending = self._restore()
-        self.log = RunLog(
-            self.folder, resume_step=self.position.total_steps, tensorboard=self.settings.logging.tensorboard
-        )
+        self.log = self._open_log()
         total = self.spec.epochs * self.steps_per_epoch
         try:
             with (
@@ -164,7 +166,8 @@ class Trainer:
                     self.step = None
                     self._save()
         finally:
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
         return Outcome(
             last=self._weights(),
             best=self.best if self.best is not None else self._weights(),
@@ -177,6 +180,12 @@ class Trainer:
     def scores(self, split: str) -> Scores:
         """Accuracy and loss of the student as it is now on a split of the data."""
         return evaluate(self.student.model, self.data.eval_batches(split, batch_size=_EVAL_BATCH, device=self.device))
+
+    def _open_log(self) -> RunLog | None:
+        if not self.workers.leads:
+            return None
+        tensorboard = self.settings.logging.tensorboard
+        return RunLog(self.folder, resume_step=self.position.total_steps, tensorboard=tensorboard)
 
     def _copy(self) -> None:
         if self.teacher is not None and self.switches.ir != "none":
@@ -251,7 +260,8 @@ class Trainer:
             precision=self.settings.step.precision,
             projector=self.projector if in_lit else None,
             engine=self.settings.step.engine,
-            capture=self.settings.step.capture,
+            capture=self.settings.step.capture and self.workers.size == 1,  # the sum over processes is not captured
+            workers=self.workers,
         )
 
     def _train_epoch(self, phase: Phase) -> None:
@@ -268,23 +278,25 @@ class Trainer:
             start_step=at.step,
             augment=self.settings.data.augment,
             device=self.device,
+            shard=(self.workers.rank, self.workers.size),
         )
         for images, labels in batches:
             lr = phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch)
             for group in step.optimizer.param_groups:
                 group["lr"] = lr
+            rows = self._batch_rows(at.step)
             parts = step(self._laid_out(images), labels)
             at.step += 1
             at.total_steps += 1
-            at.images += len(labels)
-            self.tally.add(parts, len(labels))
+            at.images += rows
+            self.tally.add(parts, rows)
             self.progress.step(at.total_steps)
             if at.total_steps % every == 0:
                 row = self._read(phase, lr)
                 now = time.perf_counter()
                 self._log_step(phase, lr, row, (at.images - logged_images) / (now - logged_at))
                 logged_at, logged_images = now, at.images
-            stop = self.signals.requested is not None
+            stop = self._asked_to_stop(at.total_steps % every == 0)
             if stop or time.perf_counter() - saved_at > self.settings.checkpoint.every_seconds:
                 self._read(phase, lr)
                 at.seconds = before + time.perf_counter() - started
@@ -295,6 +307,18 @@ class Trainer:
                 self._leave()
         self._read(phase, phase.lr_at((at.epoch + 1) * self.steps_per_epoch - 1, self.steps_per_epoch))
         at.seconds = before + time.perf_counter() - started
+
+    def _batch_rows(self, step: int) -> int:
+        """Images of an epoch's batch, over all workers."""
+        size = self.settings.batch_size
+        return min(size, len(self.data.train) - step * size)
+
+    def _asked_to_stop(self, at_meeting: bool) -> bool:
+        """Whether any worker was. They stop after the same step, so several ask each other, now and then."""
+        requested = self.signals.requested is not None
+        if self.workers.size == 1:
+            return requested
+        return at_meeting and self.workers.any(requested)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         if self.settings.step.channels_last and images.dim() == 4:
@@ -308,6 +332,17 @@ class Trainer:
         ends_lit = phase.name == "lit" and at.epoch == phase.epochs
         if ends_lit and self.settings.step.bn_policy == "recalibrate":
             self._recalibrate()
+        if self.workers.leads:
+            self._record_epoch(phase)
+        self.tally = LossTally([], 0)
+        if at.epoch < phase.epochs:  # the end of a phase is saved once the next one's position is known
+            self._save()
+            if self._asked_to_stop(at_meeting=True):
+                self._leave()
+
+    def _record_epoch(self, phase: Phase) -> None:
+        """Evaluate on the validation split, keep the best weights, write and show it."""
+        at = self.position
         scores = self.scores("val")
         entry = {
             "epoch": at.total_epochs,
@@ -320,18 +355,15 @@ class Trainer:
             "images": at.images,
         }
         at.history.append(entry)
-        self.tally = LossTally([], 0)
         if scores.accuracy > at.best_accuracy:
             at.best_accuracy, at.best_epoch = scores.accuracy, at.total_epochs
             self.best = self._weights()
-        self.log.write("epoch", at.total_steps, **entry)
+        if self.log is not None:
+            self.log.write("epoch", at.total_steps, **entry)
         self.progress.epoch(entry, self.spec.epochs)
-        if at.epoch < phase.epochs:  # the end of a phase is saved once the next one's position is known
-            self._save()
-        if self.signals.requested is not None and at.epoch < phase.epochs:
-            self._leave()
 
     def _recalibrate(self) -> None:
+        # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
         batches = self.data.train_batches(
             self.position.total_epochs,
             batch_size=self.settings.batch_size,
@@ -343,9 +375,9 @@ class Trainer:
 
     def _log_step(self, phase: Phase, lr: float, row: list[float], speed: float) -> None:
         at, parts = self.position, named(row)
-        self.log.write(
-            "step", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, lr=lr, **parts, images_per_second=speed
-        )
+        if self.log is not None:
+            where = {"epoch": at.total_epochs + 1, "phase": phase.name, "lr": lr}
+            self.log.write("step", at.total_steps, **where, **parts, images_per_second=speed)
         self.progress.status(parts, speed)
 
     def _read(self, phase: Phase, lr: float) -> list[float]:
@@ -374,6 +406,8 @@ class Trainer:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.student.model.state_dict().items()}
 
     def _save(self) -> None:
+        if not self.workers.leads:
+            return
         tensors = {f"student.{name}": tensor for name, tensor in self.student.model.state_dict().items()}
         if self.projector is not None:
             tensors |= {f"projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
@@ -390,8 +424,11 @@ class Trainer:
 
     def _restore(self) -> dict[str, Any] | None:
         """Continue from the newest checkpoint, if there is one; returns the state the phase's step is owed."""
-        checkpoint = self.store.load()
+        checkpoint = self.workers.first(self.store.load)
         if checkpoint is None:
+            self.workers.equalise(self.student.model)
+            if self.projector is not None:
+                self.workers.equalise(self.projector)
             return None
         self.student.model.load_state_dict(_under("student.", checkpoint.model))
         if self.projector is not None:
@@ -406,8 +443,10 @@ class Trainer:
         return state
 
     def _leave(self) -> None:
+        self.workers.first(lambda: None)  # who leaves early has the others killed before rank 0 has saved
+        by = self.signals.requested or "a signal to another process"
         raise Interrupted(
-            f"{self.spec.name}: stopped by {self.signals.requested} after step {self.position.total_steps}; everything "
+            f"{self.spec.name}: stopped by {by} after step {self.position.total_steps}; everything "
             "up to it is saved. The same command with --resume goes on from there"
         )
 
