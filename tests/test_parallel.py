@@ -192,6 +192,13 @@ def test_a_gradient_that_comes_late_is_refused() -> None:
 TWO = Workers(0, 2, "cpu")
 
 
+def test_several_workers_cannot_be_captured() -> None:
+    teacher, student = (lf.split(lf.models.resnet20()) for _ in range(2))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, fused=True)
+    with pytest.raises(ValueError, match="capture: the sum over several workers is not captured"):
+        lf.LITStep(teacher, student, lf.LITLoss(), optimizer, capture=True, workers=TWO)
+
+
 @pytest.mark.parametrize(
     ("workers", "batch_size", "images", "sync", "message"),
     [
