@@ -54,8 +54,9 @@ class PartPlan(NamedTuple):
 class FrozenTeacher:
     """A split teacher, frozen and lowered: ``run`` gives what the split model's ``run`` gives, faster.
 
-    The parameters are copied when the first batch arrives: later changes to the module's are not seen. The module
-    itself is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it is.
+    The parameters are copied when the first batch of a shape of images arrives: later changes to the module's are not
+    seen. The module itself is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it
+    is.
 
     Args:
         teacher: the split teacher.
@@ -85,7 +86,7 @@ class FrozenTeacher:
             raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
         self.module = teacher.eval().requires_grad_(False)
         self.parts: tuple[PartPlan, ...] = ()
-        self._runs: list[Callable[[Tensor], Tensor]] = []
+        self._built: dict[torch.Size, list[Callable[[Tensor], Tensor]]] = {}  # by the shape of an image
         self._worker: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._ahead: tuple[Tensor, Callable[[], Outputs]] | None = None
@@ -160,13 +161,13 @@ class FrozenTeacher:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _forward(self, images: Tensor) -> Outputs:
-        self._prepare(images)
+        *runs, head = self._prepare(images)
         out = self._converted(images)
         irs = []
-        for run in self._runs[:-1]:
+        for run in runs:
             out = run(out)
             irs.append(out)
-        return irs[1:], self._runs[-1](out)
+        return irs[1:], head(out)
 
     def _converted(self, images: Tensor) -> Tensor:
         dtype = self.dtype if images.is_floating_point() else images.dtype
@@ -176,12 +177,16 @@ class FrozenTeacher:
 
     # -- building ----------------------------------------------------------------------------------------------------
 
-    def _prepare(self, images: Tensor) -> None:
-        if not self._runs:
+    def _prepare(self, images: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The parts for images of this shape; a trace holds numbers that were computed from it."""
+        runs = self._built.get(images.shape[1:])
+        if runs is None:
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
+                runs = self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
+            self._built[images.shape[1:]] = runs
+        return runs
 
-    def _build(self, example: Tensor) -> None:
+    def _build(self, example: Tensor) -> list[Callable[[Tensor], Tensor]]:
         plans, runs = [], []
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         x = example.to(exact) if example.is_floating_point() else example
@@ -199,7 +204,8 @@ class FrozenTeacher:
                 plans.append(PartPlan(part.name, True, len(steps), "", error))
                 runs.append(_program(steps, output, self.dtype))
             x = right
-        self.parts, self._runs = tuple(plans), runs
+        self.parts = tuple(plans)
+        return runs
 
     def _module_run(self, part: Part) -> Callable[[Tensor], Tensor]:
         """A part that could not be lowered; under autocast, because its parameters stay as they are."""

@@ -118,6 +118,27 @@ def test_other_batch_sizes_and_a_batch_of_one():
         close(teacher.run(images)[1], model.run(images)[1], 1e-5)
 
 
+class Crop(nn.Module):
+    """A trace of this holds numbers that depend on the size of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x[:, :, : x.shape[2] // 2]).mean((2, 3)))
+
+
+def test_images_of_another_size_are_traced_anew():
+    torch.manual_seed(0)
+    model = lf.split(Crop().eval(), at=["conv"])
+    teacher = FrozenTeacher(model)
+    for size in (8, 16, 8):
+        images = torch.randn(2, 3, size, size)
+        close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+
+
 def test_prefetched_results_are_those_of_run():
     model, _ = network("resnet20")
     teacher = FrozenTeacher(model)
@@ -134,7 +155,9 @@ def test_an_error_in_a_prefetched_batch_is_raised_by_run():
     model, images = network("resnet20")
     teacher = FrozenTeacher(model)
     teacher.run(images)
-    wrong = torch.randn(2, 4, 16, 16)
+    with pytest.raises(RuntimeError, match="channels"):
+        teacher.prefetch(torch.randn(2, 4, 16, 16))
+    wrong = images.to(torch.complex64)
     teacher.prefetch(wrong)
     with pytest.raises(RuntimeError):
         teacher.run(wrong)
