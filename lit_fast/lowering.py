@@ -131,16 +131,19 @@ class _Lowering:
         _overwrite_residuals(order, new[output])
         return order, new[output]
 
+    def _alias(self, node: fx.Node, source: Any) -> None:
+        """Another name of what a register holds."""
+        self.register[node] = self._of(source)
+        if len(source.users) > 1:
+            self.shared.add(self.register[node])
+
     # -- operations --------------------------------------------------------------------------------------------------
 
     def _call(self, node: fx.Node) -> None:
         if node.target in _SAME:
             if node.target is aten.dropout.default and node.args[2]:
                 raise NotLowerable("dropout in train mode")
-            source: Any = node.args[0]
-            self.register[node] = self._of(source)
-            if len(source.users) > 1:
-                self.shared.add(self.register[node])
+            self._alias(node, node.args[0])
             return
         emit = _EMITTERS.get(node.target)
         if emit is None:
@@ -277,6 +280,9 @@ class _Lowering:
 
     def slice(self, node: fx.Node, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> None:
         largest = 2**63 - 1
+        if not start and end in (None, largest) and step == 1:
+            self._alias(node, x)  # some releases of torch trace x[:] as a slice
+            return
         self._emit(node, "slice", x, numbers=[dim, start or 0, largest if end is None else end, step])
 
     def pad(self, node: fx.Node, x: Any, sizes: Any, mode: str = "constant", value: Any = None) -> None:
