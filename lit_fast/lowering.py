@@ -151,17 +151,6 @@ class _Lowering:
         emit(self, node, *_arguments(node))
 
     def convolution(
-        self, node: fx.Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> None:
-        self._convolution(node, x, weight, bias, stride, padding, dilation, groups)
-
-    def transposed(
-        self, node: fx.Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, outside: Any, groups: int,
-        dilation: Any,
-    ) -> None:  # fmt: skip
-        self._convolution(node, x, weight, bias, stride, padding, dilation, groups, outside)
-
-    def _convolution(
         self, node: fx.Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
         outside: Any = None,
     ) -> None:  # fmt: skip
@@ -174,6 +163,12 @@ class _Lowering:
         sizes = [n for numbers in (stride, padding, dilation, outside or [0]) for n in _each(numbers, dims)]
         numbers = [0, 0, int(outside is not None), groups, *sizes]
         self._emit(node, "convolution", x, numbers=numbers, tensors=(value, self._value(bias)))
+
+    def transposed(
+        self, node: fx.Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, outside: Any, groups: int,
+        dilation: Any,
+    ) -> None:  # fmt: skip
+        self.convolution(node, x, weight, bias, stride, padding, dilation, groups, outside)
 
     def batch_norm(
         self, node: fx.Node, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, _momentum: float,

@@ -96,7 +96,7 @@ class LITStep:
             raise ValueError(f"student_input: expected 'teacher' or 'composed', got {student_input!r}")
         self.teacher_fed = student_input == "teacher"
         self.ir_sections = self._resolve_sections(ir_sections) if self.options.beta < 1.0 else ()
-        needs_teacher = self._check_pair()
+        self._check_pair()
         self._check_optimizer()
         if teacher is not None:
             teacher.eval().requires_grad_(False)
@@ -112,7 +112,7 @@ class LITStep:
         self._frozen: FrozenTeacher | None = None
         self._channels_last = False
         if self.engine == "runner":
-            if teacher is not None and needs_teacher:
+            if teacher is not None and self._needs_teacher:
                 self._frozen = FrozenTeacher(teacher, self.amp_dtype)
             self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
             if self._channels_last:
@@ -161,8 +161,7 @@ class LITStep:
             )
         return kept
 
-    def _check_pair(self) -> bool:
-        """Whether the loss needs the teacher."""
+    def _check_pair(self) -> None:
         needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
         if self.teacher is None:
             if needs_teacher:
@@ -175,7 +174,6 @@ class LITStep:
                 f"{self.student.num_sections} {list(self.student.at)}: split both at the same number of places"
             )
         self._needs_teacher = needs_teacher
-        return needs_teacher
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

@@ -200,9 +200,10 @@ class FrozenTeacher:
                 plans.append(PartPlan(part.name, False, 0, str(reason), 0.0))
                 runs.append(self._module_run(part))
             else:
-                error = _checked(part, _program(steps, output, exact)(_dense(x)), right, exact)
+                program = _program(steps, output, exact)
+                error = _checked(part, program(_dense(x)), right, exact)
                 plans.append(PartPlan(part.name, True, len(steps), "", error))
-                runs.append(_program(steps, output, self.dtype))
+                runs.append(program if self.dtype == exact else _program(steps, output, self.dtype))
             x = right
         self.parts = tuple(plans)
         return runs
