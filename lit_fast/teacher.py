@@ -7,6 +7,7 @@ why.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -190,7 +191,9 @@ class FrozenTeacher:
         plans, runs = [], []
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         x = example.to(exact) if example.is_floating_point() else example
-        for part in self.module.parts:
+        # Lowered and checked in full precision, also where the module itself is kept in half.
+        half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.module.parameters())
+        for part in (copy.deepcopy(self.module).to(exact) if half else self.module).parts:
             right = part(x)
             try:
                 if not native.EXTENSION.loaded:

@@ -65,6 +65,19 @@ def test_bf16_is_as_close_as_autocast(name):
         assert (mine - right).abs().max() <= 2 * (auto - right).abs().max() + 0.01 * scale
 
 
+@pytest.mark.parametrize("name", ["resnet20", "text"])
+def test_a_module_in_half_precision_is_lowered_too(name):
+    model, images = network(name)
+    right, _ = model.run(images)
+    half = model.to(torch.bfloat16)
+    teacher = FrozenTeacher(half)
+    irs, logits = teacher.run(images.bfloat16() if images.is_floating_point() else images)
+    assert logits.dtype == torch.bfloat16
+    assert next(half.parameters()).dtype == torch.bfloat16
+    for ours, expected in zip(irs, right):
+        assert (ours - expected).abs().max() <= 0.1 * expected.abs().max()
+
+
 def test_convolutions_take_in_batchnorm_residual_and_relu():
     model, images = network("resnet20")
     teacher = FrozenTeacher(model)
