@@ -8,26 +8,10 @@ from itertools import islice
 
 import pytest
 import torch
+from small_data import make, numbered, texts
 from torch import Tensor
 
 from lit_fast.data import Augmentation, Data, DataError, TensorSplit, from_arrays
-
-
-def numbered(count: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Images [count, 1, 8, 8] whose pixels spell their number, labels number % 5."""
-    numbers = torch.arange(first, first + count)
-    return numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous(), numbers % 5
-
-
-def make(**changes) -> Data:
-    options = {
-        "augmentation": Augmentation(pad=2, flip=True),
-        "mean": (0.0,),
-        "std": (1.0,),
-        "num_classes": 5,
-        **changes,
-    }
-    return from_arrays(numbered(103), numbered(20, 110), test=numbered(30, 140), **options)
 
 
 def numbers_of(images: Tensor) -> list[int]:
@@ -91,6 +75,33 @@ def test_evaluation_is_in_fixed_order_and_not_augmented(split, first, count):
     batches = list(make().eval_batches(split, batch_size=16))
     assert [n for images, _ in batches for n in numbers_of(images)] == list(range(first, first + count))
     assert all(torch.equal(images, images[:, :, :1, :1].expand_as(images)) for images, _ in batches)
+
+
+def test_texts_come_as_int64_tokens_that_are_neither_normalised_nor_augmented():
+    data = texts()
+    order = torch.cat([labels for _, labels in data.train_batches(0, batch_size=8, seed=1)])
+    tokens = torch.cat([tokens for tokens, _ in data.train_batches(0, batch_size=8, seed=1)])
+    assert tokens.dtype is torch.int64
+    assert not torch.equal(order, data.train.labels)  # shuffled
+    kept = {tuple(row) for row in data.train.fetch(torch.arange(20)).tolist()}
+    assert {tuple(row) for row in tokens.tolist()} == kept
+    ((in_order, labels),) = data.eval_batches("test", batch_size=8)
+    assert torch.equal(in_order, data.test.fetch(torch.arange(6)).long())
+    assert torch.equal(labels, data.test.labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augmentation": Augmentation(flip=True)}, "texts are not augmented"),
+        ({"mean": (0.5,)}, "mean needs 0 finite values"),
+        ({"shape": (3, 4)}, r"shape: expected \(C, H, W\) of images or \(L,\) of texts, got \(3, 4\)"),
+        ({"shape": (0,)}, "shape: expected"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused_when_they_are_made(changes, message):
+    with pytest.raises(DataError, match=f"texts: .*{message}"):
+        texts(**changes)
 
 
 def test_an_empty_split_gives_no_batches():

@@ -158,7 +158,7 @@ def inspect(
         info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
     if info is not None:
         num_classes, image_size, in_channels = info.num_classes, info.image_size, info.in_channels
-    shape = (in_channels, image_size, image_size)
+    shape: tuple[int, ...] = (in_channels, image_size, image_size)
     if dataset is not None:
         size = None if info is None else info.image_size
         means, stds = known or (None, None)

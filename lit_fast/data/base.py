@@ -16,11 +16,12 @@ from lit_fast.data.errors import DataError
 from lit_fast.data.tables import epoch_tables
 from lit_fast.parallel import share
 
-Batch = tuple[Tensor, Tensor]  # images float32 [B, C, H, W], labels int64 [B]
+# Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B].
+Batch = tuple[Tensor, Tensor]
 
 
 class Split(ABC):
-    """Images and labels of one split.
+    """Images and labels of one split, or texts as rows of tokens and labels.
 
     `labels` is int64 [N]. `ahead` says that `fetch` takes long enough (decoding files) for the next batch to be fetched
     in a thread while the current one is used.
@@ -34,18 +35,18 @@ class Split(ABC):
 
     @abstractmethod
     def fetch(self, indices: Tensor) -> Tensor:
-        """Images at `indices` (int64 [B]) as uint8 [B, C, H, W]."""
+        """Images at `indices` (int64 [B]) as uint8 [B, C, H, W], or tokens as uint8 [B, L]."""
 
     @abstractmethod
     def digest(self) -> bytes:
-        """A hash of the images in their order; the labels are hashed by `Data`."""
+        """A hash of the images or tokens in their order; the labels are hashed by `Data`."""
 
 
 class TensorSplit(Split):
     """A split held in memory: the rows `indices` of a uint8 tensor that several splits may share.
 
     Args:
-        images: uint8 [M, C, H, W].
+        images: uint8 [M, C, H, W], or tokens [M, L].
         labels: int64 [M], one per image of `images`.
         indices: int64 [N], which rows make the split, in order; None: all.
     """
@@ -67,22 +68,23 @@ class TensorSplit(Split):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """One dataset: three splits kept apart, and how their images become network input.
+    """One dataset: three splits kept apart, and how their images or texts become network input.
 
     Args:
         name: what the dataset is called in messages and reports.
-        shape: (C, H, W) of one image.
+        shape: (C, H, W) of one image, or (L,) of one text: the number of its tokens.
         classes: class names; their number is `num_classes`, and labels are positions in it.
-        mean, std: per-channel normalisation in units of full scale (0..1).
-        augmentation: what training batches go through; `Augmentation()` is none.
+        mean, std: per-channel normalisation in units of full scale (0..1); () for texts.
+        augmentation: what training batches go through; `Augmentation()` is none, the only one for texts.
         train, val, test: the splits; `val` may be empty.
 
     Raises:
-        DataError: if a split's labels, the channel counts or the standard deviations do not fit.
+        DataError: if the shape, a split's labels, the channel counts, the standard deviations or the augmentation do
+            not fit.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -92,11 +94,15 @@ class Data:
     test: Split
 
     def __post_init__(self) -> None:
-        channels = self.shape[0]
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            raise DataError(f"{self.name}: shape: expected (C, H, W) of images or (L,) of texts, got {self.shape}")
+        if self.is_text and self.augmentation != Augmentation():
+            raise DataError(f"{self.name}: texts are not augmented, got {self.augmentation}; use Augmentation()")
+        channels = 0 if self.is_text else self.shape[0]
         for what, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels or not all(math.isfinite(v) for v in values):
                 raise DataError(f"{self.name}: {what} needs {channels} finite values (one per channel), got {values}")
-        if min(self.std) <= 0:
+        if any(value <= 0 for value in self.std):
             raise DataError(f"{self.name}: std must be > 0 in every channel, got {self.std}")
         if not len(self.train):
             raise DataError(f"{self.name}: the training split is empty")
@@ -113,6 +119,11 @@ class Data:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the items are rows of tokens, not images."""
+        return len(self.shape) == 1
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test"."""
@@ -134,6 +145,10 @@ class Data:
             sha.update(split.labels.contiguous().numpy().data)
             sha.update(split.digest())
         return sha.hexdigest()
+
+    def network_input(self, raw: Tensor) -> Tensor:
+        """What a network is fed: uint8 [B, C, H, W] normalised to float32, or tokens uint8 [B, L] as int64."""
+        return raw.to(torch.int64) if self.is_text else normalise(raw, self.mean, self.std)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Training batches per epoch; the last one may be smaller."""
@@ -166,7 +181,7 @@ class Data:
                 last batch has fewer rows than there are processes). Together they take every row once.
 
         Yields:
-            (images float32 [B, C, H, W] contiguous and normalised, labels int64 [B]).
+            (images float32 [B, C, H, W] contiguous and normalised, or tokens int64 [B, L]; labels int64 [B]).
 
         Raises:
             DataError: at the call, if an argument is out of range.
@@ -186,7 +201,7 @@ class Data:
             moved = images.to(target, non_blocking=True)
             pixels = crop_and_flip(moved, augmentation.pad, rows, columns, flips)
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
-            return normalise(pixels, self.mean, self.std), labels
+            return self.network_input(pixels), labels
 
         rank, size = shard
         if not 0 <= rank < size:
@@ -202,7 +217,7 @@ class Data:
         """All images of a split in their fixed order, without augmentation; the last batch may be smaller.
 
         Yields:
-            (images float32 [B, C, H, W] contiguous and normalised, labels int64 [B]); nothing for an empty split.
+            As `train_batches`; nothing for an empty split.
 
         Raises:
             DataError: at the call, if there is no such split or `batch_size` < 1.
@@ -214,7 +229,7 @@ class Data:
         fetched = _fetch(chosen, places)
         return (
             (
-                normalise(images.to(target, non_blocking=True), self.mean, self.std),
+                self.network_input(images.to(target, non_blocking=True)),
                 chosen.labels[place].to(target, non_blocking=True),
             )
             for place, images in zip(places, fetched)
