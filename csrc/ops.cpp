@@ -100,4 +100,9 @@ TORCH_LIBRARY(lit_fast, m) {
       "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
       {at::Tag::pt2_compliant_tag});
   m.def("rescale_(Tensor(a!)[] grads, Tensor factor) -> ()", {at::Tag::pt2_compliant_tag});
+  // See lit_fast/data/gather.py.
+  m.def(
+      "gather_batch(Tensor position, Tensor plan, Tensor images, Tensor? levels, int pad, int first, Tensor(a!) out, "
+      "Tensor(b!) labels) -> ()",
+      {at::Tag::pt2_compliant_tag});
 }

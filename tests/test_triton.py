@@ -27,9 +27,10 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @needs_triton
-def test_kernels_in_the_interpreter() -> None:
-    """Everything in tests/triton_interpreted.py; what failed there is in the message."""
-    done = python("-m", "pytest", "-q", str(TESTS / "triton_interpreted.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_gather_interpreted.py"])
+def test_kernels_in_the_interpreter(file: str) -> None:
+    """Everything in that file; what failed there is in the message."""
+    done = python("-m", "pytest", "-q", str(TESTS / file), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gather_cases
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from lit_fast.kernels import launch
+from lit_fast.kernels.gather import gather_launch
 from lit_fast.kernels.rescale import rescale_launches
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -170,3 +172,25 @@ def test_label_kernel_compiles(compiled_for: Any) -> None:
     assert [one.programs for one in launches[::2]] == [3, 1]
     for one in launches:
         compiled_for(one, 80)
+
+
+@pytest.mark.parametrize("case", gather_cases.CASES[:6] + gather_cases.CASES[-2:], ids=lambda case: case.name)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_gather_compiles_and_does_not_spill(capability: int, case: gather_cases.Case, compiled_for: Any) -> None:
+    problem = gather_cases.build(case)
+    ptx, report = compiled_for(gather_launch(*problem.arguments, problem.out, problem.labels), capability)
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+    assert re.search(r"ld\.global\.b8", ptx)  # pixels are read as bytes
+
+
+def test_another_batch_is_no_other_gather_kernel(compiled_for: Any) -> None:
+    from lit_fast.kernels.gather import gather_kernel
+
+    def compilations(**changes: int) -> int:
+        problem = gather_cases.build(gather_cases.Case("sizes", **changes))
+        compiled_for(gather_launch(*problem.arguments, problem.out, problem.labels), 90)
+        return len(gather_kernel.device_caches[90][0])
+
+    first = compilations()
+    assert compilations(batch=3, first=1) == first
+    assert compilations(count=64, planned=16, batch=1) == first

@@ -85,7 +85,7 @@ def _lit_loss(
         if labels is not None and labels.device.type == "cpu":
             check_labels(labels, student_logits.shape[1], ignore_index)
         rows = _rows(student_logits, teacher_logits, labels, class_weight, need_grad)
-    with _on(parts.device):
+    with on_device(parts.device):
         launches = loss_launches(sections, rows, parts, grad_scale, settings)
         for launch in launches:
             launch.run()
@@ -97,7 +97,7 @@ def _lit_loss(
 def _rescale_(grads: Sequence[Tensor], factor: Tensor) -> None:
     from lit_fast.kernels.rescale import rescale_launches
 
-    with _on(factor.device):
+    with on_device(factor.device):
         _check_dense(grads)
         for launch in rescale_launches(grads, factor):
             launch.run()
@@ -181,7 +181,7 @@ def _rows(
 # --- the device
 
 
-def _on(device: torch.device) -> AbstractContextManager[None]:
+def on_device(device: torch.device) -> AbstractContextManager[None]:
     """Triton launches on the current device, whatever the device of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 

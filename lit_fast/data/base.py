@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
 from lit_fast.data.errors import DataError
-from lit_fast.data.tables import epoch_tables
+from lit_fast.data.tables import EpochTables, epoch_tables
 from lit_fast.parallel import share
 
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B].
@@ -64,6 +64,19 @@ class TensorSplit(Split):
         for rows in torch.split(self.indices, 4096):
             sha.update(self.images[rows].contiguous().numpy().data)
         return sha.digest()
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What one process's training batches of an epoch are made of.
+
+    `tables` are those of the whole epoch, with crop offsets in 0..2*`pad`; `places[i]` are the positions in them of the
+    rows of the i-th batch that is still to come.
+    """
+
+    tables: EpochTables
+    pad: int
+    places: list[slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,32 +199,47 @@ class Data:
         Raises:
             DataError: at the call, if an argument is out of range.
         """
-        steps = self.steps_per_epoch(batch_size)
-        if not 0 <= start_step <= steps:
-            raise DataError(f"start_step: expected 0..{steps} (steps per epoch), got {start_step}")
-        augmentation = self.augmentation if augment else Augmentation()
-        tables = epoch_tables(len(self.train), seed, _checked(epoch, "epoch", 0), augmentation)
-        target = torch.device(device)
+        plan = self.training_plan(
+            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
+        )
+        tables, target = plan.tables, torch.device(device)
 
-        def batch(positions: slice, images: Tensor) -> Batch:
+        def batch(positions: slice, raw: Tensor) -> Batch:
             rows, columns, flips = (
                 None if table is None else table[positions].to(target, non_blocking=True)
                 for table in (tables.rows, tables.columns, tables.flips)
             )
-            moved = images.to(target, non_blocking=True)
-            pixels = crop_and_flip(moved, augmentation.pad, rows, columns, flips)
+            moved = crop_and_flip(raw.to(target, non_blocking=True), plan.pad, rows, columns, flips)
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
-            return self.network_input(pixels), labels
+            return self.network_input(moved), labels
 
+        fetched = _fetch(self.train, [tables.order[place] for place in plan.places])
+        return (batch(place, raw) for place, raw in zip(plan.places, fetched))
+
+    def training_plan(
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        augment: bool = True,
+        shard: tuple[int, int] = (0, 1),
+    ) -> TrainingPlan:
+        """What the batches of `train_batches` hold, and how it is augmented; arguments and errors as there."""
+        steps = self.steps_per_epoch(batch_size)
+        if not 0 <= start_step <= steps:
+            raise DataError(f"start_step: expected 0..{steps} (steps per epoch), got {start_step}")
         rank, size = shard
         if not 0 <= rank < size:
             raise DataError(f"shard: expected (rank, size) with 0 <= rank < size, got {shard}")
+        augmentation = self.augmentation if augment else Augmentation()
         places = []
         for start in range(start_step * batch_size, len(self.train), batch_size):
             rows = share(min(batch_size, len(self.train) - start), rank, size)
             places.append(slice(start + rows.start, start + rows.stop))
-        fetched = _fetch(self.train, [tables.order[place] for place in places])
-        return (batch(place, images) for place, images in zip(places, fetched))
+        tables = epoch_tables(len(self.train), seed, _checked(epoch, "epoch", 0), augmentation)
+        return TrainingPlan(tables, augmentation.pad, places)
 
     def eval_batches(self, split: str, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All images of a split in their fixed order, without augmentation; the last batch may be smaller.
@@ -222,18 +250,21 @@ class Data:
         Raises:
             DataError: at the call, if there is no such split or `batch_size` < 1.
         """
-        chosen = self.split(split)
-        size = _checked(batch_size, "batch_size", 1)
-        target = torch.device(device)
-        places = list(torch.split(torch.arange(len(chosen)), size)) if len(chosen) else []
-        fetched = _fetch(chosen, places)
+        places = self.eval_places(split, batch_size=batch_size)
+        chosen, target = self.split(split), torch.device(device)
+        fetched = _fetch(chosen, [torch.arange(place.start, place.stop) for place in places])
         return (
             (
-                self.network_input(images.to(target, non_blocking=True)),
+                self.network_input(raw.to(target, non_blocking=True)),
                 chosen.labels[place].to(target, non_blocking=True),
             )
-            for place, images in zip(places, fetched)
+            for place, raw in zip(places, fetched)
         )
+
+    def eval_places(self, split: str, *, batch_size: int) -> list[slice]:
+        """The positions in a split of the rows of each batch of `eval_batches`; arguments and errors as there."""
+        count, size = len(self.split(split)), _checked(batch_size, "batch_size", 1)
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _checked(value: int, what: str, least: int) -> int:

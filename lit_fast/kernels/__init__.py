@@ -1,4 +1,6 @@
-"""The fused LIT loss as Triton kernels. Its modules import Triton: nothing here is imported before it is needed.
+"""The fused LIT loss, and batches of data, as Triton kernels.
+
+The modules import Triton: nothing here is imported before it is needed.
 
 | module | what |
 |---|---|
@@ -8,4 +10,5 @@
 | ``stages`` | the kernels: stage one does all the work, stage two sums what it leaves |
 | ``launch`` | the host's side: which kernels a loss takes, with which arguments |
 | ``rescale`` | the kernel that multiplies gradients by a factor, and its launches |
+| ``gather`` | the kernel that makes a batch of a dataset on the GPU, and its launch |
 """

@@ -7,6 +7,7 @@ import torch
 from lit_fast.data.base import Data
 from lit_fast.data.errors import DataError
 from lit_fast.data.loaders.base import Loader
+from lit_fast.data.loaders.resident import ResidentLoader, misfit
 from lit_fast.data.loaders.streaming import StreamingLoader
 
 __all__ = ["NAMES", "Loader", "open_loader"]
@@ -21,7 +22,8 @@ def open_loader(
 
     Args:
         data: the dataset.
-        name: "torch" streams; "auto" takes what is fastest here and says why in the loader's `reason`.
+        name: "resident" keeps the whole dataset on the device; "torch" streams it; "auto" takes the first where the
+            dataset fits, else the other, and says why in the loader's `reason`.
         device: where the batches lie.
         channels_last: give images in this memory format.
 
@@ -37,7 +39,13 @@ def open_loader(
     """
     if name not in NAMES:
         raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
-    if name in ("resident", "dali"):
+    if name == "dali":
         raise DataError(f"loader {name!r} is not part of this installation; use 'torch' or 'auto'")
-    reason = "requested" if name == "torch" else "it is the only one here"
-    return StreamingLoader(data, device=device, channels_last=channels_last, reason=reason)
+    target = torch.device(device)
+    too_large = None if name == "torch" else misfit(data, target)
+    if name == "torch" or (name == "auto" and too_large is not None):
+        return StreamingLoader(data, device=target, channels_last=channels_last, reason=too_large or "requested")
+    if too_large is not None:
+        raise DataError(f"loader 'resident': {data.name}: {too_large}; use 'torch', or 'auto' to fall back to it")
+    reason = "requested" if name == "resident" else "the dataset fits"
+    return ResidentLoader(data, device=target, channels_last=channels_last, reason=reason)
