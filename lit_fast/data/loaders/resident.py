@@ -20,7 +20,6 @@ from lit_fast.data.gather import MOVES, gather_for, levels
 from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.memory import free_bytes
 
-SHARE = 2  # the dataset may take one part in so many of the free memory: networks and caches need theirs
 _AT_ONCE = 64 << 20  # bytes that are read before they are moved
 
 SPLITS = ("train", "val", "test")
@@ -39,7 +38,7 @@ class ResidentLoader(Loader):
         super().__init__(data, device=device, channels_last=channels_last, reason=reason)
         began = time.perf_counter()
         self._stored = {name: _stored(data.split(name), data.shape, self.device) for name in SPLITS}
-        size = f"{megabytes(_size(data))} on {self.device}"
+        size = f"{shown(_size(data))} on {self.device}"
         if not all(isinstance(data.split(name), TensorSplit) for name in SPLITS):
             size += f", read in {time.perf_counter() - began:.1f} s"
         self.reason = f"{size}; {reason}"
@@ -162,16 +161,16 @@ def misfit(data: Data, device: torch.device) -> str | None:
     """Why the dataset should not be made resident on a device, with the sizes; None where it fits."""
     needed = sum(_new_bytes(data.split(name), data, device) for name in SPLITS) + _plan_bytes(data)
     free = free_bytes(device)
-    if free is None or needed * SHARE <= free:
+    if free is None or 2 * needed <= free:  # the other half is for networks, their steps and caches
         return None
-    return (
-        f"{megabytes(needed)} do not fit on {device}, where {megabytes(free)} are free, of which a dataset may take"
-        f" 1/{SHARE}"
-    )
+    return f"{shown(needed)} do not fit: a dataset may take half of the {shown(free)} that are free on {device}"
 
 
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count < 10e9 else f"{count / 1e9:,.1f} GB"
+def shown(count: int) -> str:
+    """A number of bytes for people."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 10e6 else f"{count / 1e6:.1f} MB"
 
 
 def _size(data: Data) -> int:
