@@ -70,10 +70,12 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if stride == 1 else OptionA(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Out of place throughout: x may be a teacher's IR that the loss still needs.
-        out = F.relu(self.bn1(self.conv1(x)))
+        # In place only on what this block made: x may be a teacher's IR that the loss still needs. BatchNorm's backward
+        # reads its input, so its output may be overwritten.
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class ResNet(nn.Module):
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
