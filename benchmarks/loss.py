@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import probes, settings, variants
-from benchmarks.pairing import Pairs
+from benchmarks import settings, variants
 from benchmarks.settings import Setting
+from lit_fast.bench import probes
+from lit_fast.bench.pairing import Pairs
 
 Row = dict[str, Any]
 _WARM_UPS = 3  # calls: torch.compile's CUDA graphs are recorded in the second

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pairing import Pairs
+from lit_fast.bench.pairing import Pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ import torch
 
 import lit_fast
 from benchmarks import variants
-from benchmarks.pairing import spread
 from benchmarks.settings import TINY, Setting
+from lit_fast.bench.pairing import spread
 
 Row = dict[str, Any]
 CALLS = 100  # in one round, at most; on CUDA the device is waited for after the last one

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import lit_fast as lf
-from benchmarks import probes, step_variants
-from benchmarks.pairing import Pairs
-from benchmarks.step_variants import Pair
+from benchmarks.pairs import PAIRS, TINY, Pair
+from lit_fast.bench import probes
+from lit_fast.bench.pairing import Pairs
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4  # relative to the largest logit, float32
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # relative to the largest logit, float32
 
 def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 15.0) -> Iterator[Row]:
     """Measure every network and batch until `deadline` (of ``time.monotonic``)."""
-    pairs = (step_variants.TINY,) if tiny else step_variants.PAIRS[: 1 if device == "cpu" else 3]
+    pairs = (TINY,) if tiny else PAIRS[: 1 if device == "cpu" else 3]
     batches = (4,) if tiny else (32, 128) if device == "cpu" else (32, 128, 1024)
     for pair in pairs:
         for batch in batches:

@@ -5,8 +5,8 @@ The six variants of the paper's table 3 are two switches: which sections carry a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -121,6 +121,8 @@ class LITStep:
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
         self._checked_inplace = False
+        # Entered with the name of each part of a step while it runs: what `lit-fast bench --profile` listens to.
+        self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
         if capture and workers.size > 1:
             raise ValueError("capture: the sum over several workers is not captured; use capture=False")
         self._captured = CapturedSteps(self) if capture else None
@@ -211,13 +213,14 @@ class LITStep:
         parts = self._backward(images, labels)
         if self._mean is not None:
             parts = self._over_all_workers(self._mean, parts, len(images))
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        assert parts is not None
-        self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
+        with self.mark("update"):
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            assert parts is not None
+            self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
 
     def _backward(self, images: Tensor, labels: Tensor | None) -> LossParts | None:
@@ -228,8 +231,9 @@ class LITStep:
                 self.scaler.scale(self._one)  # makes its state, should this be the first step
             return None
         loss = self.loss(images, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        with self.mark("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return self.criterion.parts  # set by the call in `loss`
 
     @staticmethod
@@ -242,16 +246,18 @@ class LITStep:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
         images = self.laid_out(images)
         with self._autocast():
-            teacher_irs, teacher_logits = self._run_teacher(images)
+            with self.mark("teacher"):
+                teacher_irs, teacher_logits = self._run_teacher(images)
             student_irs, student_logits = self._run_student(images, teacher_irs)
-        return self.criterion(
-            student_irs,
-            [teacher_irs[i] for i in self.ir_sections],
-            student_logits,
-            teacher_logits,
-            labels,
-            grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
-        )
+        with self.mark("loss"):
+            return self.criterion(
+                student_irs,
+                [teacher_irs[i] for i in self.ir_sections],
+                student_logits,
+                teacher_logits,
+                labels,
+                grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
+            )
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the layout that the student runs in."""
@@ -290,26 +296,29 @@ class LITStep:
         last_needed = len(sections) if composed_grad or stats.needs_composed_pass else 1
 
         composed: list[Tensor] = []
-        h = student.stem(images)
-        for i, section in enumerate(sections[:last_needed]):
-            # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
-            grad = nullcontext() if composed_grad or i == 0 else torch.no_grad()
-            with stats.composed_pass(i), grad:
-                h = section(h)
-            composed.append(h)
-        logits = student.head(h) if self.options.beta > 0.0 else None
+        with self.mark("student, composed"):
+            h = student.stem(images)
+            for i, section in enumerate(sections[:last_needed]):
+                # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
+                grad = nullcontext() if composed_grad or i == 0 else torch.no_grad()
+                with stats.composed_pass(i), grad:
+                    h = section(h)
+                composed.append(h)
+            logits = student.head(h) if self.options.beta > 0.0 else None
 
         irs = []
-        for i in self.ir_sections:
-            if i == 0 or not self.teacher_fed:
-                ir = composed[i]
-            else:
-                fed = teacher_irs[i - 1] if self.projector is None else self.projector.feed(i - 1, teacher_irs[i - 1])
-                with self._watch_inplace(i, fed), stats.teacher_fed_pass(i):
-                    ir = sections[i](fed)
-            irs.append(ir if self.projector is None else self.projector.compare(i, ir))
+        with self.mark("student, teacher-fed"):
+            for i in self.ir_sections:
+                ir = composed[i] if i == 0 or not self.teacher_fed else self._teacher_fed(i, teacher_irs[i - 1])
+                irs.append(ir if self.projector is None else self.projector.compare(i, ir))
         self._checked_inplace = True
         return irs, logits
+
+    def _teacher_fed(self, i: int, teacher_ir: Tensor) -> Tensor:
+        """What section ``i`` (from 0) makes of the teacher's IR before it."""
+        fed = teacher_ir if self.projector is None else self.projector.feed(i - 1, teacher_ir)
+        with self._watch_inplace(i, fed), self.running_stats.teacher_fed_pass(i):
+            return self.student.sections[i](fed)
 
     @contextmanager
     def _watch_inplace(self, i: int, fed: Tensor) -> Iterator[None]:

@@ -17,43 +17,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, loss, overhead, plot, probes, settings, step, step_variants, suites, teacher, variants  # noqa: E402
-from benchmarks.pairing import FEWEST, MOST, Pairs, spread  # noqa: E402
+from benchmarks import bars, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 TINY = settings.settings("cpu", tiny=True)
-
-# -- pairing -----------------------------------------------------------------------------------------------------------
-
-
-def test_all_variants_are_timed_in_every_round_and_ratios_are_of_pairs() -> None:
-    pairs = Pairs({"slow": lambda: time.sleep(0.004), "fast": lambda: time.sleep(0.001)}, "cpu")
-    pairs.run(0.1)
-    assert FEWEST <= len(pairs.times["slow"]) == len(pairs.times["fast"]) <= MOST
-    assert 2 < pairs.ratio("fast", "slow") < 4.5
-    assert pairs.spread("slow").low <= pairs.spread("slow").median <= pairs.spread("slow").high
-
-
-def test_a_variant_that_raises_is_dropped_and_the_others_go_on() -> None:
-    calls = []
-
-    def breaks() -> None:
-        calls.append(1)
-        if len(calls) > 4:
-            raise ValueError("no more")
-
-    pairs = Pairs({"breaks": breaks, "good": lambda: None}, "cpu")
-    for _ in range(5):
-        pairs.round()
-    assert pairs.failed == {"breaks": "ValueError: no more"}
-    assert list(pairs.times) == ["good"]
-    assert len(pairs.times["good"]) == 5
-
-
-def test_the_spread_is_median_and_quartiles() -> None:
-    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0)
-    assert spread([7.0]) == (7.0, 7.0, 7.0)
-
 
 # -- settings and variants ---------------------------------------------------------------------------------------------
 
@@ -127,52 +94,9 @@ def test_the_step_and_the_teacher_are_measured_in_all_variants() -> None:
         assert all(row["times_eager"] > 0 for row in rows if row["variant"] != "eager")
 
 
-def test_a_step_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = step_variants.runner_step
-    monkeypatch.setattr(step_variants, "ALPHA", 0.5)
-    monkeypatch.setattr(step_variants, "runner_step", lambda problem: _with_alpha(right, 0.95, problem))
-    found = {row["variant"]: row["status"] for row in step.run("cpu", float("inf"), tiny=True, seconds=0.1)}
-    assert found["runner"].startswith("ArithmeticError: its loss differs from eager's by")
-    assert found["plain"] == "measured"
-
-
-def _with_alpha(build: Any, alpha: float, problem: Any) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_variants, "ALPHA", alpha)
-        return build(problem)
-
-
-def test_the_least_work_of_a_step_is_that_of_its_passes() -> None:
-    operations, moved = step_variants.work(step_variants.Problem(step_variants.TINY, 2, "fp32", "cpu"))
-    # MMACs at 8x8 instead of 32x32, a sixteenth: ResNet-32 68.9, ResNet-20 40.6, of which section 1 and the stem 14.6
-    expected = 2 * 2 * (68.9e6 + 3 * (40.6e6 + 40.6e6 - 14.6e6)) / 16
-    assert operations == pytest.approx(expected, rel=0.02)
-    assert moved > 4 * 7 * 269_722
-
-
 def test_settings_after_the_deadline_say_so() -> None:
     rows = list(loss.run("cpu", time.monotonic() - 1, tiny=True))
     assert [row["status"] for row in rows] == ["out of time"] * len(TINY)
-
-
-# -- probes ------------------------------------------------------------------------------------------------------------
-
-
-def test_peak_memory_is_what_was_held_at_a_time() -> None:
-    kept = [torch.empty(1 << 19, dtype=torch.uint8)]
-
-    def one_after_the_other() -> list[torch.Tensor]:
-        for _ in range(3):
-            last = torch.empty(1 << 20, dtype=torch.uint8)
-            del last
-        return [torch.empty(1 << 18, dtype=torch.uint8)]
-
-    def together() -> list[torch.Tensor]:
-        return [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(3)]
-
-    assert probes.peak_bytes(one_after_the_other, "cpu") == pytest.approx(1 << 20, rel=0.01)
-    assert probes.peak_bytes(together, "cpu") == pytest.approx(3 << 20, rel=0.01)
-    assert probes.peak_bytes(lambda: kept, "cpu") == 1 << 19  # memory that is used again
 
 
 # -- bars --------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lit_fast.cli.about import build_info, list_recipes, show_version
+from lit_fast.cli.bench import bench
 from lit_fast.cli.errors import explain
 from lit_fast.cli.experiments import distill, report, train
 from lit_fast.cli.networks import evaluate, export, inspect
@@ -67,6 +68,7 @@ app.command("distill")(distill)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("inspect")(inspect)
+app.command("bench")(bench)
 app.command("export")(export)
 app.command("report")(report)
 app.command("recipes")(list_recipes)

@@ -1,0 +1,109 @@
+"""The ways to compute one training step, checked against each other and timed in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from lit_fast.bench import probes, ways
+from lit_fast.bench.pairing import Pairs
+from lit_fast.bench.ways import Problem, Way
+
+__all__ = ["BANDS", "Row", "builders", "measured"]
+
+Row = dict[str, Any]
+# A first step's loss against eager's: rounding through a hundred layers. Half precision differs where values round.
+BANDS = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.05}
+
+
+def builders(problem: Problem, *, compiled: bool = True) -> dict[str, Callable[[], Way]]:
+    """What builds each way that this device has, by name; ``compile:<mode>`` is torch.compile's."""
+    found: dict[str, Callable[[], Way]] = {
+        "plain": lambda: ways.plain_step(problem),
+        "eager": lambda: ways.eager_step(problem),
+        "runner": lambda: ways.runner_step(problem),
+    }
+    if problem.device == "cuda":
+        found["capture"] = lambda: ways.captured_step(problem)
+    if compiled:
+        for mode in ("default",) if problem.device == "cpu" else ("default", "max-autotune-no-cudagraphs"):
+            found[f"compile:{mode}"] = lambda mode=mode: ways.compiled_step(problem, mode)  # type: ignore[misc]
+    return found
+
+
+def measured(
+    problem: Problem,
+    chosen: Mapping[str, Callable[[], Way]],
+    *,
+    deadline: float = float("inf"),
+    seconds: float = 20.0,
+) -> list[Row]:
+    """One row for each way.
+
+    Args:
+        problem: what the step trains.
+        chosen: what builds the ways (`builders`); those named "plain" and "eager" are what others are held against.
+        deadline: of ``time.monotonic``; nothing is compiled later.
+        seconds: of rounds; compiling comes on top.
+
+    Returns:
+        rows with "variant", "mode", "status" ("measured", or what went wrong) and, where measured, "median_us",
+        "quartiles_us", "images_s", "gflop", "gflop_s", "least_bytes", "peak_bytes", "rounds", "times_<other>" (how many
+        times faster than it, the median over pairs), and "launches" on CUDA.
+    """
+    steps, failed = {}, {}
+    for name, build in chosen.items():
+        if name.startswith("compile:") and time.monotonic() > deadline:
+            failed[name] = "out of time"
+            continue
+        try:
+            torch.compiler.reset()
+            steps[name] = build()
+            difference = ways.drift(steps[name], ways.eager_step(problem))
+            if not difference <= BANDS[problem.precision]:
+                raise ArithmeticError(f"its loss differs from eager's by {difference:.2g}")
+        except Exception as error:
+            steps.pop(name, None)
+            failed[name] = f"{type(error).__name__}: {error}"[:500]
+    pairs = Pairs(steps, problem.device)
+    if steps:
+        pairs.run(seconds)
+    missing = {**failed, **pairs.failed}
+    return [*_rows(pairs, problem), *({**_named(name), "status": why} for name, why in missing.items())]
+
+
+def _rows(pairs: Pairs, problem: Problem) -> Iterator[Row]:
+    operations, moved = ways.work(problem)
+    compiled = [name for name in pairs.times if name.startswith("compile:") and pairs.times[name]]
+    best_compile = min(compiled, key=lambda name: pairs.spread(name).median, default=None)
+    for name, times in pairs.times.items():
+        median, low, high = pairs.spread(name)
+        row = {
+            **_named(name),
+            "status": "measured",
+            "rounds": len(times),
+            "median_us": median * 1e6,
+            "quartiles_us": [low * 1e6, high * 1e6],
+            "images_s": problem.batch / median,
+            "gflop": operations / 1e9,
+            "gflop_s": operations / median / 1e9,
+            "least_bytes": moved,
+            "best": name == best_compile or not name.startswith("compile:"),
+        }
+        for other in ("plain", "eager", best_compile):
+            if other in pairs.times:
+                row[f"times_{str(other).partition(':')[0]}"] = pairs.ratio(name, str(other))
+        try:
+            row["peak_bytes"] = probes.peak_bytes(pairs.steps[name], problem.device)
+            if problem.device == "cuda":
+                row |= probes.launches(pairs.steps[name])
+        except Exception as error:
+            row["not_measured"] = f"{type(error).__name__}: {error}"[:300]
+        yield row
+
+
+def _named(way: str) -> Row:
+    return {"variant": way.partition(":")[0], "mode": way.partition(":")[2] or None}

@@ -1,0 +1,183 @@
+"""The ways to compute one LIT step that are compared: each is a function that trains on one batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_fast import counting
+from lit_fast.losses import LITLoss
+from lit_fast.sections import SplitModel
+from lit_fast.step import LITStep
+
+__all__ = [
+    "Problem",
+    "Way",
+    "captured_step",
+    "compiled_step",
+    "drift",
+    "eager_step",
+    "lit_step",
+    "plain_step",
+    "runner_step",
+    "work",
+]
+
+Way = Callable[[], object]
+
+
+class Problem:
+    """A pair of networks, one batch and a precision; every way trains copies of the same student on it.
+
+    Args:
+        teacher, student: split alike, on one device. They are copied, not changed.
+        images: model input, [B, ...].
+        labels: class indices, [B] int64; ``None`` needs beta = 0.
+        precision: "fp32", "bf16" or "fp16".
+        alpha, beta, tau: of the loss (method eq. 1, 2).
+        name: of the pair, for reports.
+    """
+
+    def __init__(
+        self,
+        teacher: SplitModel,
+        student: SplitModel,
+        images: Tensor,
+        labels: Tensor | None,
+        precision: str = "fp32",
+        *,
+        alpha: float = 0.95,
+        beta: float = 0.75,
+        tau: float = 6.0,
+        name: str = "",
+    ) -> None:
+        if labels is None and beta > 0:
+            raise ValueError("labels: expected class indices, got None; only beta=0 (no KD loss) goes without")
+        self.teacher, self.student, self.images, self.labels = teacher, student, images, labels
+        self.precision, self.alpha, self.beta, self.tau, self.name = precision, alpha, beta, tau, name
+        self.batch, self.device = len(images), images.device.type
+        # Names a part of the plain step while it runs, as `LITStep.mark` does.
+        self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
+
+    def networks(self, *, fused: bool = False) -> tuple[SplitModel, SplitModel, torch.optim.Optimizer]:
+        """A frozen teacher, a student in train mode and its optimizer (`fused`: torch's fused SGD), always the same."""
+        teacher, student = copy.deepcopy(self.teacher), copy.deepcopy(self.student)
+        teacher.eval().requires_grad_(False)
+        trained = [p for p in student.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
+        return teacher, student.train(), optimizer
+
+
+def plain_step(problem: Problem) -> Way:
+    """As the original code does it: unfused losses, section 1 twice, layouts as given, the loss read every step."""
+    teacher, student, optimizer = problem.networks()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(problem.precision)
+    scaler = torch.amp.GradScaler(problem.device, enabled=problem.precision == "fp16")
+    alpha, beta, tau, mark = problem.alpha, problem.beta, problem.tau, problem.mark
+
+    def step() -> float:
+        with torch.autocast(problem.device, dtype, enabled=dtype is not None):
+            with torch.no_grad(), mark("teacher"):
+                irs, soft = teacher.run(problem.images)
+            with mark("student, teacher-fed"):
+                inputs = [student.stem(problem.images), *irs[:-1]]
+                fed = [section(x) for section, x in zip(student.sections, inputs)]
+            with mark("student, composed"):
+                logits = student(problem.images) if beta > 0 else None
+        with mark("loss"):
+            loss = (1 - beta) * torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(fed, irs)]).sum()
+            if logits is not None and problem.labels is not None:
+                hard = F.cross_entropy(logits.float(), problem.labels)
+                log_q, p = F.log_softmax(logits.float() / tau, 1), F.softmax(soft.float() / tau, 1)
+                kl = tau**2 * F.kl_div(log_q, p, reduction="batchmean")
+                loss = loss + beta * (alpha * hard + (1 - alpha) * kl)
+        with mark("backward"):
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+        with mark("update"):
+            scaler.step(optimizer)
+            scaler.update()
+            return loss.item()
+
+    return step
+
+
+def lit_step(problem: Problem, engine: str, backend: str, *, capture: bool = False, **options: Any) -> LITStep:
+    """lit_fast's step on networks of its own; `options` are `LITStep`'s."""
+    teacher, student, optimizer = problem.networks(fused=capture)
+    criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau, backend=backend)
+    return LITStep(
+        teacher, student, criterion, optimizer, precision=problem.precision, engine=engine, capture=capture, **options
+    )
+
+
+def eager_step(problem: Problem) -> Way:
+    """lit_fast's step of modules and plain PyTorch operations."""
+    step = lit_step(problem, "eager", "eager")
+    return lambda: step(problem.images, problem.labels)
+
+
+def compiled_step(problem: Problem, mode: str) -> Way:
+    """The eager step with its forward pass and loss under torch.compile."""
+    step: Any = lit_step(problem, "eager", "eager")
+    step.loss = torch.compile(step.loss, mode=mode)
+    return lambda: step(problem.images, problem.labels)
+
+
+def runner_step(problem: Problem) -> Way:
+    """The teacher lowered, the loss fused."""
+    step = lit_step(problem, "runner", "auto")
+    return lambda: step(problem.images, problem.labels)
+
+
+def captured_step(problem: Problem) -> Way:
+    """The same, replayed as one CUDA graph.
+
+    Raises:
+        RuntimeError: it cannot be captured; says why.
+    """
+    step = lit_step(problem, "runner", "auto", capture=True)
+    step(problem.images, problem.labels)
+    if not step.captured:
+        raise RuntimeError(f"not captured: {step.capture_reason}")
+    return lambda: step(problem.images, problem.labels)
+
+
+def work(problem: Problem) -> tuple[int, int]:
+    """The least that a step must do: floating-point operations, and bytes of the student's parameters and IRs.
+
+    The teacher forward once; the student's composed pass, its teacher-fed sections but the first, and twice that for
+    the gradients. Bytes: images, the teacher's IRs written and read twice, the student's IRs written, read, and their
+    gradients written and read; parameters read, their gradients and momenta written and read.
+    """
+    teacher, student, _ = problem.networks()
+    image = problem.images[:1]
+    with torch.no_grad():
+        irs, _ = teacher.run(image)
+        macs = counting.count_macs(teacher, image)
+        fed = sum(counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
+        macs += 3 * (counting.count_macs(student, image) + fed)
+    width = 4 if problem.precision == "fp32" else 2
+    elements = sum(ir.numel() for ir in irs)
+    parameters = sum(p.numel() for p in student.parameters())
+    moved = problem.batch * (image.nbytes + 7 * width * elements) + 4 * 7 * parameters
+    return 2 * macs * problem.batch, moved
+
+
+def drift(way: Way, reference: Way, steps: int = 2) -> float:
+    """Largest relative difference of the losses of two ways' first steps."""
+
+    def losses(one: Way) -> list[float]:
+        return [float(_total(one())) for _ in range(steps)]
+
+    return max(abs(a - b) / abs(b) for a, b in zip(losses(way), losses(reference)))
+
+
+def _total(result: Any) -> float | Tensor:
+    return result.total if hasattr(result, "total") else result
