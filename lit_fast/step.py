@@ -110,6 +110,7 @@ class LITStep:
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         self.engine, self.engine_reason = _choose_engine(engine)
         self._frozen: FrozenTeacher | None = None
+        self._ahead: list[tuple[Tensor, Tensor]] = []  # prefetched images, as given and in the student's layout
         self._channels_last = False
         if self.engine == "runner":
             if teacher is not None and self._needs_teacher:
@@ -207,6 +208,21 @@ class LITStep:
             return self._captured(self, images, labels)
         return self.train_eagerly(images, labels)
 
+    def prefetch(self, *batches: Tensor) -> None:
+        """Start the teacher on the images of the next calls, while the caller goes on; several go through it at once.
+
+        Worth it where something is idle meanwhile: cores of the CPU, or a GPU whose student is too small to fill it.
+        It does nothing where the teacher's modules run or the step is captured. Results are those of a step without,
+        up to the rounding of another batch size.
+
+        Args:
+            batches: the very tensors that the next calls will be given, in their order; [B, ...] each.
+        """
+        if self._frozen is not None and not self.captured:
+            self._ahead = [(images, self.laid_out(images)) for images in batches]
+            self.check_teacher_mode()
+            self._frozen.prefetch(*(laid_out for _, laid_out in self._ahead))
+
     def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
@@ -244,7 +260,7 @@ class LITStep:
 
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        images = self.laid_out(images)
+        images = self._prefetched(images)
         with self._autocast():
             with self.mark("teacher"):
                 teacher_irs, teacher_logits = self._run_teacher(images)
@@ -258,6 +274,15 @@ class LITStep:
                 labels,
                 grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
             )
+
+    def _prefetched(self, images: Tensor) -> Tensor:
+        """The very tensor that the teacher was started on, if these images were announced; else laid out now."""
+        if self._ahead:
+            announced, laid_out = self._ahead.pop(0)
+            if announced is images:
+                return laid_out
+            self._ahead = []
+        return self.laid_out(images)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the layout that the student runs in."""

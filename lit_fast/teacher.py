@@ -8,7 +8,8 @@ why.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class FrozenTeacher:
         self._built: dict[torch.Size, list[Callable[[Tensor], Tensor]]] = {}  # by the shape of an image
         self._worker: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._ahead: tuple[Tensor, Callable[[], Outputs]] | None = None
+        self._ahead: deque[tuple[Tensor, Callable[[], Outputs]]] = deque()
 
     @property
     def num_sections(self) -> int:
@@ -100,31 +101,34 @@ class FrozenTeacher:
     def run(self, images: Tensor) -> Outputs:
         """The k section outputs and the logits of a batch; no autograd graph.
 
-        If `images` is the very tensor given to ``prefetch``, its results are waited for instead of computed.
+        If `images` is the very tensor that ``prefetch`` was given next, its results are waited for instead of computed.
         """
-        if self._ahead is not None:
-            ahead, wait = self._ahead
-            self._ahead = None
+        if self._ahead:
+            ahead, wait = self._ahead.popleft()
             found = wait()
             if ahead is images:
                 return found
+            self._ahead.clear()
         return self._forward(images)
 
-    def prefetch(self, images: Tensor) -> None:
-        """Start on the batch that the next ``run`` will be called with, while the caller goes on.
+    def prefetch(self, *batches: Tensor) -> None:
+        """Start on the batches that the next calls of ``run`` will be given, while the caller goes on.
 
-        On CUDA a stream of the teacher's own runs it, beside the caller's; on the CPU a thread, which takes a free
-        core, for the runner needs no GIL. Results are those of ``run``.
+        On CUDA a stream of the teacher's own runs them, beside the caller's; on the CPU a thread, which takes a free
+        core, for the runner needs no GIL. Several batches go through in one forward, which uses the hardware better
+        and holds the IRs of all of them. Results are those of ``run``, up to the rounding of another batch size.
         """
+        images = batches[0] if len(batches) == 1 else torch.cat(batches)
         self._prepare(images)
-        self._ahead = (images, self._on_own_stream(images) if images.is_cuda else self._in_thread(images))
+        wait = self._on_own_stream(images) if images.is_cuda else self._in_thread(images)
+        if len(batches) > 1:
+            wait = _Shares(wait, [len(batch) for batch in batches])
+        self._ahead = deque((batch, wait) for batch in batches)
 
     def run_batches(self, batches: list[Tensor]) -> list[Outputs]:
         """Several batches in one forward: a larger batch uses the hardware better. Results as those of ``run``."""
-        irs, logits = self.run(torch.cat(batches))
-        sizes = [len(batch) for batch in batches]
-        split_irs = zip(*(ir.split(sizes) for ir in irs))
-        return [(list(own), part) for own, part in zip(split_irs, logits.split(sizes))]
+        shares = _Shares(lambda: self.run(torch.cat(batches)), [len(batch) for batch in batches])
+        return [shares() for _ in batches]
 
     def describe(self) -> str:
         """One line per part: how it runs, and why."""
@@ -222,6 +226,22 @@ class FrozenTeacher:
             return out.to(self.dtype)
 
         return run
+
+
+class _Shares:
+    """The results of one forward over several batches, handed out batch by batch."""
+
+    def __init__(self, whole: Callable[[], Outputs], sizes: list[int]) -> None:
+        self._whole: Callable[[], Outputs] = whole
+        self._sizes = sizes
+        self._rest: Iterator[Outputs] | None = None
+
+    def __call__(self) -> Outputs:
+        if self._rest is None:
+            irs, logits = self._whole()
+            columns = zip(*(ir.split(self._sizes) for ir in irs))
+            self._rest = ((list(own), part) for own, part in zip(columns, logits.split(self._sizes)))
+        return next(self._rest)
 
 
 def _program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -382,3 +382,44 @@ class TestRecalibrate:
         with pytest.raises(ValueError, match=r"at least one batch"):
             lf.recalibrate(student, [])
         assert all(torch.equal(value, before[name]) for name, value in stats_of(student.model).items())
+
+
+# -- the teacher ahead -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("announced", [1, 3])
+def test_prefetching_changes_nothing(announced: int) -> None:
+    """With float64 to rounding: another batch size of the teacher's forward may round otherwise."""
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(size, 3, 8, 8, generator=generator, dtype=torch.float64) for size in (6, 6, 5, 6, 6, 4)]
+    weights = []
+    for ahead in (False, True):
+        teacher, student = pair()
+        step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
+        for i, images in enumerate(batches):
+            if ahead and i % announced == 0:
+                step.prefetch(*batches[i : i + announced])
+            step(images, torch.arange(len(images)) % 5)
+        weights.append(stats_of(student) | dict(student.named_parameters()))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_images_that_were_not_announced_are_trained_on() -> None:
+    teacher, student = pair(torch.float32)
+    step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
+    announced, labels = batch(torch.float32)
+    other = announced.flip(0)
+    step.prefetch(announced, announced.clone())
+    parts = step(other, labels)
+    teacher, student = pair(torch.float32)
+    expected = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")(other, labels)
+    assert parts.total == expected.total
+
+
+def test_prefetching_is_no_matter_for_modules() -> None:
+    teacher, student = pair(torch.float32)
+    step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="eager")
+    images, labels = batch(torch.float32)
+    step.prefetch(images)
+    assert step(images, labels).total.isfinite()
