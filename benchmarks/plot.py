@@ -1,4 +1,4 @@
-"""Draws a results file, prints it as a Markdown table: ``python benchmarks/plot.py RESULTS.json [--out FIGURE.png]``.
+"""Draws the losses of a results file, prints all of it as Markdown tables: ``python -m benchmarks.plot RESULTS.json``.
 
 The figure has a panel for each precision: time of forward + backward by batch and variant, and how many times faster
 the fused loss is. PNG, SVG or whatever matplotlib knows the ending of.
@@ -11,44 +11,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
+from benchmarks.tables import FUSED, VARIANTS, measured
+
 Row = dict[str, Any]
-# Colours that colour-blind readers tell apart.
-VARIANTS = {
-    "eager": ("eager", "#999999"),
-    "compile": ("torch.compile, best mode", "#56b4e9"),
-    "triton": ("lit_fast, Triton", "#e69f00"),
-    "native": ("lit_fast, native", "#009e73"),
-}
+COLOURS = {
+    "eager": "#999999",
+    "compile": "#56b4e9",
+    "triton": "#e69f00",
+    "native": "#009e73",
+}  # for colour-blind readers
 FAMILIES = ("cifar", "tiny")  # the first that was measured is drawn
-FUSED = ("native", "triton")
-
-
-def measured(results: dict[str, Any]) -> list[Row]:
-    """The rows of the loss that count: of torch.compile the fastest mode."""
-    return [row for row in results["rows"] if row["suite"] == "loss" and row["status"] == "measured" and row["best"]]
-
-
-def table(rows: list[Row]) -> str:
-    """Milliseconds by setting and variant, and how many times faster the fused loss is."""
-    names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
-    fused = next((name for name in FUSED if name in names), None)
-    head = ["shapes", "batch", "precision", *(f"{VARIANTS[name][0]}, ms" for name in names)]
-    lines = [head + (["x eager", "x compile", "GB/s", "% of a copy"] if fused else [])]  # of the fused loss
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
-        one = next(iter(by_variant.values()))
-        cells = [one["family"], str(one["batch"]), one["dtype"]]
-        cells += [_number(by_variant.get(name, {}).get("median_us"), 1000) for name in names]
-        if fused:
-            row = by_variant.get(fused, {})
-            cells += [_number(row.get(key)) for key in ("times_eager", "times_compile", "gb_s", "percent_of_copy")]
-        lines.append(cells)
-    lines.insert(1, ["---"] * 3 + ["---:"] * (len(lines[0]) - 3))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _number(value: float | None, divisor: float = 1.0) -> str:
-    return "-" if value is None else f"{value / divisor:.3g}" if value < 1000 * divisor else f"{value / divisor:.0f}"
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
@@ -58,8 +31,8 @@ def draw(results: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    family = next((f for f in FAMILIES if any(row["family"] == f for row in measured(results))), None)
-    rows = [row for row in measured(results) if row["family"] == family and row["variant"] in VARIANTS]
+    family = next((f for f in FAMILIES if any(row["family"] == f for row in measured(results, "loss"))), None)
+    rows = [row for row in measured(results, "loss") if row["family"] == family and row["variant"] in VARIANTS]
     precisions = [p for p in ("float32", "bfloat16", "float16") if any(row["dtype"] == p for row in rows)]
     if not rows:
         raise SystemExit("nothing to draw: no setting was measured")
@@ -74,7 +47,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     threads = f", {results['threads']} threads" if results["kind"] == "cpu" else ""
     shapes = "sections of ResNet-110 to 20, CIFAR" if family == "cifar" else "tiny sections (a trial of the code)"
     title = f"The whole LIT loss, {shapes}: {results['device']}{threads}"
-    fused = next((VARIANTS[name][0] for name in FUSED if any(row["variant"] == name for row in rows)), None)
+    fused = next((VARIANTS[name] for name in FUSED if any(row["variant"] == name for row in rows)), None)
     meaning = f"\nnumbers: how many times faster {fused} is" if fused else ""
     figure.suptitle(title + meaning, fontsize=11)
     figure.savefig(out, dpi=150)
@@ -86,7 +59,7 @@ def _panel(axis: Any, rows: list[Row], precision: str) -> None:
     width = 0.8 / len(names)
     fused = next((name for name in FUSED if name in names), None)
     for place, name in enumerate(names):
-        label, colour = VARIANTS[name]
+        label, colour = VARIANTS[name], COLOURS[name]
         own = [row for row in rows if row["variant"] == name]
         x = [batches.index(row["batch"]) + (place - (len(names) - 1) / 2) * width for row in own]
         y = [row["median_us"] / 1000 for row in own]
@@ -118,7 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the figure (default: beside the results, as PNG)")
     options = parser.parse_args()
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    print(table(measured(results)))
+    print(tables.of(results))
     draw(results, options.out or options.results.with_suffix(".png"))
 
 

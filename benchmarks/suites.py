@@ -5,7 +5,8 @@ from __future__ import annotations
 # Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
 SUITES = {
     "overhead": ("benchmarks.overhead", 0.1),
-    "loss": ("benchmarks.loss", 0.5),
+    "loss": ("benchmarks.loss", 0.4),
     "step": ("benchmarks.step", 0.3),
+    "tricks": ("benchmarks.tricks", 0.1),
     "teacher": ("benchmarks.teacher", 0.1),
 }

@@ -1,4 +1,4 @@
-"""The training step and the teacher's forward, in all variants; see docs/benchmarks.md.
+"""The training step, its tricks and the teacher's forward, in all variants; see docs/benchmarks.md.
 
 pytest-benchmark times the whole measurement of a setting; the variants' own times, paired, are in extra_info and in the
 results file (``--results DIR``).
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import step, teacher
+from benchmarks import step, teacher, tricks
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,6 +27,13 @@ def test_step(
     arguments = (setting, option("--device"), float("inf"), 4 * option("--seconds"))
     found = benchmark.pedantic(step.measured, arguments, {"compiled": not option("--tiny")}, rounds=1, iterations=1)
     benchmark.extra_info["variants"] = found
+    rows += found
+    assert all(row["status"] == "measured" for row in found)
+
+
+def test_tricks(rows: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
+    option = request.config.getoption
+    found = list(tricks.run(option("--device"), float("inf"), tiny=option("--tiny"), seconds=6 * option("--seconds")))
     rows += found
     assert all(row["status"] == "measured" for row in found)
 

@@ -209,19 +209,27 @@ class LITStep:
         return self.train_eagerly(images, labels)
 
     def prefetch(self, *batches: Tensor) -> None:
-        """Start the teacher on the images of the next calls, while the caller goes on; several go through it at once.
+        """Start the teacher on images of later calls, after those announced before, while the caller goes on.
 
-        Worth it where something is idle meanwhile: cores of the CPU, or a GPU whose student is too small to fill it.
-        It does nothing where the teacher's modules run or the step is captured. Results are those of a step without,
-        up to the rounding of another batch size.
+        Call it for the next batch before the step on the one at hand, and teacher and student work side by side::
+
+            step.prefetch(first)
+            for images, labels, following in ...:
+                step.prefetch(following)
+                step(images, labels)
+
+        Worth it where something would be idle: cores of the CPU, or a GPU whose student is too small to fill it. Several
+        batches of one call go through the teacher at once. It does nothing where the teacher's modules run or the step
+        is captured. Results are those of a step without, up to the rounding of another batch size.
 
         Args:
-            batches: the very tensors that the next calls will be given, in their order; [B, ...] each.
+            batches: the very tensors that later calls will be given, in their order; [B, ...] each.
         """
         if self._frozen is not None and not self.captured:
-            self._ahead = [(images, self.laid_out(images)) for images in batches]
             self.check_teacher_mode()
-            self._frozen.prefetch(*(laid_out for _, laid_out in self._ahead))
+            announced = [(images, self.laid_out(images)) for images in batches]
+            self._frozen.prefetch(*(laid_out for _, laid_out in announced))
+            self._ahead += announced
 
     def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""

@@ -101,7 +101,8 @@ class FrozenTeacher:
     def run(self, images: Tensor) -> Outputs:
         """The k section outputs and the logits of a batch; no autograd graph.
 
-        If `images` is the very tensor that ``prefetch`` was given next, its results are waited for instead of computed.
+        If `images` is the very tensor that ``prefetch`` was given next, its results are waited for instead of computed;
+        if it is another, all that was announced is dropped.
         """
         if self._ahead:
             ahead, wait = self._ahead.popleft()
@@ -112,18 +113,20 @@ class FrozenTeacher:
         return self._forward(images)
 
     def prefetch(self, *batches: Tensor) -> None:
-        """Start on the batches that the next calls of ``run`` will be given, while the caller goes on.
+        """Start on batches that ``run`` will be given, after those announced before, while the caller goes on.
 
-        On CUDA a stream of the teacher's own runs them, beside the caller's; on the CPU a thread, which takes a free
-        core, for the runner needs no GIL. Several batches go through in one forward, which uses the hardware better
-        and holds the IRs of all of them. Results are those of ``run``, up to the rounding of another batch size.
+        Called for the next batch before the student trains on the one at hand, teacher and student work side by side:
+        on CUDA on a stream of the teacher's own, which waits for what the caller's stream has been given so far; on
+        the CPU in a thread, which takes a free core, for the runner needs no GIL. Several batches of one call go
+        through in one forward, which uses the hardware better and holds the IRs of all of them. Results are those of
+        ``run``, up to the rounding of another batch size.
         """
         images = batches[0] if len(batches) == 1 else torch.cat(batches)
         self._prepare(images)
         wait = self._on_own_stream(images) if images.is_cuda else self._in_thread(images)
         if len(batches) > 1:
             wait = _Shares(wait, [len(batch) for batch in batches])
-        self._ahead = deque((batch, wait) for batch in batches)
+        self._ahead.extend((batch, wait) for batch in batches)
 
     def run_batches(self, batches: list[Tensor]) -> list[Outputs]:
         """Several batches in one forward: a larger batch uses the hardware better. Results as those of ``run``."""

@@ -387,8 +387,8 @@ class TestRecalibrate:
 # -- the teacher ahead -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("announced", [1, 3])
-def test_prefetching_changes_nothing(announced: int) -> None:
+@pytest.mark.parametrize(("announced", "early"), [(1, 0), (1, 1), (3, 0), (3, 1)])
+def test_prefetching_changes_nothing(announced: int, early: int) -> None:
     """With float64 to rounding: another batch size of the teacher's forward may round otherwise."""
     generator = torch.Generator().manual_seed(3)
     batches = [torch.randn(size, 3, 8, 8, generator=generator, dtype=torch.float64) for size in (6, 6, 5, 6, 6, 4)]
@@ -396,9 +396,12 @@ def test_prefetching_changes_nothing(announced: int) -> None:
     for ahead in (False, True):
         teacher, student = pair()
         step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
+        if ahead and early:
+            step.prefetch(*batches[:announced])
         for i, images in enumerate(batches):
-            if ahead and i % announced == 0:
-                step.prefetch(*batches[i : i + announced])
+            start = i + early * announced
+            if ahead and i % announced == 0 and start < len(batches):
+                step.prefetch(*batches[start : start + announced])
             step(images, torch.arange(len(images)) % 5)
         weights.append(stats_of(student) | dict(student.named_parameters()))
     for name, value in weights[0].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def measured(
     problem: Problem,
     chosen: Mapping[str, Callable[[], Way]],
     *,
+    against: Sequence[str] = ("plain", "eager"),
     deadline: float = float("inf"),
     seconds: float = 20.0,
 ) -> list[Row]:
@@ -45,7 +46,8 @@ def measured(
 
     Args:
         problem: what the step trains.
-        chosen: what builds the ways (`builders`); those named "plain" and "eager" are what others are held against.
+        chosen: what builds the ways (`builders`).
+        against: those that each is held against, beside the fastest of torch.compile's.
         deadline: of ``time.monotonic``; nothing is compiled later.
         seconds: of rounds; compiling comes on top.
 
@@ -72,15 +74,16 @@ def measured(
     if steps:
         pairs.run(seconds)
     missing = {**failed, **pairs.failed}
-    return [*_rows(pairs, problem), *({**_named(name), "status": why} for name, why in missing.items())]
+    return [*_rows(pairs, problem, against), *({**_named(name), "status": why} for name, why in missing.items())]
 
 
-def _rows(pairs: Pairs, problem: Problem) -> Iterator[Row]:
+def _rows(pairs: Pairs, problem: Problem, against: Sequence[str]) -> Iterator[Row]:
     operations, moved = ways.work(problem)
     compiled = [name for name in pairs.times if name.startswith("compile:") and pairs.times[name]]
     best_compile = min(compiled, key=lambda name: pairs.spread(name).median, default=None)
     for name, times in pairs.times.items():
-        median, low, high = pairs.spread(name)
+        steps = ways.steps_of(pairs.steps[name])
+        median, low, high = (time / steps for time in pairs.spread(name))
         row = {
             **_named(name),
             "status": "measured",
@@ -93,9 +96,10 @@ def _rows(pairs: Pairs, problem: Problem) -> Iterator[Row]:
             "least_bytes": moved,
             "best": name == best_compile or not name.startswith("compile:"),
         }
-        for other in ("plain", "eager", best_compile):
+        for other in (*against, best_compile):
             if other in pairs.times:
-                row[f"times_{str(other).partition(':')[0]}"] = pairs.ratio(name, str(other))
+                ratio = pairs.ratio(name, str(other)) * steps / ways.steps_of(pairs.steps[str(other)])
+                row[f"times_{str(other).partition(':')[0]}"] = ratio
         try:
             row["peak_bytes"] = probes.peak_bytes(pairs.steps[name], problem.device)
             if problem.device == "cuda":

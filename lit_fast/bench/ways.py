@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from lit_fast.step import LITStep
 
 __all__ = [
     "Problem",
+    "Several",
     "Way",
     "captured_step",
     "compiled_step",
@@ -26,10 +27,21 @@ __all__ = [
     "lit_step",
     "plain_step",
     "runner_step",
+    "steps_of",
     "work",
 ]
 
 Way = Callable[[], object]
+
+
+class Several(NamedTuple):
+    """A way that trains several steps in a call, and gives the result of the last."""
+
+    steps: int
+    call: Way
+
+    def __call__(self) -> object:
+        return self.call()
 
 
 class Problem:
@@ -170,13 +182,18 @@ def work(problem: Problem) -> tuple[int, int]:
     return 2 * macs * problem.batch, moved
 
 
-def drift(way: Way, reference: Way, steps: int = 2) -> float:
-    """Largest relative difference of the losses of two ways' first steps."""
+def steps_of(way: Way) -> int:
+    """How many steps a call trains."""
+    return way.steps if isinstance(way, Several) else 1
 
-    def losses(one: Way) -> list[float]:
-        return [float(_total(one())) for _ in range(steps)]
 
-    return max(abs(a - b) / abs(b) for a, b in zip(losses(way), losses(reference)))
+def drift(way: Way, reference: Way, calls: int = 2) -> float:
+    """Largest relative difference of the losses that a way's first calls give from those of the reference's steps."""
+    worst = 0.0
+    for _ in range(calls):
+        expected = [float(_total(reference())) for _ in range(steps_of(way))][-1]
+        worst = max(worst, abs(float(_total(way())) - expected) / abs(expected))
+    return worst
 
 
 def _total(result: Any) -> float | Tensor:

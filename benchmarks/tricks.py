@@ -1,0 +1,223 @@
+"""The suite "tricks": what each part of the fast step brings, and what was tried and left out.
+
+The ladder goes from the plain step to the fast one, each rung with all before it:
+
+| rung | what it adds |
+|---|---|
+| plain | as the original code does it |
+| eager | section 1 once, no wait for the loss on the host |
+| channels-last | networks and images with the channels innermost |
+| lowered | the teacher lowered and run in C++ |
+| runner | the fused loss: lit_fast's step |
+| capture | replayed as one CUDA graph (CUDA) |
+
+Each of the others changes one thing about the rung `runner`:
+
+| variant | what |
+|---|---|
+| prefetch | the teacher one batch ahead, in a thread or on a stream of its own |
+| teacher-batch | the teacher over the batches of four steps at once |
+| joined | composed and teacher-fed pass of a section as one batch, BatchNorm with the statistics of each half |
+| compiled-student | the student's sections under torch.compile, which fuses BatchNorm, ReLU and addition |
+| parallel | the teacher-fed sections on streams of their own (CUDA) |
+| fused-sgd, foreach-sgd | the optimizer's other implementations |
+| autocast-cache | autocast keeps the cast weights for the second pass (half precision) |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.pairs import PAIRS, TINY
+from benchmarks.step import Setting, half_precision
+from lit_fast.bench import step, ways
+from lit_fast.bench.step import Row
+from lit_fast.bench.ways import Problem, Way
+from lit_fast.losses import LITLoss
+from lit_fast.step import LITStep
+
+LADDER = ("plain", "eager", "channels-last", "lowered", "runner", "capture")
+AT_ONCE = 4  # batches that the teacher takes in "teacher-batch"
+
+
+def settings(device: str, *, tiny: bool) -> list[Setting]:
+    """One pair: small batches, where starting kernels weighs, and what the precision changes."""
+    if tiny:
+        return [Setting(TINY, 4, "fp32")]
+    if device == "cpu":
+        return [Setting(PAIRS[0], 32, "fp32"), Setting(PAIRS[0], 32, "bf16")]
+    return [Setting(PAIRS[0], batch, half_precision()) for batch in (32, 128)]
+
+
+def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0) -> Iterator[Row]:
+    """Measure every setting until `deadline` (of ``time.monotonic``); settings that come later say so."""
+    for setting in settings(device, tiny=tiny):
+        heading = setting.heading("tricks", device)
+        if time.monotonic() > deadline:
+            yield {**heading, "variant": "all", "mode": None, "status": "out of time"}
+            continue
+        try:
+            problem = setting.pair.problem(setting.batch, setting.precision, device)
+            found = step.measured(
+                problem, tricks(problem, compiled=not tiny), against=LADDER, deadline=deadline, seconds=seconds
+            )
+            yield from ({**heading, **row} for row in found)
+        except Exception as error:
+            yield {**heading, "variant": "all", "mode": None, "status": f"{type(error).__name__}: {error}"[:500]}
+
+
+def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
+    """What builds each variant that this device and precision have."""
+    found: dict[str, Callable[[], Way]] = {
+        "plain": lambda: ways.plain_step(problem),
+        "eager": lambda: ways.eager_step(problem),
+        "channels-last": lambda: channels_last_step(problem),
+        "lowered": lambda: _calling(ways.lit_step(problem, "runner", "eager"), problem),
+        "runner": lambda: ways.runner_step(problem),
+        "prefetch": lambda: prefetching_step(problem),
+        "teacher-batch": lambda: teacher_batch_step(problem),
+        "joined": lambda: _calling(built(problem, JoinedPasses), problem),
+        "fused-sgd": lambda: _calling(built(problem, LITStep, fused=True), problem),
+        "foreach-sgd": lambda: _calling(built(problem, LITStep, foreach=True), problem),
+    }
+    if compiled:
+        found["compiled-student"] = lambda: compiled_student_step(problem)
+    if problem.precision != "fp32":
+        found["autocast-cache"] = lambda: _calling(built(problem, CachingCasts), problem)
+    if problem.device == "cuda":
+        found["parallel"] = lambda: _calling(built(problem, ParallelSections), problem)
+        found["capture"] = lambda: ways.captured_step(problem)
+    return found
+
+
+def built(problem: Problem, kind: type[LITStep], **sgd: bool) -> LITStep:
+    """The fast step, or a variant of its class, with torch's SGD of another implementation."""
+    teacher, student, _ = problem.networks()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **sgd)
+    criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
+    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
+
+
+def _calling(one: LITStep, problem: Problem) -> Way:
+    return lambda: one(problem.images, problem.labels)
+
+
+def channels_last_step(problem: Problem) -> Way:
+    """The eager step on networks and images in that layout."""
+    one = ways.lit_step(problem, "eager", "eager")
+    assert one.teacher is not None
+    for network in (one.teacher.model, one.student.model):
+        network.to(memory_format=torch.channels_last)
+    images = problem.images.contiguous(memory_format=torch.channels_last)
+    return lambda: one(images, problem.labels)
+
+
+def prefetching_step(problem: Problem) -> Way:
+    """Each call starts the teacher on the next batch, then trains on the one that the call before started it on."""
+    one = ways.lit_step(problem, "runner", "auto")
+    batches = [problem.images, problem.images.clone()]
+    one.prefetch(batches[0])
+
+    def way() -> object:
+        this, following = batches
+        one.prefetch(following)
+        parts = one(this, problem.labels)
+        batches.reverse()
+        return parts
+
+    return way
+
+
+def teacher_batch_step(problem: Problem) -> Way:
+    """The teacher takes the batches of several steps at once."""
+    one = ways.lit_step(problem, "runner", "auto")
+    batches = [problem.images.clone() for _ in range(AT_ONCE)]
+
+    def way() -> object:
+        one.prefetch(*batches)
+        return [one(images, problem.labels) for images in batches][-1]
+
+    return ways.Several(AT_ONCE, way)
+
+
+def compiled_student_step(problem: Problem) -> Way:
+    """The student's sections compiled one by one; teacher and loss as in the fast step."""
+    one = ways.lit_step(problem, "runner", "auto")
+    for section in one.student.sections:
+        section.forward = torch.compile(section.forward)  # type: ignore[method-assign]
+    return lambda: one(problem.images, problem.labels)
+
+
+class CachingCasts(LITStep):
+    """Autocast keeps the weights that it has cast, so the second pass of a section casts none; cannot be captured."""
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.amp_dtype is None else torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+
+class JoinedPasses(LITStep):
+    """Both passes of a section as one batch of 2B, for the policy "composed" and without projectors."""
+
+    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        h = self.student.sections[0](self.student.stem(images))
+        irs = [h]
+        for i, section in enumerate(self.student.sections[1:], 1):
+            with halves_apart(section):
+                h, fed = section(torch.cat((h, teacher_irs[i - 1]))).chunk(2)
+            irs.append(fed)
+        return irs, self.student.head(h)
+
+
+class halves_apart:  # reads as a context manager
+    """Each BatchNorm inside normalises the two halves of its batch apart; the first updates its statistics."""
+
+    def __init__(self, section: nn.Module) -> None:
+        self._norms = [module for module in section.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        for norm in self._norms:
+            norm.forward = _HalvedNorm(norm)  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        for norm in self._norms:
+            del norm.forward  # the class's again
+
+
+class _HalvedNorm:
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        self._norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm = self._norm
+        composed, fed = x.chunk(2)
+        fed = F.batch_norm(fed, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        return torch.cat((type(norm).forward(norm, composed), fed))
+
+
+class ParallelSections(LITStep):
+    """Every teacher-fed pass on a stream of its own, beside the composed pass; backward follows by itself."""
+
+    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        caller = torch.cuda.current_stream()
+        streams = [torch.cuda.Stream() for _ in self.ir_sections[1:]]
+        fed = []
+        for i, stream in zip(self.ir_sections[1:], streams):
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                fed.append(self._teacher_fed(i, teacher_irs[i - 1]))
+            teacher_irs[i - 1].record_stream(stream)
+        h, composed = self.student.stem(images), []
+        for section in self.student.sections:
+            h = section(h)
+            composed.append(h)
+        for ir, stream in zip(fed, streams):
+            caller.wait_stream(stream)
+            ir.record_stream(caller)
+        return [composed[0], *fed], self.student.head(h)
