@@ -218,9 +218,9 @@ class LITStep:
                 step.prefetch(following)
                 step(images, labels)
 
-        Worth it where something would be idle: cores of the CPU, or a GPU whose student is too small to fill it. Several
-        batches of one call go through the teacher at once. It does nothing where the teacher's modules run or the step
-        is captured. Results are those of a step without, up to the rounding of another batch size.
+        Worth it where something would be idle: cores of the CPU, or a GPU whose student is too small to fill it.
+        Several batches of one call go through the teacher at once. It does nothing where the teacher's modules run or
+        the step is captured. Results are those of a step without, up to the rounding of another batch size.
 
         Args:
             batches: the very tensors that later calls will be given, in their order; [B, ...] each.

@@ -130,7 +130,7 @@ def judge(session: Session, _limit: float) -> Fields:
 
 def figure(session: Session, limit: float) -> Fields:
     command = session.python(
-        "benchmarks/plot.py", str(session.out / "results.json"), "--out", str(session.out / "loss.png")
+        "-m", "benchmarks.plot", str(session.out / "results.json"), "--out", str(session.out / "loss.png")
     )
     done = session.run(command, limit)
     if "No module named 'matplotlib'" in done.output:
