@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.backends.options import LossParts
+from lit_fast.batches import Batch
 from lit_fast.graphs import Graphs, NotCapturable, graphs_for
 from lit_fast.step_state import (
     LearningRates,
@@ -69,41 +70,41 @@ class CapturedSteps:
         """Whether batches are captured and replayed."""
         return self._graphs is not None
 
-    def __call__(self, step: LITStep, images: Tensor, labels: Tensor | None) -> LossParts:
+    def __call__(self, step: LITStep, batch: Batch) -> LossParts:
         if self._graphs is None:
-            return step.train_eagerly(images, labels)
+            return step.train_eagerly(*batch.read())
         step.check_teacher_mode()
         self._drop_if_stale(step)
-        graph = self._captured.get(_key(images, labels)) or self._captured_now(self._graphs, step, images, labels)
+        graph = self._captured.get(batch.key) or self._captured_now(self._graphs, step, batch)
         if graph is None:
-            return step.train_eagerly(images, labels)
+            return step.train_eagerly(*batch.read())
         if self._state is not None:
             self._state.keep(step.optimizer)
         self._rates.write(step.optimizer)
-        parts = graph.run(images, labels)
+        parts = graph.run(batch)
         step.criterion._parts = parts
         return parts
 
     # -- capturing ---------------------------------------------------------------------------------------------------
 
-    def _captured_now(self, graphs: Graphs, step: LITStep, images: Tensor, labels: Tensor | None) -> _Captured | None:
+    def _captured_now(self, graphs: Graphs, step: LITStep, batch: Batch) -> _Captured | None:
         """A new graph for batches like this one; None, with the reason, where there is none."""
         if len(self._captured) >= MAX_SHAPES:
-            self.reason = f"{MAX_SHAPES} shapes of batch are captured; others, as {_shown(images)}, run eagerly"
+            self.reason = f"{MAX_SHAPES} shapes of batch are captured; others, as {batch}, run eagerly"
             return None
         try:
-            graph = self._capture(graphs, step, images, labels)
+            graph = self._capture(graphs, step, batch)
         except Exception as error:  # whatever it is, an eager step is still right, or raises the same
             self._graphs = None
             self._captured.clear()
             self.reason = _described(error)
             warnings.warn(f"lit_fast: the step is not captured: {self.reason}; it runs eagerly", stacklevel=4)
             return None
-        self._captured[_key(images, labels)] = graph
-        self.reason = f"{len(self._captured)} captured, the last for {_shown(images)}"
+        self._captured[batch.key] = graph
+        self.reason = f"{len(self._captured)} captured, the last for {batch}"
         return graph
 
-    def _capture(self, graphs: Graphs, step: LITStep, images: Tensor, labels: Tensor | None) -> _Captured:
+    def _capture(self, graphs: Graphs, step: LITStep, batch: Batch) -> _Captured:
         self._captures += 1
         if self._captures > MAX_CAPTURES:
             raise NotCapturable(
@@ -116,17 +117,21 @@ class CapturedSteps:
             self._state.keep(optimizer)
         prepare_momentum(optimizer)
         self._rates.write(optimizer)
-        fixed_images = step.laid_out(torch.empty_like(images)).copy_(images)
-        fixed_labels = None if labels is None else labels.clone()
+        fixed = batch.fixed(step)
 
         def run() -> Tensor:
             with self._rates.used_by(optimizer):
-                total, ce, kl, ir = step.train_eagerly(fixed_images, fixed_labels)
+                total, ce, kl, ir = step.train_eagerly(*fixed.read())
             return torch.cat((torch.stack((total, ce, kl)), ir))
 
-        before = Snapshot(self._changed_by(step), optimizer, step.device)
+        def warm_up() -> Tensor:
+            result = run()
+            fixed.rewind()  # a dataset may end with this batch
+            return result
+
+        before = Snapshot([*self._changed_by(step), *fixed.changed], optimizer, step.device)
         try:
-            graphs.warm_up(run)
+            graphs.warm_up(warm_up)
             optimizer.zero_grad(set_to_none=True)  # gradients are then written, not added, where the graph keeps them
             replay = graphs.capture(run)
         finally:
@@ -134,7 +139,7 @@ class CapturedSteps:
             forget_half_step(optimizer, step.scaler)
             before.restore()
         self._state = OptimizerTensors(optimizer)
-        return _Captured(fixed_images, fixed_labels, replay)
+        return _Captured(fixed, replay)
 
     def _changed_by(self, step: LITStep) -> list[Tensor]:
         tensors = [held[name] for held, name in self._slots]
@@ -160,16 +165,13 @@ class CapturedSteps:
 
 
 class _Captured(NamedTuple):
-    """A graph with the tensors that it reads."""
+    """A graph with the batch that it reads."""
 
-    images: Tensor
-    labels: Tensor | None
+    fixed: Batch
     replay: Callable[[], Tensor]
 
-    def run(self, images: Tensor, labels: Tensor | None) -> LossParts:
-        self.images.copy_(images, non_blocking=True)
-        if self.labels is not None and labels is not None:
-            self.labels.copy_(labels, non_blocking=True)
+    def run(self, batch: Batch) -> LossParts:
+        self.fixed.take(batch)
         row = self.replay().clone()  # the next replay writes to the same place
         return LossParts(row[0], row[1], row[2], row[3:])
 
@@ -188,14 +190,6 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     if missing:
         settings = ", ".join(f"{name}=True" for name in missing)
         raise NotCapturable(f"optimizer {kind.__name__}: build it with {settings}")
-
-
-def _key(images: Tensor, labels: Tensor | None) -> tuple[Any, ...]:
-    return images.shape, images.dtype, None if labels is None else (labels.shape, labels.dtype)
-
-
-def _shown(images: Tensor) -> str:
-    return f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
 
 
 def _constants(scaler: torch.amp.GradScaler | None) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
+from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.capture import CapturedSteps
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, GradientMean, Workers
@@ -204,9 +205,27 @@ class LITStep:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
             With several workers, those over all their rows.
         """
+        return self._train(GivenBatch(images, labels))
+
+    def train_on(self, feed: Feed, rows: int) -> LossParts:
+        """Train on the next rows of a dataset that lies on the device, and move it on by them.
+
+        Where the step is captured, the graph gathers, augments and normalises the batch itself, straight into its
+        static input: the host does nothing but start the replay.
+
+        Args:
+            feed: what `lit_fast.data.loaders.ResidentLoader` calls ``training``, after its ``begin``.
+            rows: B of this batch; the last one of an epoch may have fewer.
+
+        Returns:
+            As for a call with images and labels.
+        """
+        return self._train(FedBatch(feed, rows, self._channels_last))
+
+    def _train(self, batch: Batch) -> LossParts:
         if self._captured is not None:
-            return self._captured(self, images, labels)
-        return self.train_eagerly(images, labels)
+            return self._captured(self, batch)
+        return self.train_eagerly(*batch.read())
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start the teacher on images of later calls, after those announced before, while the caller goes on.

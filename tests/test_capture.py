@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast import capture
+from lit_fast.data.loaders import open_loader
 
 STEPS = 8
 CHANNELS_LAST = torch.channels_last
@@ -438,3 +439,63 @@ def test_recorded_graphs_keep_numbers_and_addresses() -> None:
     assert replay().tolist() == [13.0, 13.0]
     with pytest.raises(RuntimeError, match="operation not permitted"):
         RecordedGraphs().capture(lambda: x * float(x.sum()))
+
+
+# --- batches that the graph makes itself
+
+
+def resident(size: int = 22) -> Any:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (size + 12, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(size + 12) % CLASSES
+    data = lf.data.from_arrays(
+        (images[:size], labels[:size]),
+        val=(images[size:], labels[size:]),
+        test=(images[size:], labels[size:]),
+        num_classes=CLASSES,
+        augmentation=lf.data.Augmentation(pad=2, flip=True),
+    )
+    return open_loader(data, "resident")
+
+
+def test_a_resident_dataset_is_read_by_the_graph(graphs: RecordedGraphs) -> None:
+    """Two epochs of 6 + 6 + 6 + 4 rows, the second begun in its middle: as eager steps on the loader's batches."""
+    results = []
+    for captured in (False, True):
+        step, loader, rows = make(captured), resident(), []
+        for epoch, start in ((0, 0), (1, 1)):
+            options = {"batch_size": 6, "seed": 3, "start_step": start}
+            if captured:
+                parts = [step.train_on(loader.training, count) for count in loader.begin(epoch, **options)]
+            else:
+                parts = [step(*batch) for batch in loader.train_batches(epoch, **options)]
+            rows += [torch.cat((torch.stack((p.total, p.ce, p.kl)), p.ir)) for p in parts]
+        results.append((rows, state(step)))
+        assert int(loader.training.position) == (22 if captured else 18)
+    assert step.captured, step.capture_reason
+    assert step.capture_reason == "2 captured, the last for 4 rows of the resident dataset"
+    assert graphs.captures == 2
+    assert graphs.replays == 7
+    (eager_rows, eager_state), (rows, captured_state) = results
+    for ours, theirs in zip(rows, eager_rows, strict=True):
+        assert torch.equal(ours, theirs)
+    assert_same(captured_state, eager_state)
+
+
+def test_a_resident_dataset_is_read_where_nothing_is_captured() -> None:
+    step, other = make(False), make(False)
+    loader, again = resident(), resident()
+    for count in loader.begin(0, batch_size=6, seed=3):
+        step.train_on(loader.training, count)
+    for batch in again.train_batches(0, batch_size=6, seed=3):
+        other(*batch)
+    assert_same(state(step), state(other))
+
+
+def test_two_datasets_have_graphs_of_their_own(graphs: RecordedGraphs) -> None:
+    step = make(True)
+    first, second = resident(), resident(18)
+    for loader in (first, second, first):
+        for count in loader.begin(0, batch_size=18, seed=0)[:1]:
+            step.train_on(loader.training, count)
+    assert graphs.captures == 2

@@ -11,6 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import lit_fast as lf
+from lit_fast.data.loaders import open_loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -210,3 +211,31 @@ def test_a_second_phase_captures_after_the_first_is_gone():
         captured_only(make(True), batches(3))
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() <= held + (8 << 20)  # 8 MiB: workspaces of the libraries
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_reads_a_resident_dataset(precision):
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (212, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (212,), generator=generator)
+    held_out = (images[180:], labels[180:])
+    augmentation = lf.data.Augmentation(pad=4, flip=True)
+    data = lf.data.from_arrays(
+        (images[:180], labels[:180]), val=held_out, test=held_out, num_classes=10, augmentation=augmentation
+    )
+    losses, states = [], []
+    for captured in (False, True):
+        step, loader, rows = make(captured, precision), open_loader(data, "resident", device="cuda"), []
+        for epoch in range(3):
+            if captured:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # a warning would be the fall back to eager steps
+                    for count in loader.begin(epoch, batch_size=32, seed=0):
+                        rows.append(step.train_on(loader.training, count).total)
+            else:
+                rows += [step(*batch).total for batch in loader.train_batches(epoch, batch_size=32, seed=0)]
+        losses.append(torch.stack(rows))
+        states.append(step.student.model.state_dict())
+    assert step.captured, step.capture_reason
+    torch.testing.assert_close(losses[1], losses[0], rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
+    assert_near(states[1], states[0], precision)

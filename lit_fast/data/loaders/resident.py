@@ -62,6 +62,20 @@ class ResidentLoader(Loader):
         self._epochs += 1
         return self._train(self._epochs, plan.places, start_step * batch_size, batch_size)
 
+    def begin(self, epoch: int, *, batch_size: int, seed: int, start_step: int = 0, augment: bool = True) -> list[int]:
+        """Begin an epoch for `LITStep.train_on`, which reads `training` batch by batch; arguments as above.
+
+        Returns:
+            the rows of each batch that is left.
+        """
+        plan = self.data.training_plan(
+            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=(0, 1)
+        )
+        self.training.begin(plan)
+        self.training.position.fill_(start_step * batch_size)
+        self._epochs += 1
+        return [place.stop - place.start for place in plan.places]
+
     def _train(self, epoch: int, places: list[slice], start: int, batch_size: int) -> Iterator[Batch]:
         for place in places:
             if epoch != self._epochs:
@@ -80,12 +94,7 @@ class ResidentLoader(Loader):
             yield self._batch(feed, place.stop - place.start, 0)
 
     def _batch(self, feed: Feed, count: int, first: int) -> Batch:
-        labels = torch.empty(count, dtype=torch.int64, device=self.device)
-        if self.data.is_text:
-            inputs = torch.empty((count, *self.data.shape), dtype=torch.int64, device=self.device)
-        else:
-            layout = torch.channels_last if self.channels_last else torch.contiguous_format
-            inputs = torch.empty((count, *self.data.shape), device=self.device, memory_format=layout)
+        inputs, labels = feed.empty(count, channels_last=self.channels_last)
         feed.write(inputs, labels, first)
         return inputs, labels
 
@@ -137,6 +146,18 @@ class Feed:
             rows += [centred if table is None else table for table in (tables.rows, tables.columns)]
             rows.append(torch.zeros_like(centred) if tables.flips is None else tables.flips.to(torch.int64))
         self._plan.copy_(torch.stack(rows))
+
+    def empty(self, rows: int, *, channels_last: bool = False) -> Batch:
+        """Uninitialised tensors for a batch: inputs float32 [B, C, H, W] or int64 [B, L], labels int64 [B]."""
+        device, text = self.position.device, self._data.is_text
+        layout = torch.channels_last if channels_last and not text else torch.contiguous_format
+        inputs = torch.empty(
+            (rows, *self._data.shape),
+            dtype=torch.int64 if text else torch.float32,
+            device=device,
+            memory_format=layout,
+        )
+        return inputs, torch.empty(rows, dtype=torch.int64, device=device)
 
     def write(self, inputs: Tensor, labels: Tensor, first: int = 0) -> None:
         """Fill a batch with the rows that begin `first` after `position`; no host sync.
