@@ -225,6 +225,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
         "--batch-size": 64,
         "--precision": "bf16",
         "--engine": "eager",
+        "--loader": "torch",
         "--set": "loss.beta=0.5",
         "--run-dir": tmp_path / "run",
     }
@@ -238,6 +239,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
     assert [s.model for s in ours.student.models] == ["resnet32", "resnet20"]
     assert (ours.variants, ours.seeds) == (("kd", "lit"), (1, 2))
     assert (ours.epochs, ours.batch_size, ours.step.precision, ours.step.engine) == (8, 64, "bf16", "eager")
+    assert ours.data.loader == "torch"
     assert (ours.loss.beta, ours.step.device) == (0.5, "cpu")
     assert started["run_dir"] == tmp_path / "run"
     assert started["resume"] is True

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_fast.data import loaders
 from lit_fast.training.config import ConfigError, load_experiment
 from lit_fast.training.schedule import Phase
 
@@ -201,10 +202,23 @@ def test_the_resolved_config_gives_the_same_experiment_again(tmp_path: Path) -> 
 
 def test_only_what_can_change_a_result_is_identity() -> None:
     ours = load_experiment("resnet-cifar10", overrides=["data.dir=/a"])
-    same = ["data.dir=/b", "logging.every=7", "logging.tensorboard=false", "checkpoint.every_seconds=5"]
+    same = [
+        "data.dir=/b",
+        "logging.every=7",
+        "logging.tensorboard=false",
+        "checkpoint.every_seconds=5",
+        "data.loader=torch",
+    ]
     other = ["data.dir=/a", "data.val_seed=1"]
     assert load_experiment("resnet-cifar10", overrides=same).identity() == ours.identity()
     assert load_experiment("resnet-cifar10", overrides=other).identity() != ours.identity()
+
+
+def test_every_loader_can_be_chosen() -> None:
+    for name in loaders.NAMES:
+        assert load_experiment(overrides=[f"data.loader={name}"]).data.loader == name
+    with pytest.raises(ConfigError, match=r"data\.loader"):
+        load_experiment(overrides=["data.loader=fast"])
 
 
 def test_an_experiment_cannot_be_changed_once_made() -> None:

@@ -194,7 +194,10 @@ def test_a_signal_saves_says_so_and_exits(tmp_path: Path, number: signal.Signals
     assert f"after step {saved.step};" in errors
 
 
-def test_interrupted_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("before", "after"), [("auto", "auto"), ("torch", "resident"), ("resident", "torch")])
+def test_interrupted_and_resumed_is_bit_identical_whatever_the_loader(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
     original, calls = LITStep.__call__, 0
 
     def interrupting(self: LITStep, *args: object) -> object:
@@ -206,11 +209,16 @@ def test_interrupted_and_resumed_is_bit_identical(whole: Path, tmp_path: Path, m
 
     monkeypatch.setattr(LITStep, "__call__", interrupting)
     with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 4"):
-        run_experiment(tiny(), tmp_path / "run", console=quiet())
+        run_experiment(tiny(f"data.loader={before}"), tmp_path / "run", console=quiet())
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run_experiment(tiny(), tmp_path / "run", resume=True, console=quiet())
+    console = quiet()
+    run_experiment(tiny(f"data.loader={after}"), tmp_path / "run", resume=True, console=console)
     assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+    # One for all runs: a resident dataset is there once.
+    told = {"auto": "resident (0.0 MB on cpu; the dataset fits)", "resident": "resident (0.0 MB on cpu; requested)"}
+    assert console.file.getvalue().count("loader: ") == 1
+    assert f"loader: {told.get(after, 'torch (requested)')}" in console.file.getvalue()
 
 
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
@@ -239,7 +247,7 @@ class TestRunFolder:
             run_experiment(tiny("loss.tau=4"), whole, resume=True, console=quiet())
 
     def test_other_data_are_refused(self, whole: Path) -> None:
-        with pytest.raises(RunFolderError, match=r"data.fingerprint"):
+        with pytest.raises(RunFolderError, match=r"the data; data.val_seed \(0 there, 5 now\)"):
             run_experiment(tiny("data.val_seed=5"), whole, resume=True, console=quiet())
 
     def test_logging_may_differ(self, whole: Path) -> None:

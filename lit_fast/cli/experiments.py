@@ -16,6 +16,7 @@ from lit_fast.cli.options import (
     Dataset,
     Engine,
     Epochs,
+    LoaderName,
     Precision,
     Recipe,
     Resume,
@@ -42,6 +43,7 @@ def distill(
     resume: Resume = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    loader: LoaderName = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="MODEL", help="The teacher's network (teacher.model).")
     ] = None,
@@ -76,6 +78,7 @@ def distill(
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
+        "data.loader": loader,
         "teacher.model": teacher_model,
         "teacher.cardinality": teacher_cardinality,
         "teacher.checkpoint": teacher_checkpoint,
@@ -108,6 +111,7 @@ def train(
     resume: Resume = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    loader: LoaderName = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights and data order.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -123,6 +127,7 @@ def train(
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
+        "data.loader": loader,
         "teacher.model": name,
         "teacher.cardinality": cardinality,
         "teacher.seed": seed,

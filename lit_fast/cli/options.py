@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Device",
     "Epochs",
+    "LoaderName",
     "Precision",
     "Recipe",
     "Resume",
@@ -44,6 +45,12 @@ Dataset = Annotated[
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the dataset's files lie (data.dir).")
+]
+LoaderName = Annotated[
+    str | None,
+    typer.Option(
+        "--loader", metavar="NAME", help="Where batches come from: auto, resident, dali, torch (data.loader)."
+    ),
 ]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", metavar="N", help="Shorten the schedules to N epochs, in proportion.")

@@ -9,6 +9,7 @@ from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Batch, Data, Split, TensorSplit
 from lit_fast.data.datasets import from_datasets
 from lit_fast.data.errors import DataError
+from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, numbers
 
 __all__ = [
@@ -18,12 +19,14 @@ __all__ = [
     "Batch",
     "Data",
     "DataError",
+    "Loader",
     "Split",
     "TensorSplit",
     "from_arrays",
     "from_datasets",
     "names",
     "open_data",
+    "open_loader",
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lit_fast.parallel import share
 
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B].
 Batch = tuple[Tensor, Tensor]
+SPLITS = ("train", "val", "test")
 
 
 class Split(ABC):
@@ -119,7 +121,7 @@ class Data:
             raise DataError(f"{self.name}: std must be > 0 in every channel, got {self.std}")
         if not len(self.train):
             raise DataError(f"{self.name}: the training split is empty")
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             labels = self.split(split).labels
             bad = ((labels < 0) | (labels >= self.num_classes)).nonzero()
             if len(bad):
@@ -138,9 +140,14 @@ class Data:
         """Whether the items are rows of tokens, not images."""
         return len(self.shape) == 1
 
+    @property
+    def items(self) -> str:
+        """What messages call the items."""
+        return "texts" if self.is_text else "images"
+
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test"."""
-        if name not in ("train", "val", "test"):
+        if name not in SPLITS:
             raise DataError(f"{self.name}: there is no split {name!r}; choose train, val or test")
         split: Split = getattr(self, name)
         return split
@@ -153,11 +160,34 @@ class Data:
         """
         sha = hashlib.sha256()
         sha.update(repr((self.name, self.shape, self.classes, self.mean, self.std, self.augmentation)).encode())
-        for split in (self.train, self.val, self.test):
+        for name in SPLITS:
+            split = self.split(name)
             sha.update(len(split).to_bytes(8, "little"))
             sha.update(split.labels.contiguous().numpy().data)
-            sha.update(split.digest())
+            sha.update(self._digests[name])
         return sha.hexdigest()
+
+    @cached_property
+    def _digests(self) -> dict[str, bytes]:
+        """Of the images or texts of each split: to compute them may be to read every file."""
+        return {name: self.split(name).digest() for name in SPLITS}
+
+    def contents(self) -> dict[str, Any]:
+        """What `fingerprint` is a hash of, part by part and fit for JSON, to tell what changed when it did."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "augmentation": str(self.augmentation),
+        }
+        for name in SPLITS:
+            labels = self.split(name).labels
+            found[f"{name}.count"] = len(labels)
+            found[f"{name}.labels"] = hashlib.sha256(labels.contiguous().numpy().data).hexdigest()
+            found[f"{name}.inputs"] = self._digests[name].hex()
+        return found
 
     def network_input(self, raw: Tensor) -> Tensor:
         """What a network is fed: uint8 [B, C, H, W] normalised to float32, or tokens uint8 [B, L] as int64."""

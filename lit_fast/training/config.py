@@ -17,8 +17,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
-# Files are part of it by content (`RunFolder`), not by where they lie.
-_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "teacher.checkpoint"})
+# Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
+# whose decoder is part of it (`open_session`).
+_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "data.loader", "teacher.checkpoint"})
 
 
 class ConfigError(ValueError):
@@ -52,6 +53,7 @@ class DataConfig(_Strict):
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
     augment: bool = True
+    loader: Literal["auto", "resident", "dali", "torch"] = "auto"
 
     @field_validator("name")
     @classmethod

@@ -19,9 +19,8 @@ from lit_fast.preflight import inspect
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, ModelConfig, load_experiment
-from lit_fast.training.experiment import Session, Teacher, check_sharing
+from lit_fast.training.experiment import Teacher, open_session
 from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.run_folder import RunFolder
 from lit_fast.training.trainer import RunSpec
 
 __all__ = ["Distilled", "distill"]
@@ -90,16 +89,17 @@ def distill(
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
     identity = {"teacher.weights": _digest(teacher_split.model), "student.structure": _structure(student_split.model)}
-    with SignalWatch() as signals, join(experiment.step.device) as workers:
-        check_sharing(experiment, data, workers)
-        folder = workers.first(
-            lambda: RunFolder(Path(run_dir), experiment, data.fingerprint, resume=resume, extra=identity)
-        )
-        session = Session(experiment, data, folder, console or Console(), signals, workers)
+    with (
+        SignalWatch() as signals,
+        join(experiment.step.device) as workers,
+        open_session(
+            experiment, data, Path(run_dir), identity, resume=resume, console=console, signals=signals, workers=workers
+        ) as session,
+    ):
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
         workers.equalise(teacher_split.model)
-        example = next(data.eval_batches("val", batch_size=2, device=session.device))[0]
+        example = next(session.loader.eval_batches("val", batch_size=2))[0]
         projector = make_projectors(teacher_split, student_split, example) if experiment.student.projector else None
         inspect(teacher_split, student_split, example, projector=projector)
         name = f"teacher-{labels['teacher']}"

@@ -16,6 +16,7 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import Data, open_data
+from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, inspect
 from lit_fast.projector import Projectors, make_projectors
@@ -50,7 +51,7 @@ class Session:
 
     Args:
         experiment: the resolved config.
-        data: the dataset, opened.
+        loader: of the dataset, on the device; closed at the end.
         folder: where it is written.
         console: where progress goes.
         signals: who may ask to stop.
@@ -63,19 +64,25 @@ class Session:
     def __init__(
         self,
         experiment: Experiment,
-        data: Data,
+        loader: Loader,
         folder: RunFolder,
         console: Console,
         signals: SignalWatch,
         workers: Workers = ALONE,
     ) -> None:
-        self.experiment, self.data, self.folder = experiment, data, folder
+        self.experiment, self.folder = experiment, folder
+        self.loader, self.data = loader, loader.data
         self.signals, self.workers = signals, workers
         self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
-        self.device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
+        self.device = loader.device
         self.results: list[dict[str, Any]] = []
-        if not len(data.val):
-            raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
+        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loader.close()
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -190,7 +197,7 @@ class Session:
         return Trainer(
             spec,
             folder,
-            self.data,
+            self.loader,
             student,
             teacher.split if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
             self.experiment,
@@ -269,7 +276,7 @@ class Session:
         }
 
     def _accuracy(self, model: SplitModel, which: str) -> float:
-        return evaluate(model.model, self.data.eval_batches(which, batch_size=256, device=self.device)).accuracy
+        return evaluate(model.model, self.loader.eval_batches(which, batch_size=256)).accuracy
 
     def _record(self, result: dict[str, Any]) -> None:
         self.results.append(result)
@@ -324,7 +331,7 @@ def open_experiment_data(experiment: Experiment) -> Data:
 
 
 def _data_options(config: DataConfig) -> dict[str, Any]:
-    options = config.model_dump(exclude={"name", "dir", "augment"})
+    options = config.model_dump(exclude={"name", "dir", "augment", "loader"})
     return {"data_dir": config.dir, **options}
 
 
@@ -353,8 +360,11 @@ def run_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    with SignalWatch() as signals, join(experiment.step.device) as workers:
-        session = _open(experiment, run_dir, resume, console, signals, workers)
+    with (
+        SignalWatch() as signals,
+        join(experiment.step.device) as workers,
+        _open(experiment, run_dir, resume, console, signals, workers) as session,
+    ):
         workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
@@ -373,8 +383,11 @@ def train_model(
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
         raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")
-    with SignalWatch() as signals, join(experiment.step.device) as workers:
-        session = _open(experiment, run_dir, resume, console, signals, workers)
+    with (
+        SignalWatch() as signals,
+        join(experiment.step.device) as workers,
+        _open(experiment, run_dir, resume, console, signals, workers) as session,
+    ):
         session.teacher()
     return session.results[0]
 
@@ -388,14 +401,41 @@ def _open(
     workers: Workers,
 ) -> Session:
     data = open_experiment_data(experiment)
-    check_sharing(experiment, data, workers)  # before anything is written
     checkpoint = experiment.teacher.checkpoint
     extra = {} if checkpoint is None else {"teacher.weights": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
-    folder = workers.first(lambda: RunFolder(run_dir, experiment, data.fingerprint, resume=resume, extra=extra))
-    return Session(experiment, data, folder, console or Console(), signals, workers)
+    return open_session(
+        experiment, data, run_dir, extra, resume=resume, console=console, signals=signals, workers=workers
+    )
 
 
-def check_sharing(experiment: Experiment, data: Data, workers: Workers) -> None:
-    """Refuse what these workers cannot do together; see `lit_fast.parallel.check_batches`."""
-    sync_batchnorm = experiment.step.sync_batchnorm
-    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)
+def open_session(
+    experiment: Experiment,
+    data: Data,
+    run_dir: Path,
+    extra: dict[str, Any],
+    *,
+    resume: bool,
+    console: Console | None,
+    signals: SignalWatch,
+    workers: Workers,
+) -> Session:
+    """The session of an experiment on `data`, with its run folder and its loader.
+
+    Args:
+        experiment, data, signals, workers: see `Session`.
+        run_dir, extra, resume: see `RunFolder`.
+        console: default: standard output.
+
+    Raises:
+        ValueError: what cannot work, before anything is written or read at length.
+    """
+    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=experiment.step.sync_batchnorm)
+    if not len(data.val):
+        raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
+    device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
+    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device))
+    if chosen.name == "dali":
+        extra = {**extra, "data.decoder": "dali"}
+    folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
+    loader = open_loader(data, chosen, device=device, channels_last=experiment.step.channels_last)
+    return Session(experiment, loader, folder, console or Console(), signals, workers)

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lit_fast.data import Data
+from lit_fast.data.loaders import Loader
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, Workers
 from lit_fast.projector import Projectors
@@ -94,7 +94,7 @@ class Trainer:
     Args:
         spec: the run.
         folder: its folder; a checkpoint found there is continued.
-        data: the dataset, train and validation splits of which are used.
+        loader: of the dataset, train and validation splits of which are used; left open.
         student: the split student, on its device, freshly initialised. Trained in place.
         teacher: the split teacher; ``None`` for the variant ``scratch``.
         settings: batch size, loss, optimizer, step, copied parts.
@@ -110,7 +110,7 @@ class Trainer:
         self,
         spec: RunSpec,
         folder: Path,
-        data: Data,
+        loader: Loader,
         student: SplitModel,
         teacher: SplitModel | None,
         settings: Experiment,
@@ -121,12 +121,13 @@ class Trainer:
         workers: Workers = ALONE,
     ) -> None:
         self.workers = workers
-        self.spec, self.folder, self.data, self.settings = spec, folder, data, settings
+        self.spec, self.folder, self.settings = spec, folder, settings
+        self.loader, self.data = loader, loader.data
         self.student, self.teacher, self.projector = student, teacher, projector
         self.console, self.signals = console, signals
         self._said_engine = False
         self.device = next(student.parameters()).device
-        self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
+        self.steps_per_epoch = self.data.steps_per_epoch(settings.batch_size)
         self.switches = VARIANTS[spec.variant]
         self.position = _Position()
         self.best: dict[str, Tensor] | None = None
@@ -179,7 +180,7 @@ class Trainer:
 
     def scores(self, split: str) -> Scores:
         """Accuracy and loss of the student as it is now on a split of the data."""
-        return evaluate(self.student.model, self.data.eval_batches(split, batch_size=_EVAL_BATCH, device=self.device))
+        return evaluate(self.student.model, self.loader.eval_batches(split, batch_size=_EVAL_BATCH))
 
     def _open_log(self) -> RunLog | None:
         if not self.workers.leads:
@@ -271,13 +272,12 @@ class Trainer:
         logged_at, logged_images = time.perf_counter(), at.images
         saved_at = started = time.perf_counter()
         before = at.seconds
-        batches = self.data.train_batches(
+        batches = self.loader.train_batches(
             at.total_epochs,
             batch_size=self.settings.batch_size,
             seed=self.spec.seed,
             start_step=at.step,
             augment=self.settings.data.augment,
-            device=self.device,
             shard=(self.workers.rank, self.workers.size),
         )
         for images, labels in batches:
@@ -285,7 +285,7 @@ class Trainer:
             for group in step.optimizer.param_groups:
                 group["lr"] = lr
             rows = self._batch_rows(at.step)
-            parts = step(self._laid_out(images), labels)
+            parts = step(images, labels)
             at.step += 1
             at.total_steps += 1
             at.images += rows
@@ -319,11 +319,6 @@ class Trainer:
         if self.workers.size == 1:
             return requested
         return at_meeting and self.workers.any(requested)
-
-    def _laid_out(self, images: Tensor) -> Tensor:
-        if self.settings.step.channels_last and images.dim() == 4:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
 
     def _end_epoch(self, phase: Phase) -> None:
         at = self.position
@@ -364,14 +359,13 @@ class Trainer:
 
     def _recalibrate(self) -> None:
         # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
-        batches = self.data.train_batches(
+        batches = self.loader.train_batches(
             self.position.total_epochs,
             batch_size=self.settings.batch_size,
             seed=self.spec.seed,
             augment=self.settings.data.augment,
-            device=self.device,
         )
-        recalibrate(self.student, (self._laid_out(images) for images, _ in batches))
+        recalibrate(self.student, (images for images, _ in batches))
 
     def _log_step(self, phase: Phase, lr: float, row: list[float], speed: float) -> None:
         at, parts = self.position, named(row)

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from lit_fast.data.base import Data
 from lit_fast.data.errors import DataError
 from lit_fast.data.loaders.base import Loader
-from lit_fast.data.loaders.resident import ResidentLoader, misfit
 from lit_fast.data.loaders.streaming import StreamingLoader
 
-__all__ = ["NAMES", "Loader", "open_loader"]
+__all__ = ["NAMES", "Choice", "Loader", "choose_loader", "open_loader"]
 
 NAMES = ("auto", "resident", "dali", "torch")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A loader by `name`, not "auto", and the `reason` for it in one line."""
+
+    name: str
+    reason: str
+
+
+def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str = "cpu") -> Choice:
+    """What `open_loader` would open, without reading any data; arguments and errors as there."""
+    if name not in NAMES:
+        raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
+    if name == "torch":
+        return Choice("torch", "requested")
+    if name == "dali":
+        raise DataError(f"loader {name!r} is not part of this installation; use 'torch' or 'auto'")
+    from lit_fast.data.loaders.resident import misfit
+
+    too_large = misfit(data, torch.device(device))
+    if too_large is None:
+        return Choice("resident", "requested" if name == "resident" else "the dataset fits")
+    if name == "resident":
+        raise DataError(f"loader 'resident': {data.name}: {too_large}; use 'torch', or 'auto' to fall back to it")
+    return Choice("torch", too_large)
+
+
 def open_loader(
-    data: Data, name: str = "auto", *, device: torch.device | str = "cpu", channels_last: bool = False
+    data: Data, name: str | Choice = "auto", *, device: torch.device | str = "cpu", channels_last: bool = False
 ) -> Loader:
     """Open a loader by name.
 
     Args:
         data: the dataset.
         name: "resident" keeps the whole dataset on the device; "torch" streams it; "auto" takes the first where the
-            dataset fits, else the other, and says why in the loader's `reason`.
+            dataset fits, else the other, and says why in the loader's `reason`. Or what `choose_loader` chose.
         device: where the batches lie.
         channels_last: give images in this memory format.
 
     Raises:
-        DataError: there is no such loader, or it cannot be had here.
+        DataError: there is no such loader, it cannot be had here, or a file cannot be decoded.
 
     Example:
         >>> from lit_fast.data import open_data
@@ -37,15 +64,9 @@ def open_loader(
         >>> loader.name, tuple(images.shape)
         ('torch', (64, 1, 16, 16))
     """
-    if name not in NAMES:
-        raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
-    if name == "dali":
-        raise DataError(f"loader {name!r} is not part of this installation; use 'torch' or 'auto'")
-    target = torch.device(device)
-    too_large = None if name == "torch" else misfit(data, target)
-    if name == "torch" or (name == "auto" and too_large is not None):
-        return StreamingLoader(data, device=target, channels_last=channels_last, reason=too_large or "requested")
-    if too_large is not None:
-        raise DataError(f"loader 'resident': {data.name}: {too_large}; use 'torch', or 'auto' to fall back to it")
-    reason = "requested" if name == "resident" else "the dataset fits"
-    return ResidentLoader(data, device=target, channels_last=channels_last, reason=reason)
+    choice = name if isinstance(name, Choice) else choose_loader(data, name, device=device)
+    if choice.name == "resident":
+        from lit_fast.data.loaders.resident import ResidentLoader
+
+        return ResidentLoader(data, device=device, channels_last=channels_last, reason=choice.reason)
+    return StreamingLoader(data, device=device, channels_last=channels_last, reason=choice.reason)

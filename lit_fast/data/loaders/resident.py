@@ -15,14 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_fast.data.base import Batch, Data, Split, TensorSplit, TrainingPlan
+from lit_fast.data.base import SPLITS, Batch, Data, Split, TensorSplit, TrainingPlan
 from lit_fast.data.gather import MOVES, gather_for, levels
 from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.memory import free_bytes
 
 _AT_ONCE = 64 << 20  # bytes that are read before they are moved
-
-SPLITS = ("train", "val", "test")
 
 
 class ResidentLoader(Loader):
