@@ -7,8 +7,9 @@ only the tensors, the position and the generators' states to make a resumed run 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lit_fast.backends.options import LossParts
 from lit_fast.data.loaders import Loader
+from lit_fast.data.loaders.resident import ResidentLoader
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, Workers
 from lit_fast.projector import Projectors
@@ -272,20 +275,12 @@ class Trainer:
         logged_at, logged_images = time.perf_counter(), at.images
         saved_at = started = time.perf_counter()
         before = at.seconds
-        batches = self.loader.train_batches(
-            at.total_epochs,
-            batch_size=self.settings.batch_size,
-            seed=self.spec.seed,
-            start_step=at.step,
-            augment=self.settings.data.augment,
-            shard=(self.workers.rank, self.workers.size),
-        )
-        for images, labels in batches:
+        for train in self._steps(step):
             lr = phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch)
             for group in step.optimizer.param_groups:
                 group["lr"] = lr
             rows = self._batch_rows(at.step)
-            parts = step(images, labels)
+            parts = train()
             at.step += 1
             at.total_steps += 1
             at.images += rows
@@ -307,6 +302,23 @@ class Trainer:
                 self._leave()
         self._read(phase, phase.lr_at((at.epoch + 1) * self.steps_per_epoch - 1, self.steps_per_epoch))
         at.seconds = before + time.perf_counter() - started
+
+    def _steps(self, step: LITStep) -> Iterator[Callable[[], LossParts]]:
+        """What is left of the epoch: a call for each step."""
+        at, loader = self.position, self.loader
+        options: dict[str, Any] = {
+            "batch_size": self.settings.batch_size,
+            "seed": self.spec.seed,
+            "start_step": at.step,
+            "augment": self.settings.data.augment,
+        }
+        if step.captured and isinstance(loader, ResidentLoader):  # the graph makes its batches itself
+            for rows in loader.begin(at.total_epochs, **options):
+                yield partial(step.train_on, loader.training, rows)
+            return
+        shard = (self.workers.rank, self.workers.size)
+        for images, labels in loader.train_batches(at.total_epochs, **options, shard=shard):
+            yield partial(step, images, labels)
 
     def _batch_rows(self, step: int) -> int:
         """Images of an epoch's batch, over all workers."""
