@@ -10,7 +10,7 @@ from torch import Tensor
 from training_helpers import tiny
 
 from lit_fast.data import Augmentation, Data, from_arrays
-from lit_fast.training.run_folder import RunFolder, RunFolderError
+from lit_fast.training.run_folder import DECODER, RunFolder, RunFolderError
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:
@@ -78,3 +78,16 @@ def test_a_folder_that_does_not_tell_still_refuses_other_data(tmp_path):
     (tmp_path / "data.json").unlink()
     with pytest.raises(RunFolderError, match=r"the data have changed .*: images, labels, splits, normalisation or"):
         RunFolder(tmp_path, tiny(), opened(test=pictures(14)), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "message"),
+    [
+        ({}, {DECODER: "dali"}, "decoded by Pillow, .* go on with --loader torch"),
+        ({DECODER: "dali"}, {}, "decoded by DALI, .* go on with --loader dali"),
+    ],
+)
+def test_another_decoder_is_refused_and_the_right_loader_named(tmp_path, there, now, message):
+    RunFolder(tmp_path, tiny(), opened(), resume=False, extra=there)
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder(tmp_path, tiny(), opened(), resume=True, extra=now)

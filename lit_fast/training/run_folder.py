@@ -11,8 +11,9 @@ from lit_fast.training.config import Experiment
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"
+DECODER = "data.decoder"  # key of `extra`: "dali" where DALI decodes files; absent where Pillow does
 
-__all__ = ["RunFolder", "RunFolderError"]
+__all__ = ["DECODER", "RunFolder", "RunFolderError"]
 
 
 class RunFolderError(ValueError):
@@ -60,6 +61,12 @@ class RunFolder:
             ) from error
         mine = json.loads(json.dumps(identity))
         differing = [key for key in sorted(there.keys() | mine.keys()) if there.get(key) != mine.get(key)]
+        if differing == [DECODER]:
+            decoder, loader = ("DALI", "dali") if there.get(DECODER) else ("Pillow", "torch")
+            raise RunFolderError(
+                f"{self.path}: this experiment's images are decoded by {decoder}, and another decoder rounds otherwise;"
+                f" go on with --loader {loader}"
+            )
         if differing == [_FINGERPRINT]:
             raise RunFolderError(
                 f"{self.path}: the data have changed since this experiment was begun: {self._changed(data)}. Bring them"
