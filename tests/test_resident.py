@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_streamed_and_auto_says_so_with_the_sizes(monkeypat
     free(monkeypatch, 2 * needed - 1)
     with open_loader(data) as loader:
         assert loader.name == "torch"
-        assert loader.reason == "0.0 MB do not fit: a dataset may take half of the 0.1 MB that are free on cpu"
+        assert loader.reason == "29 kB do not fit: a dataset may take half of the 59 kB that are free on cpu"
     free(monkeypatch, 2 * needed)
     with open_loader(data) as loader:
         assert loader.name == "resident"
@@ -128,10 +128,12 @@ def test_an_unknown_amount_of_memory_is_taken_for_enough(monkeypatch):
 
 def test_the_reason_tells_size_and_device():
     with open_loader(make()) as loader:
-        assert loader.reason == "0.0 MB on cpu; the dataset fits"
+        assert loader.reason == "14 kB on cpu; the dataset fits"
 
 
-@pytest.mark.parametrize(("count", "text"), [(460_000, "0.5 MB"), (184_320_000, "184 MB"), (10**10, "10.0 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(460_000, "460 kB"), (3_300_000, "3.3 MB"), (184_320_000, "184 MB"), (10**10, "10.0 GB")]
+)
 def test_sizes_are_told_in_readable_units(count, text):
     assert resident.shown(count) == text
 

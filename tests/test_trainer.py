@@ -216,7 +216,7 @@ def test_interrupted_and_resumed_is_bit_identical_whatever_the_loader(
     run_experiment(tiny(f"data.loader={after}"), tmp_path / "run", resume=True, console=console)
     assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
     # One for all runs: a resident dataset is there once.
-    told = {"auto": "resident (0.0 MB on cpu; the dataset fits)", "resident": "resident (0.0 MB on cpu; requested)"}
+    told = {"auto": "resident (37 kB on cpu; the dataset fits)", "resident": "resident (37 kB on cpu; requested)"}
     assert console.file.getvalue().count("loader: ") == 1
     assert f"loader: {told.get(after, 'torch (requested)')}" in console.file.getvalue()
 

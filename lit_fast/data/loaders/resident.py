@@ -187,9 +187,10 @@ def misfit(data: Data, device: torch.device) -> str | None:
 
 def shown(count: int) -> str:
     """A number of bytes for people."""
-    if count >= 1e9:
-        return f"{count / 1e9:,.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 10e6 else f"{count / 1e6:.1f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}" if count < 100 * unit else f"{count / unit:,.0f} {name}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def _size(data: Data) -> int:
