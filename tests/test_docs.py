@@ -7,7 +7,7 @@ here: CIFAR-10 under ``data``, image folders under ``photos``, and a teacher's c
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
 What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
-behind the overrides of every ``lit_fast.distill``. The commands and calls themselves stand on the page as they are run.
+behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``. The commands and calls themselves stand on the page as they are run.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from lit_fast.training.config import Experiment, load_experiment
 from lit_fast.training.results import HEADERS, load_results, plain_table, table
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
+SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
 # What only looks like text but is code would never be run.
@@ -147,6 +148,9 @@ class PageRun:
 
     def _python(self, block: Block) -> None:
         # Compiled under the page's name and line, so that a traceback points at the page.
+        named = re.match(r"# (\S+\.py)\n", block.text)
+        if named:  # a module that later commands import
+            Path(named[1]).write_text(block.text, encoding="utf-8")
         code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec", dont_inherit=True)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
@@ -225,6 +229,8 @@ def run_lit_fast(arguments: list[str]) -> str:
     if arguments[0] in ("distill", "train"):
         small = [SMALL_IMAGES] if {"--data-dir", "--config"} & set(arguments) else []
         arguments = [*arguments, *(word for setting in (*SHORT, *small) for word in ("--set", setting))]
+    if arguments[0] == "bench":
+        arguments = [*arguments, *SHORT_BENCH]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, f"lit-fast {shlex.join(arguments)}: {result.output}"
     return result.stdout
