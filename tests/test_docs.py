@@ -7,7 +7,8 @@ here: CIFAR-10 under ``data``, image folders under ``photos``, and a teacher's c
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
 What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
-behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``. The commands and calls themselves stand on the page as they are run.
+behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``. The commands and calls
+themselves stand on the page as they are run.
 """
 
 from __future__ import annotations

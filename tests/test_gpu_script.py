@@ -88,6 +88,9 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_the_project_alone(tmp_pat
         "loss.png",
         "results.json",
         "summary.md",
+        "timeline-plain.json",
+        "timeline-runner.json",
+        "timeline.png",
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,6 +129,21 @@ def judge(session: Session, _limit: float) -> Fields:
     return {"status": "missed" if counts[bars.FAIL] else "passed", "detail": detail}
 
 
+def timeline(session: Session, limit: float) -> Fields:
+    """Where the time of a step goes, as a picture and traces."""
+    pair = ["--teacher", "resnet110", "--student", "resnet20", "--precision", "bf16"]
+    if session.dry_run:
+        pair = ["--teacher", "resnet20", "--student", "resnet20", "--batch-size", "2", "--image-size", "8"]
+    drawn = session.scratch / "timeline.png"
+    done = session.run(session.python("-m", "lit_fast", "bench", *pair, "--profile", str(drawn)), limit)
+    kept = sorted(session.scratch.glob("timeline*"))
+    for path in kept:
+        shutil.copy(path, session.out / path.name)
+    if done.status != 0:
+        return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
+    return {"status": "passed", "detail": ", ".join(path.name for path in kept)}
+
+
 def figure(session: Session, limit: float) -> Fields:
     command = session.python(
         "-m", "benchmarks.plot", str(session.out / "results.json"), "--out", str(session.out / "loss.png")
@@ -149,14 +165,15 @@ STAGES = (
     Stage("racecheck", 0.10, checkers.racecheck),
     Stage("benchmarks", 1.00, benchmarks),
     Stage("bars", 1.00, judge),
+    Stage("timeline", 0.10, timeline),
     Stage("figure", 1.00, figure),
 )
-_LAST = 15.0  # seconds kept for what comes after the benchmarks
+_LAST = 30.0  # seconds kept for what comes after the benchmarks
 
 
 def run_stage(stage: Stage, session: Session, whole: float) -> Fields:
     """Run one stage within its share of the `whole` time; nothing that happens in it stops the script."""
-    after = _LAST if stage.name not in ("bars", "figure") else 0.0
+    after = _LAST if stage.name not in ("bars", "timeline", "figure") else 0.0
     limit = min(stage.share * whole, session.left() - after)
     if limit <= 0 and stage.name != "bars":
         return {"status": "skipped", "detail": "out of time"}

@@ -166,14 +166,13 @@ def _draw(problem: Problem, path: Path, heading: str) -> None:
     from lit_fast.bench import timeline, ways
 
     problem.mark = timeline.mark
+    chosen = {"plain": ways.plain_step(problem)}
+    for capture in (False, True) if problem.device == "cuda" else (False,):
+        step = ways.lit_step(problem, "auto", "auto", capture=capture)
+        step.mark = timeline.mark
+        chosen["capture" if capture else step.engine] = functools.partial(step, problem.images, problem.labels)
     found = []
-    for name in ("plain", "runner", "capture") if problem.device == "cuda" else ("plain", "runner"):
-        if name == "plain":
-            way = ways.plain_step(problem)
-        else:
-            step = ways.lit_step(problem, "runner", "auto", capture=name == "capture")
-            step.mark = timeline.mark
-            way = functools.partial(step, problem.images, problem.labels)
+    for name, way in chosen.items():
         trace = path.with_name(f"{path.stem}-{name}.json")
         recorded = timeline.record(way, name, trace)
         found.append(recorded)
