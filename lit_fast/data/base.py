@@ -3,11 +3,11 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from lit_fast.parallel import share
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B].
 Batch = tuple[Tensor, Tensor]
 SPLITS = ("train", "val", "test")
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Split(ABC):
@@ -305,13 +308,15 @@ def _checked(value: int, what: str, least: int) -> int:
 
 def _fetch(split: Split, places: list[Tensor]) -> Iterator[Tensor]:
     """Images of each batch in turn, read one batch ahead in a thread if the split asks for it."""
-    if not split.ahead:
-        yield from map(split.fetch, places)
-        return
+    return read_ahead(split.fetch, places) if split.ahead else map(split.fetch, places)
+
+
+def read_ahead(read: Callable[[A], R], wanted: list[A]) -> Iterator[R]:
+    """`read` of each of `wanted` in turn, one ahead in a thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="lit_fast-fetch") as thread:
         pending = None
-        for place in places:
-            following = thread.submit(split.fetch, place)
+        for one in wanted:
+            following = thread.submit(read, one)
             if pending is not None:
                 yield pending.result()
             pending = following

@@ -31,7 +31,12 @@ def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str 
     if name == "torch":
         return Choice("torch", "requested")
     if name == "dali":
-        raise DataError(f"loader {name!r} is not part of this installation; use 'torch' or 'auto'")
+        from lit_fast.data.loaders.dali import missing
+
+        why = missing()
+        if why is not None:
+            raise DataError(f"loader 'dali': {why}; or use 'torch' or 'auto'")
+        return Choice("dali", "requested")
     from lit_fast.data.loaders.resident import misfit
 
     too_large = misfit(data, torch.device(device))
@@ -49,8 +54,9 @@ def open_loader(
 
     Args:
         data: the dataset.
-        name: "resident" keeps the whole dataset on the device; "torch" streams it; "auto" takes the first where the
-            dataset fits, else the other, and says why in the loader's `reason`. Or what `choose_loader` chose.
+        name: "resident" keeps the whole dataset on the device; "torch" streams it; "dali" leaves decoding and
+            augmentation to NVIDIA DALI; "auto" takes the first where the dataset fits, else the second, and says why in
+            the loader's `reason`. Or what `choose_loader` chose.
         device: where the batches lie.
         channels_last: give images in this memory format.
 
@@ -69,4 +75,8 @@ def open_loader(
         from lit_fast.data.loaders.resident import ResidentLoader
 
         return ResidentLoader(data, device=device, channels_last=channels_last, reason=choice.reason)
+    if choice.name == "dali":
+        from lit_fast.data.loaders.dali import DaliLoader
+
+        return DaliLoader(data, device=device, channels_last=channels_last, reason=choice.reason)
     return StreamingLoader(data, device=device, channels_last=channels_last, reason=choice.reason)

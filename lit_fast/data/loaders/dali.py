@@ -1,0 +1,220 @@
+"""The loader "dali": NVIDIA DALI reads, decodes, crops, flips and normalises, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_fast.data.base import Batch, Data, Split, read_ahead
+from lit_fast.data.errors import DataError
+from lit_fast.data.images import read_square
+from lit_fast.data.loaders.base import Loader
+
+if TYPE_CHECKING:
+    from lit_fast.data.loaders.dali_graph import Graph
+
+_NOT_DECODED = (".gif",)  # that Pillow reads and DALI does not
+_MOST_THREADS = 16
+
+
+def missing() -> str | None:
+    """Why DALI cannot be used here; None where it can."""
+    try:
+        import nvidia.dali.fn  # noqa: F401
+    except ImportError as error:
+        return f"NVIDIA DALI cannot be imported ({error}); pip install 'lit_fast[dali]'"
+    return None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one batch is made of.
+
+    `indices` are int64 [B], into the split; `offsets` int32 [B, 2], first row and column of each crop relative to the
+    image (None: no crop); `flips` int32 [B] (None: none).
+    """
+
+    indices: Tensor
+    offsets: Tensor | None = None
+    flips: Tensor | None = None
+
+
+class DaliLoader(Loader):
+    """Feeds DALI's pipelines from the tables of `Data`, so every batch is a function of (seed, epoch, step).
+
+    Splits of image files are decoded by DALI; any other split gives its pixels or tokens by `Split.fetch`. Pixels of
+    arrays are those of the loader "torch", bit by bit; those of files differ by at most 2 of 255 levels where they are
+    resized, for Pillow rounds twice.
+
+    Args:
+        threads: of the CPU, for DALI; None: one per core, at most 16.
+
+    Raises:
+        DataError: DALI is not installed. While batches are made: a file that cannot be read or decoded, by name and
+            with DALI's operator.
+    """
+
+    name = "dali"
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        reason: str = "requested",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(data, device=device, channels_last=channels_last, reason=reason)
+        why = missing()
+        if why is not None:
+            raise DataError(f"loader 'dali': {why}")
+        self._threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._idle: dict[tuple[Graph, int], _Pipe] = {}
+
+    def train_batches(
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        augment: bool = True,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        plan = self.data.training_plan(
+            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
+        )
+        tables = plan.tables
+        offsets = flips = None
+        if tables.rows is not None and tables.columns is not None:
+            offsets = (torch.stack([tables.rows, tables.columns], 1) - plan.pad).to(torch.int32)
+        if tables.flips is not None:
+            flips = tables.flips.to(torch.int32)
+        batches = [
+            Rows(tables.order[at], None if offsets is None else offsets[at], None if flips is None else flips[at])
+            for at in plan.places
+        ]
+        return self._batches(self.data.train, batches)
+
+    def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
+        places = self.data.eval_places(split, batch_size=batch_size)
+        return self._batches(self.data.split(split), [Rows(torch.arange(at.start, at.stop)) for at in places])
+
+    def close(self) -> None:
+        self._idle.clear()
+
+    def _batches(self, split: Split, batches: list[Rows]) -> Iterator[Batch]:
+        full = [rows for rows in batches if len(rows.indices)]
+        if full:
+            graph, most = self._graph(split, full[0]), max(len(rows.indices) for rows in full)
+            # A pipeline that was left in the middle of an epoch still holds batches of it: it is not used again.
+            pipe = self._idle.pop((graph, most), None) or _Pipe(graph, most, self.device, self._threads)
+            made = pipe.run(split, full)
+        for rows in batches:
+            labels = split.labels[rows.indices].to(self.device, non_blocking=True)
+            if len(rows.indices):
+                yield self._own(next(made)), labels
+            else:  # DALI has no empty batches
+                nothing = torch.empty((0, *self.data.shape), dtype=torch.uint8, device=self.device)
+                yield self.data.network_input(nothing), labels
+        if full and next(made, None) is None:
+            self._idle[graph, most] = pipe
+
+    def _own(self, made: Tensor) -> Tensor:
+        """A copy, for DALI uses its buffers again."""
+        return made.clone(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+    def _graph(self, split: Split, rows: Rows) -> Graph:
+        from lit_fast.data.loaders.dali_graph import Graph
+
+        data = self.data
+        encoded = _decodable(split)
+        return Graph(
+            shape=data.shape,
+            encoded=encoded,
+            crop=getattr(split, "crop", None) if encoded else None,
+            cropped=rows.offsets is not None,
+            flipped=rows.flips is not None,
+            scale=tuple(1 / (255 * s) for s in data.std),
+            shift=tuple(m / s for m, s in zip(data.mean, data.std)),
+        )
+
+
+class _Pipe:
+    """A pipeline and the arrays that it is fed with."""
+
+    def __init__(self, graph: Graph, most: int, device: torch.device, threads: int) -> None:
+        from lit_fast.data.loaders import dali_graph
+
+        self._graph = graph
+        self._fed: Iterator[tuple[Any, ...]] = iter(())
+        self._device = device if device.type == "cuda" else None
+        gpu = None if self._device is None else device.index or 0
+        self._ahead = dali_graph.AHEAD
+        self._pipeline = dali_graph.build(graph, lambda: next(self._fed), most, gpu, threads)
+
+    def run(self, split: Split, batches: list[Rows]) -> Iterator[Tensor]:
+        """What DALI makes of each batch, in its own memory; gone through to the end, the pipeline is as new."""
+        self._fed = read_ahead(lambda rows: self._arrays(split, rows), batches)
+        for number in range(len(batches)):
+            stream = None if self._device is None else torch.cuda.current_stream(self._device)
+            try:
+                (made,) = self._pipeline.run(stream)
+            except (RuntimeError, IndexError) as error:
+                raise _failure(split, batches[number : number + 1 + self._ahead], error) from error
+            yield torch.from_dlpack(made.as_tensor())
+        try:
+            self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+
+    def _arrays(self, split: Split, rows: Rows) -> tuple[Any, ...]:
+        first: Any
+        if self._graph.encoded:
+            first = [_content(split.files[at]) for at in rows.indices.tolist()]  # type: ignore[attr-defined]
+        else:
+            first = split.fetch(rows.indices).numpy()
+        return (first, *(table.numpy() for table in (rows.offsets, rows.flips) if table is not None))
+
+
+def _decodable(split: Split) -> bool:
+    """Whether DALI reads the split's files itself."""
+    files = getattr(split, "files", None)
+    return bool(files) and not any(Path(file).suffix.lower() in _NOT_DECODED for file in files)
+
+
+def _content(path: Path) -> Any:
+    """A file as uint8 [bytes]."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); put the file back or remove it") from error
+    if not len(content):
+        raise DataError(f"{path}: cannot be decoded as an image (it is empty); replace the file or remove it")
+    return content
+
+
+def _failure(split: Split, batches: list[Rows], error: Exception) -> DataError:
+    """DALI's error with the operator and the file. DALI names a sample at best, so the files of the batches that it was
+    at work on are decoded by Pillow until one fails."""
+    found = re.search(r"operator `([^`]+)`", str(error))
+    operator = found[1] if found else "its pipeline"
+    if _decodable(split):
+        for rows in batches:
+            for at in rows.indices.tolist():
+                try:
+                    read_square(split.files[at], split.size, getattr(split, "crop", None))  # type: ignore[attr-defined]
+                except DataError as bad:
+                    return DataError(f"{bad} (reported by DALI, {operator})")
+    first, last = int(batches[0].indices[0]), int(batches[0].indices[-1])
+    said = " ".join(str(error).split())
+    return DataError(f"DALI, {operator}, failed in the batch of images {first} ... {last}: {said}")
