@@ -46,6 +46,7 @@ def open_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     augmentation: Augmentation | None = None,
+    on_bad_image: str = "stop",
 ) -> Data:
     """Open a dataset by name.
 
@@ -62,6 +63,8 @@ def open_data(
         mean, std: per-channel normalisation in units of full scale (0..1). None: the dataset's own; published
             checkpoints may have been trained with others (`IMAGENET_MEAN`, `IMAGENET_STD`).
         augmentation: None: crops after padding by an eighth of the image size, and flips except for digits.
+        on_bad_image: of image files: "stop" raises when one that cannot be decoded is met, "skip" decodes every file
+            once now and leaves those out that cannot be (see `Data.left_out`).
 
     Raises:
         DataError: naming the argument or file, what was expected and what was found.
@@ -80,6 +83,7 @@ def open_data(
         mean=numbers(mean, "mean"),
         std=numbers(std, "std"),
         augmentation=augmentation,
+        on_bad_image=on_bad_image,
     )
     if name == "digits":
         from lit_fast.data import digits

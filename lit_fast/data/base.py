@@ -95,6 +95,7 @@ class Data:
         mean, std: per-channel normalisation in units of full scale (0..1); () for texts.
         augmentation: what training batches go through; `Augmentation()` is none, the only one for texts.
         train, val, test: the splits; `val` may be empty.
+        left_out: files that are in no split because they cannot be decoded, each with the reason.
 
     Raises:
         DataError: if the shape, a split's labels, the channel counts, the standard deviations or the augmentation do
@@ -110,6 +111,7 @@ class Data:
     train: Split
     val: Split
     test: Split
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:

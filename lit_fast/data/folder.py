@@ -32,22 +32,25 @@ class FolderSplit(Split):
         files: paths, one per image.
         labels: int64 [N].
         size: images become RGB squares of this many pixels.
+        crop: pixels of the central square that is taken first; None: the largest there is.
     """
 
     ahead = True
 
-    def __init__(self, root: Path, files: list[Path], labels: Tensor, size: int) -> None:
+    def __init__(self, root: Path, files: list[Path], labels: Tensor, size: int, crop: int | None = None) -> None:
         self.root = root
         self.files = files
         self.labels = labels
         self.size = size
+        self.crop = crop
 
     def subset(self, indices: Tensor) -> "FolderSplit":
         """The images at `indices`, as a split of its own."""
-        return FolderSplit(self.root, [self.files[i] for i in indices.tolist()], self.labels[indices], self.size)
+        files = [self.files[i] for i in indices.tolist()]
+        return FolderSplit(self.root, files, self.labels[indices], self.size, self.crop)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        squares = _in_threads(lambda i: read_square(self.files[i], self.size), indices.tolist())
+        squares = _in_threads(lambda i: read_square(self.files[i], self.size, self.crop), indices.tolist())
         return torch.stack(squares) if squares else torch.empty((0, 3, self.size, self.size), dtype=torch.uint8)
 
     def digest(self) -> bytes:
@@ -61,7 +64,8 @@ class FolderSplit(Split):
 def load(options: Options) -> Data:
     """Open a folder of images; without val/ a tenth of the training images (or `val_size`) is held out.
 
-    Every file's header is read at once; its pixels are decoded when they are needed. Default normalisation: ImageNet's.
+    Every file's header is read at once; its pixels are decoded when they are needed. With ``on_bad_image="skip"`` every
+    file is decoded once now, and those that cannot be are left out. Default normalisation: ImageNet's.
 
     Raises:
         DataError: naming the folder or file: missing or empty folders, classes that differ between the splits, files
@@ -74,23 +78,51 @@ def load(options: Options) -> Data:
             "folder: image_size is needed: the pixels of a side that images are resized to, such as 32 or 224"
         )
     pillow()
-    root, size = options.data_dir, options.image_size
+    root = options.data_dir
     classes = _classes(root / "train")
-    train = _scan(root, "train", classes, size)
-    test = _scan(root, "test", classes, size)
     own_val = (root / "val").is_dir()
+    names = ("train", "val", "test") if own_val else ("train", "test")
+    splits = {name: _scan(root, name, classes, options.image_size) for name in names}
+    left_out: list[str] = []
+    if options.on_bad_image == "skip":
+        for name, split in splits.items():
+            splits[name], bad = sound(split)
+            left_out += bad
+            _check_classes(root / name, splits[name].labels, classes)
+    else:
+        _in_threads(check_header, [file for split in splits.values() for file in split.files])
+    train = splits["train"]
     kept, held_out = kept_and_held_out(train.labels, options, own_val=own_val)
     return Data(
         name="folder",
-        shape=(3, size, size),
+        shape=(3, options.image_size, options.image_size),
         classes=classes,
         mean=options.mean or IMAGENET_MEAN,
         std=options.std or IMAGENET_STD,
-        augmentation=options.augmentation or Augmentation(pad=size // 8, flip=True),
+        augmentation=options.augmentation or Augmentation(pad=options.image_size // 8, flip=True),
         train=train.subset(kept),
-        val=_scan(root, "val", classes, size) if own_val else train.subset(held_out),
-        test=test,
+        val=splits["val"] if own_val else train.subset(held_out),
+        test=splits["test"],
+        left_out=tuple(left_out),
     )
+
+
+def sound(split: FolderSplit) -> tuple[FolderSplit, list[str]]:
+    """The images of a split that can be decoded, and for each of the others its file and why it cannot.
+
+    Decodes every file once. Which images are left out so depends on the files alone: on any process, before any batch.
+    """
+
+    def problem(at: int) -> str | None:
+        try:
+            read_square(split.files[at], split.size, split.crop)
+        except DataError as error:
+            return str(error)
+        return None
+
+    problems = _in_threads(problem, range(len(split)))
+    good = [at for at, found in enumerate(problems) if found is None]
+    return split.subset(torch.tensor(good, dtype=torch.int64)), [found for found in problems if found is not None]
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -122,8 +154,14 @@ def _scan(root: Path, name: str, classes: tuple[str, ...], size: int) -> FolderS
             raise DataError(f"{folder}: holds no images; expected files ending in {', '.join(EXTENSIONS)}")
         files += images
         labels += [label] * len(images)
-    _in_threads(check_header, files)
     return FolderSplit(root, files, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def _check_classes(folder: Path, labels: Tensor, classes: tuple[str, ...]) -> None:
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts):
+        if not count:
+            raise DataError(f"{folder / name}: none of its images can be decoded; replace them or remove the class")
 
 
 def _file_hash(path: Path) -> bytes:

@@ -60,14 +60,16 @@ def check_header(path: Path) -> None:
         raise _undecodable(path, error) from error
 
 
-def read_square(path: Path, size: int) -> Tensor:
+def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
     """Decode a file, resize its shorter side to `size` (bilinear, antialiased) and crop the centre.
+
+    With `crop`, the central square of that many pixels is taken first.
 
     Returns:
         uint8 [3, size, size].
 
     Raises:
-        DataError: naming the file, if it cannot be decoded.
+        DataError: naming the file, if it cannot be decoded or is smaller than `crop`.
     """
     image_module = pillow()
     try:
@@ -77,12 +79,22 @@ def read_square(path: Path, size: int) -> Tensor:
         raise
     except Exception as error:
         raise _undecodable(path, error) from error
+    if crop is not None:
+        colour = _central_square(colour, crop, path)
     width, height = colour.size
     short = min(width, height)
     width, height = size * width // short, size * height // short
     left, top = (width - size) // 2, (height - size) // 2
     resized = colour.resize((width, height), image_module.Resampling.BILINEAR)
     return pixels(resized.crop((left, top, left + size, top + size)))
+
+
+def _central_square(image: Any, side: int, path: Path) -> Any:
+    width, height = image.size
+    if min(width, height) < side:
+        raise DataError(f"{path}: expected at least {side} x {side} pixels for the crop, got {width} x {height}")
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _undecodable(path: Path, error: Exception) -> DataError:

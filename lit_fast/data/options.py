@@ -32,6 +32,7 @@ class Options:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augmentation: Augmentation | None = None
+    on_bad_image: str = "stop"
 
     def __post_init__(self) -> None:
         for what, value, least in (
@@ -41,6 +42,8 @@ class Options:
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise DataError(f"{what}: expected an integer >= {least}, got {value!r}")
+        if self.on_bad_image not in ("stop", "skip"):
+            raise DataError(f"on_bad_image: expected 'stop' or 'skip', got {self.on_bad_image!r}")
         if isinstance(self.val_seed, bool) or not isinstance(self.val_seed, int):
             raise DataError(f"val_seed: expected an integer, got {self.val_seed!r}")
         if self.augmentation is not None and not isinstance(self.augmentation, Augmentation):

@@ -21,14 +21,14 @@ from lit_fast.data.loaders.base import Loader
 if TYPE_CHECKING:
     from lit_fast.data.loaders.dali_graph import Graph
 
-_NOT_DECODED = (".gif",)  # that Pillow reads and DALI does not
+_NOT_DECODED = (".gif", ".webp")  # DALI reads no GIF; its WebP differs from Pillow's by more than rounding
 _MOST_THREADS = 16
 
 
 def missing() -> str | None:
     """Why DALI cannot be used here; None where it can."""
     try:
-        import nvidia.dali.fn  # noqa: F401
+        from nvidia.dali import fn  # noqa: F401
     except ImportError as error:
         return f"NVIDIA DALI cannot be imported ({error}); pip install 'lit_fast[dali]'"
     return None
