@@ -1,0 +1,140 @@
+"""A DALI pipeline of one's own as a loader: `PipelineLoader`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.base import Batch, Data
+from lit_fast.data.errors import DataError
+from lit_fast.data.loaders.base import Loader
+from lit_fast.data.loaders.dali import missing
+from lit_fast.data.tables import generator
+
+
+@dataclass(frozen=True)
+class EpochRequest:
+    """What a pipeline for one epoch of training is asked for.
+
+    Attributes:
+        rows: images of a batch of this process: DALI's ``batch_size``.
+        seed: of everything random in it, DALI's ``seed``: another in every epoch, the same in every process.
+        rank, size: this process, of how many; it takes its own shard.
+        device_id: the GPU; None: the pipeline runs on the CPU.
+        num_threads: of the CPU.
+    """
+
+    rows: int
+    seed: int
+    rank: int
+    size: int
+    device_id: int | None
+    num_threads: int
+
+
+class PipelineLoader(Loader):
+    """Training batches from a DALI pipeline of one's own; evaluation batches from the dataset.
+
+    The pipeline is built anew for every epoch, and a run that is resumed in the middle of one lets it make the batches
+    that were used already, and throws them away. So a resumed run is exact as far as the pipeline gives the same
+    batches whenever it is built with the same `EpochRequest`: everything random in it must come from `seed`. State that
+    it keeps elsewhere (Python functions, files that change, a reader that goes on where the last epoch ended) breaks
+    that, and nothing here can notice it.
+
+    Args:
+        data: the dataset: shape, classes, evaluation, and how many images an epoch of training has.
+        make: builds the pipeline. It has two outputs: images float32 [C, H, W] per sample, normalised (or tokens int64
+            [L]), and one integer label per sample. It gives `rows` samples at a time, and at least as many as an epoch
+            has; what is beyond is cut off.
+        device, channels_last: as for every loader.
+
+    Raises:
+        DataError: DALI is not installed; while batches are made: the pipeline ends too early, or its outputs do not
+            fit.
+    """
+
+    name = "dali"
+
+    def __init__(
+        self,
+        data: Data,
+        make: Callable[[EpochRequest], Any],
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(data, device=device, channels_last=channels_last, reason="a pipeline of your own")
+        why = missing()
+        if why is not None:
+            raise DataError(why)
+        self._make = make
+
+    def train_batches(
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        augment: bool = True,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """As `Loader.train_batches`, but `augment` must be True: what the pipeline does is its own affair."""
+        if not augment:
+            raise DataError("a pipeline of your own augments as it likes; set data.augment=true, or use another loader")
+        rank, size = shard
+        plan = self.data.training_plan(epoch, batch_size=batch_size, seed=seed, shard=shard)
+        counts = [place.stop - place.start for place in plan.places]
+        if not 0 <= start_step <= len(counts):
+            raise DataError(f"start_step: expected 0..{len(counts)} (steps per epoch), got {start_step}")
+        drawn = torch.randint(0, 2**31 - 1, (), generator=generator("pipeline", seed, epoch))
+        gpu = (self.device.index or 0) if self.device.type == "cuda" else None
+        threads = len(os.sched_getaffinity(0))
+        request = EpochRequest(max(counts), int(drawn), rank, size, gpu, threads)
+        return self._batches(request, counts, start_step)
+
+    def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
+        for inputs, labels in self.data.eval_batches(split, batch_size=batch_size, device=self.device):
+            yield self._own(inputs), labels
+
+    def _batches(self, request: EpochRequest, counts: list[int], start: int) -> Iterator[Batch]:
+        pipeline = self._make(request)
+        pipeline.build()
+        for step, count in enumerate(counts):
+            try:
+                outputs = pipeline.run()
+            except StopIteration:
+                raise DataError(
+                    f"your pipeline ended after {step} of {len(counts)} batches of {request.rows}; let its reader "
+                    f"repeat its last samples (pad_last_batch=True), or check that it has {len(self.data.train)} images"
+                ) from None
+            if step >= start:
+                yield self._checked(outputs, count, step)
+
+    def _checked(self, outputs: Any, count: int, step: int) -> Batch:
+        if len(outputs) != 2:
+            raise DataError(f"your pipeline has {len(outputs)} outputs; expected two: images and labels")
+        inputs, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+        dtype = torch.int64 if self.data.is_text else torch.float32
+        if inputs.shape[1:] != self.data.shape or inputs.dtype != dtype or len(inputs) < count:
+            raise DataError(
+                f"batch {step} of your pipeline: expected at least {count} x {self.data.shape} of {dtype}, got "
+                f"{tuple(inputs.shape)} of {inputs.dtype}"
+            )
+        labels = labels.flatten()
+        # Labels on a GPU are left to the loss, which finds bad ones without waiting for the device.
+        outside = labels.device.type == "cpu" and bool(((labels < 0) | (labels >= self.data.num_classes)).any())
+        if len(labels) != len(inputs) or outside:
+            raise DataError(
+                f"batch {step} of your pipeline: expected one label of 0..{self.data.num_classes - 1} per image, got "
+                f"{len(labels)} for {len(inputs)} images: {labels[:8].tolist()} ..."
+            )
+        return self._own(inputs[:count].to(self.device)), labels[:count].to(self.device, torch.int64, copy=True)
+
+    def _own(self, inputs: Tensor) -> Tensor:
+        return inputs.clone(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
