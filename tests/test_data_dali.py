@@ -233,7 +233,9 @@ def test_a_file_that_is_cut_short_is_named_with_the_operator(tmp_path):
     bad = data.train.files[17]
     cut_short(bad)
     with open_loader(data, "dali") as loader:
-        with pytest.raises(DataError, match=rf"{bad}: cannot be decoded .*truncated.*nvidia\.dali\.fn\.decoders\.image"):
+        with pytest.raises(
+            DataError, match=rf"{bad}: cannot be decoded .*truncated.*nvidia\.dali\.fn\.decoders\.image"
+        ):
             list(loader.train_batches(0, batch_size=4, seed=0))
         assert len(list(loader.eval_batches("test", batch_size=4))) == 2  # the loader can still be used
 
@@ -265,7 +267,10 @@ def test_a_missing_and_an_empty_file_are_named(tmp_path):
 def test_an_image_smaller_than_the_crop_is_named(tmp_path):
     data = photos(write_folder(tmp_path, "png", side=24))
     data.test.crop = 60
-    with open_loader(data, "dali") as loader, pytest.raises(DataError, match="00.png: expected at least 60 x 60 pixels"):
+    with (
+        open_loader(data, "dali") as loader,
+        pytest.raises(DataError, match=r"00\.png: expected at least 60 x 60 pixels"),
+    ):
         list(loader.eval_batches("test", batch_size=4))
 
 

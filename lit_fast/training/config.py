@@ -54,6 +54,7 @@ class DataConfig(_Strict):
     std: tuple[Positive, ...] | None = None
     augment: bool = True
     loader: Literal["auto", "resident", "dali", "torch"] = "auto"
+    on_bad_image: Literal["stop", "skip"] = "stop"
 
     @field_validator("name")
     @classmethod

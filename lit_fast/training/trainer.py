@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_fast.backends.options import LossParts
+from lit_fast.data.errors import DataError
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
 from lit_fast.losses import LITLoss
@@ -163,7 +164,11 @@ class Trainer:
                     pending = None
                     self._say_engine()
                     while self.position.epoch < phase.epochs:
-                        self._train_epoch(phase)
+                        try:
+                            self._train_epoch(phase)
+                        except DataError:  # a file in the middle of the epoch
+                            self._keep(phase)
+                            raise
                         self._end_epoch(phase)
                     self.position.phase += 1
                     self.position.epoch = 0
@@ -319,6 +324,12 @@ class Trainer:
         shard = (self.workers.rank, self.workers.size)
         for images, labels in loader.train_batches(at.total_epochs, **options, shard=shard):
             yield partial(step, images, labels)
+
+    def _keep(self, phase: Phase) -> None:
+        """Save the steps that were done before the data failed."""
+        at = self.position
+        self._read(phase, phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch))
+        self._save()
 
     def _batch_rows(self, step: int) -> int:
         """Images of an epoch's batch, over all workers."""

@@ -141,7 +141,7 @@ class DaliLoader(Loader):
         return Graph(
             shape=data.shape,
             encoded=encoded,
-            crop=getattr(split, "crop", None) if encoded else None,
+            crop=split.crop if encoded else None,  # type: ignore[attr-defined]
             cropped=rows.offsets is not None,
             flipped=rows.flips is not None,
             scale=tuple(1 / (255 * s) for s in data.std),
@@ -187,9 +187,9 @@ class _Pipe:
 
 
 def _decodable(split: Split) -> bool:
-    """Whether DALI reads the split's files itself."""
-    files = getattr(split, "files", None)
-    return bool(files) and not any(Path(file).suffix.lower() in _NOT_DECODED for file in files)
+    """Whether DALI reads the split's files itself: a split of files has `files`, `size` and `crop` as `FolderSplit`."""
+    files: list[Path] = getattr(split, "files", [])
+    return bool(files) and not any(file.suffix.lower() in _NOT_DECODED for file in files)
 
 
 def _content(path: Path) -> Any:
@@ -208,13 +208,13 @@ def _failure(split: Split, batches: list[Rows], error: Exception) -> DataError:
     at work on are decoded by Pillow until one fails."""
     found = re.search(r"operator `([^`]+)`", str(error))
     operator = found[1] if found else "its pipeline"
-    if _decodable(split):
-        for rows in batches:
-            for at in rows.indices.tolist():
-                try:
-                    read_square(split.files[at], split.size, getattr(split, "crop", None))  # type: ignore[attr-defined]
-                except DataError as bad:
-                    return DataError(f"{bad} (reported by DALI, {operator})")
+    files: Any = split if _decodable(split) else None
+    for rows in batches if files is not None else ():
+        for at in rows.indices.tolist():
+            try:
+                read_square(files.files[at], files.size, files.crop)
+            except DataError as bad:
+                return DataError(f"{bad} (reported by DALI, {operator})")
     first, last = int(batches[0].indices[0]), int(batches[0].indices[-1])
     said = " ".join(str(error).split())
     return DataError(f"DALI, {operator}, failed in the batch of images {first} ... {last}: {said}")
