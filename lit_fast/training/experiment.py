@@ -78,6 +78,11 @@ class Session:
         self.device = loader.device
         self.results: list[dict[str, Any]] = []
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
+        left_out = self.data.left_out
+        if left_out:
+            self.console.print(
+                f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
+            )
 
     def __enter__(self) -> Session:
         return self
@@ -288,6 +293,7 @@ class Session:
             {
                 "experiment": self.experiment.model_dump(mode="json"),
                 "environment": describe_environment(self.device, self.workers.size),
+                "left_out": list(self.data.left_out),
                 "results": self.results,
             },
         )

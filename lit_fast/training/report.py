@@ -83,6 +83,7 @@ def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None)
             ("run", "val %, last", "val %, best (epoch)", "test %, last", "test %, best", "epochs", "weights"),
             [_run_cells(result) for result in results],
         ),
+        *_left_out(content.get("left_out") or ()),
         "## Environment",
         _md_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()]),
         "## Config",
@@ -90,6 +91,16 @@ def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None)
         "```yaml\n" + yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).rstrip() + "\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _left_out(files: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    return [
+        f"## Images left out: {len(files)}",
+        "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
+        "\n".join(f"- {file}" for file in files),
+    ]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
