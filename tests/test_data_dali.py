@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -175,6 +176,16 @@ def test_an_epoch_left_in_the_middle_leaves_nothing_to_the_next():
         for _ in range(3):
             next(loader.train_batches(0, batch_size=8, seed=1))
             same(loader.train_batches(1, batch_size=8, seed=1), data.train_batches(1, batch_size=8, seed=1))
+
+
+def test_an_epoch_left_in_the_middle_leaves_no_thread(tmp_path):
+    data = photos(write_folder(tmp_path, "jpg"))
+    loader = open_loader(data, "dali")
+    batches = loader.train_batches(0, batch_size=8, seed=1)
+    next(batches)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("lit_fast-fetch")]
+    del batches
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lit_fast-fetch")]
 
 
 def test_two_sequences_can_be_gone_through_in_turns():

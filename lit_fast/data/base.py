@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -313,7 +313,7 @@ def _fetch(split: Split, places: list[Tensor]) -> Iterator[Tensor]:
     return read_ahead(split.fetch, places) if split.ahead else map(split.fetch, places)
 
 
-def read_ahead(read: Callable[[A], R], wanted: list[A]) -> Iterator[R]:
+def read_ahead(read: Callable[[A], R], wanted: list[A]) -> Generator[R, None, None]:
     """`read` of each of `wanted` in turn, one ahead in a thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="lit_fast-fetch") as thread:
         pending = None

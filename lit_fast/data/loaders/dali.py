@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,33 +150,48 @@ class DaliLoader(Loader):
         )
 
 
+class _Source:
+    """What DALI calls for the arrays of the next batch. It knows nothing of the pipeline: no cycle keeps either."""
+
+    def __init__(self) -> None:
+        self.arrays: Generator[tuple[Any, ...], None, None] | None = None
+
+    def __call__(self) -> tuple[Any, ...]:
+        if self.arrays is None:
+            raise StopIteration
+        return next(self.arrays)
+
+
 class _Pipe:
-    """A pipeline and the arrays that it is fed with."""
+    """A pipeline and the source that feeds it."""
 
     def __init__(self, graph: Graph, most: int, device: torch.device, threads: int) -> None:
         from lit_fast.data.loaders import dali_graph
 
         self._graph = graph
-        self._fed: Iterator[tuple[Any, ...]] = iter(())
+        self._source = _Source()
         self._device = device if device.type == "cuda" else None
         gpu = None if self._device is None else device.index or 0
         self._ahead = dali_graph.AHEAD
-        self._pipeline = dali_graph.build(graph, lambda: next(self._fed), most, gpu, threads)
+        self._pipeline = dali_graph.build(graph, self._source, most, gpu, threads)
 
     def run(self, split: Split, batches: list[Rows]) -> Iterator[Tensor]:
         """What DALI makes of each batch, in its own memory; gone through to the end, the pipeline is as new."""
-        self._fed = read_ahead(lambda rows: self._arrays(split, rows), batches)
-        for number in range(len(batches)):
-            stream = None if self._device is None else torch.cuda.current_stream(self._device)
-            try:
-                (made,) = self._pipeline.run(stream)
-            except (RuntimeError, IndexError) as error:
-                raise _failure(split, batches[number : number + 1 + self._ahead], error) from error
-            yield torch.from_dlpack(made.as_tensor())
+        arrays = read_ahead(lambda rows: self._arrays(split, rows), batches)
+        self._source.arrays = arrays
         try:
-            self._pipeline.run()
-        except StopIteration:
+            for number in range(len(batches)):
+                stream = None if self._device is None else torch.cuda.current_stream(self._device)
+                try:
+                    (made,) = self._pipeline.run(stream)
+                except (RuntimeError, IndexError) as error:
+                    raise _failure(split, batches[number : number + 1 + self._ahead], error) from error
+                yield torch.from_dlpack(made.as_tensor())
+            with suppress(StopIteration):
+                self._pipeline.run()
             self._pipeline.reset()
+        finally:
+            arrays.close()  # its thread ends
 
     def _arrays(self, split: Split, rows: Rows) -> tuple[Any, ...]:
         first: Any
