@@ -32,7 +32,7 @@ __all__ = [
 
 def names() -> tuple[str, ...]:
     """Names `open_data` knows."""
-    return ("digits", "cifar10", "cifar100", "folder")
+    return ("digits", "cifar10", "cifar100", "folder", "amazon-full", "amazon-polarity")
 
 
 def open_data(
@@ -47,16 +47,19 @@ def open_data(
     std: Sequence[float] | None = None,
     augmentation: Augmentation | None = None,
     on_bad_image: str = "stop",
+    length: int | None = None,
+    cache_dir: str | PathLike[str] | None = None,
 ) -> Data:
     """Open a dataset by name.
 
     Args:
-        name: "digits" (bundled with scikit-learn), "cifar10", "cifar100" or "folder" (image files).
+        name: "digits" (bundled with scikit-learn), "cifar10", "cifar100", "folder" (image files), "amazon-full" or
+            "amazon-polarity" (reviews as characters).
         data_dir: where the files lie (not for digits). CIFAR: the unpacked folder, the .tar.gz as downloaded, or a
             folder that holds either. folder: the one that holds train/<class>/*, test/<class>/* and perhaps
-            val/<class>/*.
+            val/<class>/*. amazon: the one that holds train.csv and test.csv.
         val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR,
-            a tenth for a folder without val/. 0 gives an empty validation split.
+            a tenth for reviews and for a folder without val/. 0 gives an empty validation split.
         val_seed: fixes which images validate, and which `train_size` keeps.
         train_size: train on a stratified subset of this many of the remaining images. None: all.
         image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR; a folder needs it.
@@ -65,6 +68,8 @@ def open_data(
         augmentation: None: crops after padding by an eighth of the image size, and flips except for digits.
         on_bad_image: of image files: "stop" raises when one that cannot be decoded is met, "skip" decodes every file
             once now and leaves those out that cannot be (see `Data.left_out`).
+        length: tokens per review: longer ones are cut, shorter ones padded. None: 1014.
+        cache_dir: where the tokens of reviews are kept. None: beside their files.
 
     Raises:
         DataError: naming the argument or file, what was expected and what was found.
@@ -84,7 +89,16 @@ def open_data(
         std=numbers(std, "std"),
         augmentation=augmentation,
         on_bad_image=on_bad_image,
+        length=length,
+        cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
     )
+    if name in ("amazon-full", "amazon-polarity"):
+        from lit_fast.data import amazon
+
+        return amazon.load(name, options)
+    for what in ("length", "cache_dir"):
+        if getattr(options, what) is not None and name in names():
+            raise DataError(f"{name}: {what} is for reviews; leave it out")
     if name == "digits":
         from lit_fast.data import digits
 

@@ -198,6 +198,10 @@ class Data:
         """What a network is fed: uint8 [B, C, H, W] normalised to float32, or tokens uint8 [B, L] as int64."""
         return raw.to(torch.int64) if self.is_text else normalise(raw, self.mean, self.std)
 
+    def example(self, batch: int) -> Tensor:
+        """Network input of the right shape and dtype, [batch, ...], all zeros: a black image, or padding alone."""
+        return torch.zeros(batch, *self.shape, dtype=torch.int64 if self.is_text else torch.float32)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Training batches per epoch; the last one may be smaller."""
         return -(-len(self.train) // _checked(batch_size, "batch_size", 1))

@@ -33,12 +33,15 @@ class Options:
     std: tuple[float, ...] | None = None
     augmentation: Augmentation | None = None
     on_bad_image: str = "stop"
+    length: int | None = None
+    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         for what, value, least in (
             ("val_size", self.val_size, 0),
             ("train_size", self.train_size, 1),
             ("image_size", self.image_size, 1),
+            ("length", self.length, 1),
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise DataError(f"{what}: expected an integer >= {least}, got {value!r}")

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
 # Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
 # whose decoder is part of it (`open_session`).
-_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "data.loader", "teacher.checkpoint"})
+_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "data.cache_dir", "data.loader", "teacher.checkpoint"})
 
 
 class ConfigError(ValueError):
@@ -53,6 +53,8 @@ class DataConfig(_Strict):
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
     augment: bool = True
+    length: Annotated[int, Field(ge=1)] | None = None
+    cache_dir: Path | None = None
     loader: Literal["auto", "resident", "dali", "torch"] = "auto"
     on_bad_image: Literal["stop", "skip"] = "stop"
 

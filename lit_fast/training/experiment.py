@@ -33,6 +33,7 @@ from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
 
 _RESIZED = ("digits", "folder")  # datasets whose images are brought to a size of choice
+_TEXTS = ("amazon-full", "amazon-polarity")  # datasets whose texts are cut to a length of choice
 
 __all__ = ["Session", "Teacher", "run_experiment", "train_model"]
 
@@ -98,7 +99,7 @@ class Session:
         model = models.create(
             config.model,
             num_classes=self.data.num_classes,
-            in_channels=self.data.shape[0],
+            in_channels=None if self.data.is_text else self.data.shape[0],
             cardinality=config.cardinality,
         )
         return self.place(split(self.prepare(model)))
@@ -121,8 +122,9 @@ class Session:
         return WeightInfo(
             model=config.model,
             num_classes=data.num_classes,
-            in_channels=data.shape[0],
-            image_size=data.shape[1],
+            in_channels=None if data.is_text else data.shape[0],
+            image_size=None if data.is_text else data.shape[1],
+            length=data.shape[0] if data.is_text else None,
             dataset=data.name,
             mean=tuple(data.mean),
             std=tuple(data.std),
@@ -184,7 +186,7 @@ class Session:
         Raises:
             PairError, SplitError, ValueError: what would otherwise stop the experiment after hours.
         """
-        example = torch.zeros(2, *self.data.shape, device=self.device)
+        example = self.data.example(2).to(self.device)
         teacher_config: ModelConfig = self.experiment.teacher
         for config in self.experiment.student.models:
             for variant in self.experiment.variants:
@@ -233,7 +235,7 @@ class Session:
         if not self.experiment.student.projector or teacher is None or VARIANTS[spec.variant].ir == "none":
             return None
         torch.manual_seed(spec.seed)
-        example = torch.zeros(2, *self.data.shape, device=self.device)
+        example = self.data.example(2).to(self.device)
         return make_projectors(teacher.split, student, example).to(self.device)
 
     def _finish(
@@ -273,7 +275,7 @@ class Session:
 
     def _size(self, model: nn.Module, teacher_parameters: int | None) -> dict[str, Any]:
         parameters = count_parameters(model)
-        example = torch.zeros(1, *self.data.shape, device=self.device)
+        example = self.data.example(1).to(self.device)
         return {
             "layers": count_layers(model),
             "parameters": parameters,
@@ -333,6 +335,10 @@ def open_experiment_data(experiment: Experiment) -> Data:
         info = read_info(checkpoint)
         if info is not None and info.dataset == config.name:
             update["image_size"] = info.image_size
+    if checkpoint is not None and config.length is None and config.name in _TEXTS:
+        info = read_info(checkpoint)
+        if info is not None:
+            update["length"] = info.length
     config = config.model_copy(update=update)
     return open_data(config.name, **_data_options(config))
 

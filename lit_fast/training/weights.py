@@ -22,16 +22,28 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """What a weight file is of: enough to rebuild the network and to feed it."""
+    """What a weight file is of: enough to rebuild the network and to feed it.
+
+    A network of texts has a ``length``, in tokens, and neither channels nor an image size nor a normalisation.
+    """
 
     model: str
     num_classes: int
-    in_channels: int
-    image_size: int
+    in_channels: int | None
+    image_size: int | None
     dataset: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     cardinality: int | None = None
+    length: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, or (L,) of a text."""
+        if self.length is not None:
+            return (self.length,)
+        assert self.in_channels is not None and self.image_size is not None
+        return (self.in_channels, self.image_size, self.image_size)
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], info: WeightInfo) -> None:
@@ -64,7 +76,7 @@ def normalization_of(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] 
     """
     info = read_info(path)
     if info is not None:
-        return info.mean, info.std
+        return (info.mean, info.std) if info.length is None else None
     if path.suffix == ".safetensors" or not path.is_file():
         return None
     try:
