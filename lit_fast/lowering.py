@@ -292,12 +292,23 @@ class _Lowering:
         self._emit(node, "embedding", x, tensors=(self._value(weight),))
 
     def topk(self, node: fx.Node, x: Any, k: int, dim: int, largest: bool, ordered: bool) -> None:
-        self._emit(node, "topk", x, numbers=[k, dim, int(largest), int(ordered)])
+        self._emit(node, "topk", x, numbers=[k, dim, int(largest), int(ordered), self._output(node)])
 
-    def item(self, node: fx.Node, source: Any, index: int) -> None:
-        if source.target is not aten.topk.default or index != 0:
-            raise NotLowerable(f"an output of {source.target} that is not the first")
-        self.register[node] = self._of(source)
+    def sort(self, node: fx.Node, x: Any, dim: int = -1, descending: bool = False) -> None:
+        self._emit(node, "sort", x, numbers=[dim, int(descending), self._output(node)])
+
+    def _output(self, node: fx.Node) -> int:
+        """Which of the two outputs of an operation is used: 0, the values, or 1, the indices."""
+        used = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
+        if len(used) != 1:
+            raise NotLowerable(f"both outputs of {node.target}")
+        return used.pop()
+
+    def item(self, node: fx.Node, source: Any, _index: int) -> None:
+        self._alias(node, source)
+
+    def gather(self, node: fx.Node, x: Any, dim: int, index: Any, sparse_grad: bool = False) -> None:
+        self._emit(node, "gather", x, index, numbers=[dim])
 
     def leaky_relu(self, node: fx.Node, x: Any, slope: float) -> None:
         self._emit(node, "leaky_relu", x, floats=[slope])
@@ -338,6 +349,8 @@ _EMITTERS: dict[Any, Callable[..., None]] = {
     aten.transpose.int: _Lowering.transpose,
     aten.embedding.default: _Lowering.embedding,
     aten.topk.default: _Lowering.topk,
+    aten.sort.default: _Lowering.sort,
+    aten.gather.default: _Lowering.gather,
     operator.getitem: _Lowering.item,
     aten.leaky_relu.default: _Lowering.leaky_relu,
     aten.leaky_relu_.default: _Lowering.leaky_relu,

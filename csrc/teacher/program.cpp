@@ -139,8 +139,22 @@ const std::map<std::string, Run (*)(const Numbers&, const Floats&, const Tensors
          return [weight = t.at(0)](X x, X) { return at::embedding(weight, x); };
        }},
       {"topk",
-       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // k, dimension, largest, sorted: the values
-         return [n](X x, X) { return std::get<0>(at::topk(x, n.at(0), n.at(1), n.at(2) != 0, n.at(3) != 0)); };
+       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // k, dimension, largest, sorted, indices
+         return [n](X x, X) {
+           auto [values, indices] = at::topk(x, n.at(0), n.at(1), n.at(2) != 0, n.at(3) != 0);
+           return n.at(4) != 0 ? indices : values;
+         };
+       }},
+      {"sort",
+       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // dimension, descending, indices
+         return [n](X x, X) {
+           auto [values, indices] = at::sort(x, n.at(0), n.at(1) != 0);
+           return n.at(2) != 0 ? indices : values;
+         };
+       }},
+      {"gather",
+       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // dimension
+         return [dim = n.at(0)](X x, X index) { return at::gather(x, dim, index); };
        }},
   };
   return table;

@@ -36,6 +36,9 @@ ImageSize = Annotated[
 InChannels = Annotated[
     int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image, if the weights do not tell.")
 ]
+Length = Annotated[
+    int, typer.Option("--length", metavar="N", min=1, help="Tokens of a text, if the weights do not tell.")
+]
 
 
 class SplitName(str, Enum):
@@ -101,6 +104,7 @@ def evaluate(
         val_size=val_size,
         val_seed=val_seed,
         image_size=info.image_size if info else None,
+        length=info.length if info else None,
         mean=means,
         std=stds,
     )
@@ -109,16 +113,19 @@ def evaluate(
             f"{checkpoint} is a network for {info.num_classes} classes ({info.dataset}), dataset {name} has "
             f"{data.num_classes}: choose the dataset it was trained on"
         )
-    built, label = _build(checkpoint, model, cardinality, info, data.num_classes, data.shape[0])
+    built, label = _build(checkpoint, model, cardinality, info, data.num_classes, data.shape)
     models.load_checkpoint(built, checkpoint)
     where = resolve_device(device)
     built.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
+    layout = torch.contiguous_format if data.is_text else torch.channels_last
     batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
-    scores = evaluation.evaluate(built, ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches))
+    scores = evaluation.evaluate(built, ((x.contiguous(memory_format=layout), y) for x, y in batches))
     right = round(scores.accuracy * scores.images / 100.0)
     typer.echo(f"{label}  {checkpoint}")
-    typer.echo(f"  dataset        {name}, {split.value} split, {scores.images:,} images")
-    typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
+    kind = f"texts of {data.shape[0]} tokens" if data.is_text else "images"
+    typer.echo(f"  dataset        {name}, {split.value} split, {scores.images:,} {kind}")
+    if not data.is_text:
+        typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
     typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.images:,})")
     typer.echo(f"  {split.value + ' loss':<13}  {scores.loss:.4f}")
 
@@ -134,6 +141,7 @@ def inspect(
     num_classes: NumClasses = 10,
     image_size: ImageSize = 32,
     in_channels: InChannels = 3,
+    length: Length = 1014,
     projector: Annotated[bool, typer.Option("--projector", help="1x1 convolutions where widths differ.")] = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -150,39 +158,41 @@ def inspect(
     from lit_fast.preflight import inspect as look
     from lit_fast.projector import make_projectors
     from lit_fast.sections import copy_parts, split
+    from lit_fast.training.export import random_input
     from lit_fast.training.weights import normalization_of, read_info
 
     info = known = loader = None
     if teacher_checkpoint is not None:
         _must_exist(teacher_checkpoint)
         info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
+    shape = _shape(network(teacher)[0], in_channels, image_size, length)
     if info is not None:
-        num_classes, image_size, in_channels = info.num_classes, info.image_size, info.in_channels
-    shape: tuple[int, ...] = (in_channels, image_size, image_size)
+        num_classes, shape = info.num_classes, info.shape
     if dataset is not None:
-        size = None if info is None else info.image_size
+        size, own_length = (None, None) if info is None else (info.image_size, info.length)
         means, stds = known or (None, None)
-        data = open_data(dataset, data_dir=data_dir, image_size=size, mean=means, std=stds)
+        data = open_data(dataset, data_dir=data_dir, image_size=size, length=own_length, mean=means, std=stds)
         loader = data.eval_batches("val", batch_size=256)
         shape, num_classes = data.shape, data.num_classes
     elif data_dir is not None:
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
     pair = [
-        models.create(name, num_classes=num_classes, in_channels=shape[0], cardinality=cardinality)
+        models.create(name, num_classes=num_classes, in_channels=_channels(name, shape), cardinality=cardinality)
         for name, cardinality in (network(teacher), network(student))
     ]
     if teacher_checkpoint is not None:
         models.load_checkpoint(pair[0], teacher_checkpoint)
     teacher_split, student_split = split(pair[0]), split(pair[1])
     teacher_split.eval().requires_grad_(False)
-    example = torch.randn(2, *shape)
+    example = random_input(2, shape)
     if not projector:  # as training does: stem and head start as the teacher's and are frozen in the LIT phase
         copy_parts(teacher_split, student_split)
         student_split.freeze("stem", "head")
     projectors = make_projectors(teacher_split, student_split, example) if projector else None
     found = look(teacher_split, student_split, example, projector=projectors, loader=loader)
-    typer.echo(f"teacher {teacher}, student {student}, images {' x '.join(map(str, shape))}, {num_classes} classes")
+    kind = "images" if len(shape) > 1 else "tokens"
+    typer.echo(f"teacher {teacher}, student {student}, {kind} {' x '.join(map(str, shape))}, {num_classes} classes")
     typer.echo(str(found))
 
 
@@ -195,6 +205,7 @@ def export(
     num_classes: NumClasses = 10,
     image_size: ImageSize = 32,
     in_channels: InChannels = 3,
+    length: Length = 1014,
 ) -> None:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
@@ -204,21 +215,24 @@ def export(
     _must_exist(checkpoint)
     info = read_info(checkpoint)
     if info is not None:
-        num_classes, image_size, in_channels = info.num_classes, info.image_size, info.in_channels
-    built, label = _build(checkpoint, model, cardinality, info, num_classes, in_channels)
+        num_classes, shape = info.num_classes, info.shape
+    else:
+        shape = _shape(network(model or "")[0], in_channels, image_size, length)
+    built, label = _build(checkpoint, model, cardinality, info, num_classes, shape)
     models.load_checkpoint(built, checkpoint)
     known = normalization_of(checkpoint)
     if info is None and known is not None:  # a published file
         name, cardinality = network(label)
         info = WeightInfo(name, num_classes, in_channels, image_size, "", *known, cardinality)
-    done = exporting.export(built, (in_channels, image_size, image_size), to.value, out, info)
+    done = exporting.export(built, shape, to.value, out, info)
     typer.echo(f"{label}  {done.path}  {done.size:,} bytes")
     if to is Format.safetensors:
         typer.echo("  read back: every weight is the same, bit by bit")
     else:
+        kind = "images" if len(shape) > 1 else "tokens"
         runtime = "onnxruntime" if to is Format.onnx else "the program read back"
         typer.echo(
-            f"  {runtime} against PyTorch on random images: largest difference {done.difference:.2e} "
+            f"  {runtime} against PyTorch on random {kind}: largest difference {done.difference:.2e} "
             f"(tolerance {done.tolerance:.2e})"
         )
 
@@ -234,7 +248,7 @@ def _build(
     cardinality: int | None,
     info: WeightInfo | None,
     num_classes: int,
-    in_channels: int,
+    shape: tuple[int, ...],
 ) -> tuple[nn.Module, str]:
     """The network of a checkpoint, with fresh weights, and what to call it."""
     from lit_fast import models
@@ -245,8 +259,29 @@ def _build(
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
     if cardinality is None and info is not None and info.model == name:
         cardinality = info.cardinality
-    built = models.create(name, num_classes=num_classes, in_channels=in_channels, cardinality=cardinality)
+    built = models.create(name, num_classes=num_classes, in_channels=_channels(name, shape), cardinality=cardinality)
     return built, name if cardinality is None else f"{name}-c{cardinality}"
+
+
+def _shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:
+    """What a network of that name is fed: (C, H, W) of an image or (L,) of a text."""
+    from lit_fast import models
+
+    return (length,) if models.reads_text(name) else (in_channels, image_size, image_size)
+
+
+def _channels(name: str, shape: tuple[int, ...]) -> int | None:
+    """Channels of the images; None for a network of texts.
+
+    Raises:
+        ValueError: the network takes one, the data are the other.
+    """
+    from lit_fast import models
+
+    if models.reads_text(name) != (len(shape) == 1):
+        takes, given = ("texts", "images") if models.reads_text(name) else ("images", "texts")
+        raise ValueError(f"{name} takes {takes}, the data are {given}: choose another network or dataset")
+    return None if len(shape) == 1 else shape[0]
 
 
 def _spaced(values: tuple[float, ...]) -> str:

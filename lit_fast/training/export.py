@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lit_fast.data.alphabet import SYMBOLS
 from lit_fast.training.files import atomic_write
 from lit_fast.training.weights import WeightInfo, save_weights
 
-__all__ = ["FORMATS", "TOLERANCE", "ExportError", "Exported", "export"]
+__all__ = ["FORMATS", "TOLERANCE", "ExportError", "Exported", "export", "random_input"]
 
 FORMATS = ("safetensors", "onnx", "torch-export")
 # Largest |exported - PyTorch| of a logit, as a part of the largest |logit| (at least 1): fp32 convolutions summed in
@@ -41,17 +42,16 @@ class Exported:
     tolerance: float
 
 
-def export(
-    model: nn.Module, image_shape: tuple[int, int, int], to: str, out: Path, info: WeightInfo | None = None
-) -> Exported:
+def export(model: nn.Module, shape: tuple[int, ...], to: str, out: Path, info: WeightInfo | None = None) -> Exported:
     """Write ``model`` to ``out``, whole or not at all.
 
-    The batch size stays free in ONNX (input ``images``, output ``logits``) and in the torch.export program. Both are
-    read back from the written file and compared with PyTorch on random input of several batch sizes.
+    The batch size stays free in ONNX (input ``images`` or ``tokens``, output ``logits``) and in the torch.export
+    program. Both are read back from the written file and compared with PyTorch on random input of several batch sizes.
 
     Args:
-        model: images [B, C, H, W] fp32 -> logits [B, classes]; put on the CPU and in eval mode here.
-        image_shape: (C, H, W).
+        model: images [B, C, H, W] fp32, or tokens [B, L] int64, -> logits [B, classes]; put on the CPU and in eval
+            mode here.
+        shape: (C, H, W) of an image, or (L,) of a text.
         to: one of ``FORMATS``.
         out: the file; its folder is made if absent.
         info: what a safetensors file says about itself; ``None`` where it is not known.
@@ -73,18 +73,18 @@ def export(
     if to == "safetensors":
         difference, tolerance = _export_safetensors(model, out, info), 0.0
     else:
-        images = {batch: _images(batch, image_shape) for batch in _BATCHES}
+        inputs = {batch: random_input(batch, shape) for batch in _BATCHES}
         with torch.no_grad():
-            expected = {batch: model(x) for batch, x in images.items()}
+            expected = {batch: model(x) for batch, x in inputs.items()}
         tolerance = TOLERANCE * max(1.0, *(float(y.abs().max()) for y in expected.values()))
         write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_program, _read_program)
         found: list[float] = []
 
         def write_and_check(path: Path) -> None:
             with _quiet():
-                write(model, images[2], path)
+                write(model, inputs[2], path)
                 run = read(path)
-                found.append(max(_distance(run(images[batch]), expected[batch]) for batch in _BATCHES))
+                found.append(max(_distance(run(inputs[batch]), expected[batch]) for batch in _BATCHES))
             if not found[0] <= tolerance:  # also refuses NaN
                 raise ExportError(
                     f"{to}: the exported network is up to {found[0]:.2e} from PyTorch, the tolerance is "
@@ -96,8 +96,16 @@ def export(
     return Exported(out, out.stat().st_size, difference, tolerance)
 
 
-def _images(batch: int, shape: tuple[int, int, int]) -> Tensor:
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+def random_input(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Images [batch, C, H, W] of normal values, or texts [batch, L] of any tokens; the same at every call."""
+    random = torch.Generator().manual_seed(batch)
+    if len(shape) == 1:
+        return torch.randint(SYMBOLS, (batch, *shape), generator=random)
+    return torch.randn(batch, *shape, generator=random)
+
+
+def _name(example: Tensor) -> str:
+    return "tokens" if example.dim() == 2 else "images"
 
 
 def _distance(got: Tensor, expected: Tensor) -> float:
@@ -131,12 +139,12 @@ def _require_onnx() -> None:
         )
 
 
-def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     program = torch.onnx.export(
         model,
-        (images,),
+        (example,),
         dynamo=True,
-        input_names=["images"],
+        input_names=[_name(example)],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
@@ -150,11 +158,11 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda x: torch.from_numpy(session.run(["logits"], {_name(x): x.numpy()})[0])
 
 
-def _write_program(model: nn.Module, images: Tensor, path: Path) -> None:
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _write_program(model: nn.Module, example: Tensor, path: Path) -> None:
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()  # given a path, torch insists on the ending .pt2, which a temporary name lacks
     torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
@@ -163,9 +171,9 @@ def _write_program(model: nn.Module, images: Tensor, path: Path) -> None:
 def _read_program(path: Path) -> Callable[[Tensor], Tensor]:
     module = torch.export.load(io.BytesIO(path.read_bytes())).module()
 
-    def run(images: Tensor) -> Tensor:
+    def run(x: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = module(images)
+            logits: Tensor = module(x)
         return logits
 
     return run

@@ -42,7 +42,8 @@ class WeightInfo:
         """(C, H, W) of an image, or (L,) of a text."""
         if self.length is not None:
             return (self.length,)
-        assert self.in_channels is not None and self.image_size is not None
+        assert self.in_channels is not None
+        assert self.image_size is not None
         return (self.in_channels, self.image_size, self.image_size)
 
 
