@@ -147,6 +147,7 @@ NETWORKS = {
     "resnext20": (lambda: lf.models.ResNeXt(20, cardinality=4), None, lambda: torch.randn(IMAGES)),
     "torchvision": (TorchvisionResNet, ["layer1", "layer2"], lambda: torch.randn(5, 3, 32, 32)),
     "text": (TextNet, ["block1", "block2"], lambda: torch.randint(0, 70, (5, 40))),
+    "vdcnn": (lf.models.vdcnn9, None, lambda: torch.randint(0, 69, (5, 64))),
     "generator": (Generator, ["bottleneck"], lambda: torch.randn(IMAGES)),
     "pre-activation": (PreActivation, ["block"], lambda: torch.randn(IMAGES)),
 }

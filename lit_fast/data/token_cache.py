@@ -6,6 +6,7 @@ hash (32 bytes), which tell a whole file of this key from any other. It is writt
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,4 +62,5 @@ def write(path: Path, key: bytes, parts: Iterable[Rows]) -> None:
             "and has room: cache_dir (data.cache_dir)"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or its folder is none
+            beside.unlink()

@@ -95,6 +95,9 @@ class Session:
 
     def build(self, config: ModelConfig, seed: int) -> SplitModel:
         """A built-in network with the weights that ``seed`` gives, split, on the device."""
+        if models.reads_text(config.model) != self.data.is_text:
+            takes, given = ("texts", "images") if models.reads_text(config.model) else ("images", "texts")
+            raise ConfigError(f"{config.model} takes {takes}, dataset {self.data.name} has {given}: choose another")
         torch.manual_seed(seed)
         model = models.create(
             config.model,
