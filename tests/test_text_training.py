@@ -106,7 +106,7 @@ def test_an_image_network_is_refused_before_anything_is_trained(folder: Path, tm
 
 
 def test_too_few_characters_are_refused_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected at least 57 characters .* got 40"):
+    with pytest.raises(ValueError, match=r"expected at least 57 characters .* got 40"):
         run_experiment(small(folder, "data.length=40"), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run" / "runs").exists()
 
