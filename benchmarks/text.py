@@ -1,4 +1,4 @@
-"""The suite "text": reviews to tokens, by the compiled extension and by the reference in Python, on one core and on all."""
+"""The suite "text": reviews to tokens, by the compiled extension and in plain Python, on one core and on all."""
 
 from __future__ import annotations
 

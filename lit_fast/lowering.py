@@ -299,10 +299,11 @@ class _Lowering:
 
     def _output(self, node: fx.Node) -> int:
         """Which of the two outputs of an operation is used: 0, the values, or 1, the indices."""
-        used = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
+        used: set[Any] = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
         if len(used) != 1:
             raise NotLowerable(f"both outputs of {node.target}")
-        return used.pop()
+        (output,) = used
+        return int(output)
 
     def item(self, node: fx.Node, source: Any, _index: int) -> None:
         self._alias(node, source)

@@ -428,10 +428,13 @@ def recipe_row(name: str) -> str:
     """A recipe as the table of recipes.md shows it."""
     folder = [] if name == "digits" else [{"data": {"dir": "somewhere"}}]
     one = load_experiment(name, overrides=folder)
-    loss, student = one.loss, one.student.models[0]
-    pair = f"{one.teacher.label} to {student.label}"
+    loss = one.loss
+    pair = " to ".join([one.teacher.label, *(student.label for student in one.student.models)])
     phases = (getattr(one.phases, phase) for phase in ("scratch", "kd", "lit", "finetune"))
-    schedules = (f"{p.lr:g}; {p.epochs}; {', '.join(f'{m:g}' for m in p.milestones)}" for p in phases)
+    schedules = (
+        f"{p.lr:g}; {p.epochs}; {', '.join(f'{m:g}' for m in p.milestones)}{' (x 0.5)' if p.gamma == 0.5 else ''}"
+        for p in phases
+    )
     return f"| `{name}` | {pair} | {loss.tau:g}, {loss.alpha:g}, {loss.beta:g} | {' | '.join(schedules)} |"
 
 

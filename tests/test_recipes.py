@@ -21,18 +21,22 @@ class Paper:
 
     dataset: str
     teacher: str
-    student: str
+    students: tuple[str, ...]
     cardinality: int | None
     beta: float
     scratch: PhaseNumbers
     kd: PhaseNumbers
     lit: PhaseNumbers
     finetune: PhaseNumbers
+    alpha: float = 0.95
+    batch_size: int = 32
+    val_size: int | None = 5000
+    lit_gamma: float = 0.1
 
 
 def resnet(dataset: str) -> Paper:
     return Paper(
-        *(dataset, "resnet110", "resnet20", None, 0.75),
+        *(dataset, "resnet110", ("resnet20",), None, 0.75),
         scratch=(0.1, 200, (100, 150)),
         kd=(0.1, 250, (100, 175)),
         lit=(0.1, 175, (60, 100, 125)),
@@ -42,11 +46,25 @@ def resnet(dataset: str) -> Paper:
 
 def resnext(dataset: str, cardinality: int | None, beta: float) -> Paper:
     return Paper(
-        *(dataset, "resnext110", "resnext20", cardinality, beta),
+        *(dataset, "resnext110", ("resnext20",), cardinality, beta),
         scratch=(0.1, 300, (150, 225)),
         kd=(0.1, 300, (100, 175, 225)),
         lit=(0.1, 200, (100, 145, 175)),
         finetune=(0.01, 125, (65, 95, 110)),
+    )
+
+
+def vdcnn(dataset: str) -> Paper:
+    return Paper(
+        *(dataset, "vdcnn29", ("vdcnn17", "vdcnn9"), None, 0.02),
+        scratch=(0.01, 15, (3, 6, 9, 12)),
+        kd=(0.01, 18, (3, 6, 9, 12, 15)),
+        lit=(0.01, 15, (3, 6, 9, 12)),
+        finetune=(0.000625, 10, (4, 8)),
+        alpha=0.98,
+        batch_size=128,
+        val_size=None,
+        lit_gamma=0.5,
     )
 
 
@@ -57,6 +75,8 @@ PAPER = {
     "resnext-cifar100": resnext("cifar100", None, 0.5),
     "resnext-cardinality16-cifar10": resnext("cifar10", 16, 0.25),
     "resnext-cardinality16-cifar100": resnext("cifar100", 16, 0.25),
+    "vdcnn-amazon-full": vdcnn("amazon-full"),
+    "vdcnn-amazon-polarity": vdcnn("amazon-polarity"),
 }
 
 
@@ -73,18 +93,20 @@ def test_the_recipes_are_those_of_the_paper_and_the_demo() -> None:
 def test_a_recipe_holds_the_papers_numbers(name: str) -> None:
     paper, ours = PAPER[name], load(name)
     assert ours.data.name == paper.dataset
-    assert ours.data.val_size == 5000
+    assert ours.data.val_size == paper.val_size
     assert ours.data.augment
     assert (ours.teacher.model, ours.teacher.cardinality) == (paper.teacher, None)
-    assert [(s.model, s.cardinality) for s in ours.student.models] == [(paper.student, paper.cardinality)]
-    assert ours.batch_size == 32
-    assert (ours.loss.tau, ours.loss.alpha, ours.loss.beta) == (6.0, 0.95, paper.beta)
+    assert [(s.model, s.cardinality) for s in ours.student.models] == [(s, paper.cardinality) for s in paper.students]
+    assert ours.student.sequence == (len(paper.students) > 1)
+    assert ours.variants == ("lit",)
+    assert ours.batch_size == paper.batch_size
+    assert (ours.loss.tau, ours.loss.alpha, ours.loss.beta) == (6.0, paper.alpha, paper.beta)
     assert (ours.loss.ir, ours.loss.tau_squared) == ("l2", True)
     assert (ours.optimizer.momentum, ours.optimizer.weight_decay, ours.optimizer.nesterov) == (0.9, 1e-4, False)
     for phase in ("scratch", "kd", "lit", "finetune"):
         found = getattr(ours.phases, phase)
         assert (found.lr, found.epochs, found.milestones) == getattr(paper, phase), phase
-        assert found.gamma == 0.1
+        assert found.gamma == (paper.lit_gamma if phase == "lit" else 0.1)
     assert ours.student.copied == ("stem", "head")
     assert ours.student.frozen_in_finetune == ()
     assert ours.step.bn_policy == "composed"
@@ -109,6 +131,12 @@ def test_each_milestone_divides_the_learning_rate_by_ten_at_its_epoch() -> None:
     rates = [lit.lr_at(epoch * steps, steps) for epoch in (0, 59, 60, 99, 100, 124, 125, 174)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
     assert lit.lr_at(60 * steps - 1, steps) == 0.1
+
+
+def test_vdcnns_lit_phase_halves_the_learning_rate_down_to_that_of_fine_tuning() -> None:
+    lit, finetune = load("vdcnn-amazon-full").plan("lit")
+    assert [lit.lr_at(epoch * 9, 9) for epoch in (0, 3, 6, 9, 12)] == pytest.approx([0.01 / 2**i for i in range(5)])
+    assert lit.lr_at(14 * 9, 9) == pytest.approx(finetune.lr)
 
 
 def test_eight_epochs_of_the_lit_schedule_are_six_and_two() -> None:

@@ -113,6 +113,12 @@ def test_options_it_does_not_have_are_refused(options, message):
         models.create("vdcnn9", **options)
 
 
+def test_a_checkpoint_of_other_classes_says_how_to_build_the_model(tmp_path: Path):
+    torch.save(models.vdcnn9(5).state_dict(), tmp_path / "five.pt")
+    with pytest.raises(models.CheckpointError, match=r"fc3.weight: .*; build the model with num_classes=5"):
+        models.load_checkpoint(models.vdcnn9(2), tmp_path / "five.pt")
+
+
 def test_another_depth_is_refused():
     with pytest.raises(ValueError, match="depth is one of 9, 17, 29, got 49"):
         models.VDCNN(49)

@@ -1,5 +1,5 @@
-// lit_fast::tokenise_reviews: lines of "class","title","text" to rows of tokens. lit_fast/data/reviews.py tells the form
-// and holds the reference, which also says what is wrong with a line that is refused here.
+// lit_fast::tokenise_reviews: lines of "class","title","text" to rows of tokens. lit_fast/data/reviews.py tells the
+// form and holds the reference, which also says what is wrong with a line that is refused here.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -36,8 +36,8 @@ int sequence(const Byte* at, const Byte* end) {
   return 0;
 }
 
-// Writes the tokens of the field that begins at `at` (its opening quote) to `out`, no further than `full`. Gives the place
-// behind the closing quote, or nullptr if there is no such field.
+// Writes the tokens of the field that begins at `at` (its opening quote) to `out`, no further than `full`. Gives the
+// place behind the closing quote, or nullptr if there is no such field.
 const Byte* field(const Byte* at, const Byte* end, const Byte* table, Byte*& out, const Byte* full) {
   if (at == end || *at != '"') {
     return nullptr;
@@ -101,8 +101,8 @@ bool line(const Byte* at, const Byte* end, const Byte* table, int64_t length, in
   return field(at + 1, end, table, row, full) == end;
 }
 
-// content: uint8 [bytes]; table: uint8 [256], the token of each byte. Gives tokens uint8 [N, length], labels uint8 [N] and
-// -1, -1; or, if a line is malformed, where the first such line begins and its number from 0.
+// content: uint8 [bytes]; table: uint8 [256], the token of each byte. Gives tokens uint8 [N, length], labels uint8 [N]
+// and -1, -1; or, if a line is malformed, where the first such line begins and its number from 0.
 std::tuple<at::Tensor, at::Tensor, int64_t, int64_t> tokenise_reviews(const at::Tensor& content,
                                                                       const at::Tensor& table, int64_t length,
                                                                       int64_t classes) {

@@ -41,7 +41,8 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set any key, e.g. loss.beta=0.5. Repeatable; goes last."),
 ]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="digits, cifar10, cifar100 or folder (data.name).")
+    str | None,
+    typer.Option("--dataset", metavar="NAME", help="digits, cifar10, amazon-full ... (data.name; docs/data.md)."),
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the dataset's files lie (data.dir).")

@@ -100,7 +100,8 @@ def _explain(text: str) -> str:
     form = 'expected "class","title","text"'
     if not text:
         return f"it is empty; {form}"
-    fields, rest = [], text
+    fields: list[str] = []
+    rest = text
     while True:
         found = re.match(_FIELD, rest, re.DOTALL)
         if found is None:

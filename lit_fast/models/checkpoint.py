@@ -108,7 +108,7 @@ def _compare(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
     shapes = [key for key in expected if key in weights and expected[key].shape != weights[key].shape]
     for key in shapes[:8]:
         line = f"{key}: the model has {tuple(expected[key].shape)}, the file {tuple(weights[key].shape)}"
-        if key in ("linear.weight", "linear.bias") and expected[key].shape[1:] == weights[key].shape[1:]:
+        if key.partition(".")[0] in ("linear", "fc3") and expected[key].shape[1:] == weights[key].shape[1:]:
             line += f"; build the model with num_classes={weights[key].shape[0]}"
         if key == "conv1.weight" and expected[key].shape[2:] == weights[key].shape[2:]:
             line += f"; build the model with in_channels={weights[key].shape[1]}"
