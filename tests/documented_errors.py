@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import small_reviews
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -360,6 +361,20 @@ def _() -> None:
     for number in range(1, 6):
         (folder / f"data_batch_{number}.bin").write_bytes(bytes(1_000_000))
     lf.data.open_data("cifar10", data_dir=".")
+
+
+@cause("reviews-malformed")
+def _() -> None:
+    folder = small_reviews.write(Path("reviews"))
+    with (folder / "train.csv").open("a", encoding="utf-8") as file:
+        file.write('"2","So good","It said "wow" to me"\n')
+    lf.data.open_data("amazon-polarity", data_dir="reviews")
+
+
+@cause("reviews-other-classes")
+def _() -> None:
+    small_reviews.write(Path("reviews"), classes=5)
+    lf.data.open_data("amazon-polarity", data_dir="reviews")
 
 
 @cause("data-classes")

@@ -2,13 +2,14 @@
 
 A page is run from its first block to its last in a folder of its own. Its ``python`` blocks share one namespace, its
 ``lit-fast`` commands go through the real command line. The folder holds what the pages take as given, small and made
-here: CIFAR-10 under ``data``, image folders under ``photos``, and a teacher's checkpoint, ``resnet56.th``.
+here: CIFAR-10 under ``data``, image folders under ``photos``, reviews under ``reviews``, and a teacher's checkpoint,
+``resnet56.th``.
 
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
-What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
-behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``. The commands and calls
-themselves stand on the page as they are run.
+What trains is shortened: SHORT (and SMALL_IMAGES or SHORT_TEXTS) is put behind every ``lit-fast distill`` and
+``lit-fast train``, and behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``.
+The commands and calls themselves stand on the page as they are run.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import documented_errors
 import fake_cifar
 import numpy as np
 import pytest
+import small_reviews
 import torch
 from doc_pages import PAGES, ROOT, Block
 from PIL import Image
@@ -52,6 +54,7 @@ from lit_fast.training.results import HEADERS, load_results, plain_table, table
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
+SHORT_TEXTS = "data.length=64"
 LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
 # What only looks like text but is code would never be run.
 CODE_LIKE = re.compile(r"^\s*(\$ |>>> |lit-fast |pip |import |from \w+ import )", re.MULTILINE)
@@ -93,6 +96,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (20, 16), (tint, 128, 255 - tint - i)).save(target / f"{i}.png")
+    small_reviews.write(folder / "reviews")
     return folder
 
 
@@ -229,6 +233,8 @@ def command(words: list[str]) -> str:
 def run_lit_fast(arguments: list[str]) -> str:
     if arguments[0] in ("distill", "train"):
         small = [SMALL_IMAGES] if {"--data-dir", "--config"} & set(arguments) else []
+        if any(argument.startswith("vdcnn") for argument in arguments):
+            small = [SHORT_TEXTS]
         arguments = [*arguments, *(word for setting in (*SHORT, *small) for word in ("--set", setting))]
     if arguments[0] == "bench":
         arguments = [*arguments, *SHORT_BENCH]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
-from lit_fast.models import CheckpointError, ResNet, ResNeXt, load_checkpoint
+from lit_fast.models import VDCNN, CheckpointError, ResNet, ResNeXt, load_checkpoint
 
 DATA = Path(os.environ.get("LIT_FAST_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 DEPTHS = (20, 32, 44, 56, 110)
@@ -165,13 +165,17 @@ def test_he_initialisation():
 
 
 def test_every_name_can_be_created():
-    assert len(models.names()) == 10
+    assert len(models.names()) == 13
     with torch.device("meta"):
         for name in models.names():
             model = models.create(name, num_classes=3)
-            assert isinstance(model, ResNeXt if name.startswith("resnext") else ResNet)
-            assert model.sections == ("layer1", "layer2", "layer3")
-            assert model.linear.out_features == 3
+            family, sections, last = {"resnet": (ResNet, 3, "linear"), "resnext": (ResNeXt, 3, "linear")}.get(
+                name.rstrip("0123456789"), (VDCNN, 4, "fc3")
+            )
+            assert isinstance(model, family)
+            assert models.reads_text(name) == (family is VDCNN)
+            assert model.sections == tuple(f"layer{i + 1}" for i in range(sections))
+            assert model.get_submodule(last).out_features == 3
 
 
 @pytest.mark.parametrize(
