@@ -11,7 +11,7 @@ from small_data import coloured, make, texts
 from torch import Tensor
 
 from lit_fast.data import Augmentation, DataError, Split, TensorSplit, from_arrays
-from lit_fast.data.loaders import memory, open_loader, resident
+from lit_fast.data.loaders import choose_loader, memory, open_loader, resident
 
 
 class Read(Split):
@@ -103,6 +103,14 @@ def test_what_does_not_fit_is_streamed_and_auto_says_so_with_the_sizes(monkeypat
     free(monkeypatch, 2 * needed)
     with open_loader(data) as loader:
         assert loader.name == "resident"
+
+
+def test_processes_share_the_memory_of_a_computer(monkeypatch):
+    free(monkeypatch, 2 * 29460)
+    assert choose_loader(read_data()).name == "resident"
+    choice = choose_loader(read_data(), processes=2)
+    assert choice.name == "torch"
+    assert choice.reason.startswith("59 kB for 2 processes do not fit: ")
 
 
 def test_what_does_not_fit_is_refused_where_it_was_asked_for(monkeypatch):

@@ -58,9 +58,6 @@ class Session:
         console: where progress goes.
         signals: who may ask to stop.
         workers: the processes that do this together.
-
-    Raises:
-        ValueError: device, data or batch size that cannot work.
     """
 
     def __init__(
@@ -449,7 +446,7 @@ def open_session(
     if not len(data.val):
         raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
     device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
-    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device))
+    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
     if chosen.name == "dali" and any(hasattr(data.split(name), "files") for name in SPLITS):
         extra = {**extra, DECODER: "dali"}
     folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))

@@ -24,8 +24,12 @@ class Choice:
     reason: str
 
 
-def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str = "cpu") -> Choice:
-    """What `open_loader` would open, without reading any data; arguments and errors as there."""
+def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str = "cpu", processes: int = 1) -> Choice:
+    """What `open_loader` would open, without reading any data.
+
+    Arguments and errors are as there, and `processes` is how many share each batch, each with a loader of its own: on
+    CPUs they share the memory, too.
+    """
     if name not in NAMES:
         raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
     if name == "torch":
@@ -39,7 +43,7 @@ def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str 
         return Choice("dali", "requested")
     from lit_fast.data.loaders.resident import misfit
 
-    too_large = misfit(data, torch.device(device))
+    too_large = misfit(data, torch.device(device), processes)
     if too_large is None:
         return Choice("resident", "requested" if name == "resident" else "the dataset fits")
     if name == "resident":

@@ -176,13 +176,19 @@ class Feed:
         self._gather(self.position, self._plan, images, table, self._pad, first, inputs, labels)
 
 
-def misfit(data: Data, device: torch.device) -> str | None:
-    """Why the dataset should not be made resident on a device, with the sizes; None where it fits."""
+def misfit(data: Data, device: torch.device, processes: int = 1) -> str | None:
+    """Why the dataset should not be made resident on a device, with the sizes; None where it fits.
+
+    On a CPU each of `processes` gets its part of the memory; GPUs are not shared.
+    """
     needed = sum(_new_bytes(data.split(name), data, device) for name in SPLITS) + _plan_bytes(data)
+    if device.type == "cpu":
+        needed *= processes
     free = free_bytes(device)
     if free is None or 2 * needed <= free:  # the other half is for networks, their steps and caches
         return None
-    return f"{shown(needed)} do not fit: a dataset may take half of the {shown(free)} that are free on {device}"
+    copies = f" for {processes} processes" if device.type == "cpu" and processes > 1 else ""
+    return f"{shown(needed)}{copies} do not fit: a dataset may take half of the {shown(free)} that are free on {device}"
 
 
 def shown(count: int) -> str:
