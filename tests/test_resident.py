@@ -11,7 +11,7 @@ from small_data import coloured, make, texts
 from torch import Tensor
 
 from lit_fast.data import Augmentation, DataError, Split, TensorSplit, from_arrays
-from lit_fast.data.loaders import choose_loader, memory, open_loader, resident
+from lit_fast.data.loaders import choose_loader, dali, memory, open_loader, resident
 
 
 class Read(Split):
@@ -103,6 +103,23 @@ def test_what_does_not_fit_is_streamed_and_auto_says_so_with_the_sizes(monkeypat
     free(monkeypatch, 2 * needed)
     with open_loader(data) as loader:
         assert loader.name == "resident"
+
+
+@pytest.mark.parametrize(
+    ("why_not", "name", "reason"),
+    [(None, "dali", "are free on cpu; DALI decodes files"), ("no DALI here", "torch", "are free on cpu; no DALI here")],
+)
+def test_files_that_do_not_fit_are_decoded_by_dali_where_it_is_installed(monkeypatch, why_not, name, reason):
+    free(monkeypatch, 1000)
+    monkeypatch.setattr(dali, "missing", lambda: why_not)
+    data = read_data()
+    assert choose_loader(data).name == "torch"  # no files
+    data.val.files = [Path("picture.png")]
+    choice = choose_loader(data)
+    assert choice.name == name
+    assert choice.reason.endswith(reason)
+    free(monkeypatch, None)
+    assert choose_loader(data).name == "resident"
 
 
 def test_processes_share_the_memory_of_a_computer(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 from training_helpers import tiny
 
 from lit_fast.data import Augmentation, Data, from_arrays
-from lit_fast.training.run_folder import DECODER, RunFolder, RunFolderError
+from lit_fast.training.run_folder import DALI, RunFolder, RunFolderError
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:
@@ -83,11 +83,11 @@ def test_a_folder_that_does_not_tell_still_refuses_other_data(tmp_path):
 @pytest.mark.parametrize(
     ("there", "now", "message"),
     [
-        ({}, {DECODER: "dali"}, "decoded by Pillow, .* go on with --loader torch"),
-        ({DECODER: "dali"}, {}, "decoded by DALI, .* go on with --loader dali"),
+        ({}, {DALI: True}, "was begun without DALI, .* go on with --loader torch"),
+        ({DALI: True}, {}, "was begun with DALI, .* go on with --loader dali"),
     ],
 )
-def test_another_decoder_is_refused_and_the_right_loader_named(tmp_path, there, now, message):
+def test_a_run_goes_on_with_or_without_dali_as_it_began(tmp_path, there, now, message):
     RunFolder(tmp_path, tiny(), opened(), resume=False, extra=there)
     with pytest.raises(RunFolderError, match=message):
         RunFolder(tmp_path, tiny(), opened(), resume=True, extra=now)

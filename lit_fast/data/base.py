@@ -150,6 +150,11 @@ class Data:
         """What messages call the items."""
         return "texts" if self.is_text else "images"
 
+    @property
+    def has_files(self) -> bool:
+        """Whether images are decoded from files, which a split then names in `files`."""
+        return any(hasattr(self.split(name), "files") for name in SPLITS)
+
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test"."""
         if name not in SPLITS:

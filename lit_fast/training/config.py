@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
 # Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
-# whose decoder is part of it (`open_session`).
+# whose rounding is part of it (`run_folder.DALI`).
 _FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "data.cache_dir", "data.loader", "teacher.checkpoint"})
 
 

@@ -16,7 +16,6 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import Data, open_data
-from lit_fast.data.base import SPLITS
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, inspect
@@ -27,7 +26,7 @@ from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
 from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.run_folder import DECODER, RunFolder
+from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.trainer import Outcome, RunSpec, Trainer
 from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
@@ -447,8 +446,8 @@ def open_session(
         raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
     device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
     chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
-    if chosen.name == "dali" and any(hasattr(data.split(name), "files") for name in SPLITS):
-        extra = {**extra, DECODER: "dali"}
+    if chosen.name == "dali":
+        extra = {**extra, DALI: True}
     folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
     loader = open_loader(data, chosen, device=device, channels_last=experiment.step.channels_last)
     return Session(experiment, loader, folder, console or Console(), signals, workers)

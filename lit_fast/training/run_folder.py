@@ -11,9 +11,9 @@ from lit_fast.training.config import Experiment
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"
-DECODER = "data.decoder"  # key of `extra`: "dali" where DALI decodes files; absent where Pillow does
+DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
 
-__all__ = ["DECODER", "RunFolder", "RunFolderError"]
+__all__ = ["DALI", "RunFolder", "RunFolderError"]
 
 
 class RunFolderError(ValueError):
@@ -61,11 +61,11 @@ class RunFolder:
             ) from error
         mine = json.loads(json.dumps(identity))
         differing = [key for key in sorted(there.keys() | mine.keys()) if there.get(key) != mine.get(key)]
-        if differing == [DECODER]:
-            decoder, loader = ("DALI", "dali") if there.get(DECODER) else ("Pillow", "torch")
+        if differing == [DALI]:
+            begun, loader = ("with", "dali") if there.get(DALI) else ("without", "torch")
             raise RunFolderError(
-                f"{self.path}: this experiment's images are decoded by {decoder}, and another decoder rounds otherwise;"
-                f" go on with --loader {loader}"
+                f"{self.path}: this experiment was begun {begun} DALI, whose pixels are rounded otherwise; go on with"
+                f" --loader {loader}"
             )
         if differing == [_FINGERPRINT]:
             raise RunFolderError(

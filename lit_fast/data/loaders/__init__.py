@@ -34,21 +34,23 @@ def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str 
         raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
     if name == "torch":
         return Choice("torch", "requested")
-    if name == "dali":
-        from lit_fast.data.loaders.dali import missing
+    from lit_fast.data.loaders.dali import missing
+    from lit_fast.data.loaders.resident import misfit
 
+    if name == "dali":
         why = missing()
         if why is not None:
             raise DataError(f"loader 'dali': {why}; or use 'torch' or 'auto'")
         return Choice("dali", "requested")
-    from lit_fast.data.loaders.resident import misfit
-
     too_large = misfit(data, torch.device(device), processes)
     if too_large is None:
         return Choice("resident", "requested" if name == "resident" else "the dataset fits")
     if name == "resident":
         raise DataError(f"loader 'resident': {data.name}: {too_large}; use 'torch', or 'auto' to fall back to it")
-    return Choice("torch", too_large)
+    if not data.has_files:
+        return Choice("torch", too_large)
+    why = missing()
+    return Choice("dali", f"{too_large}; DALI decodes files") if why is None else Choice("torch", f"{too_large}; {why}")
 
 
 def open_loader(
@@ -59,8 +61,8 @@ def open_loader(
     Args:
         data: the dataset.
         name: "resident" keeps the whole dataset on the device; "torch" streams it; "dali" leaves decoding and
-            augmentation to NVIDIA DALI; "auto" takes the first where the dataset fits, else the second, and says why in
-            the loader's `reason`. Or what `choose_loader` chose.
+            augmentation to NVIDIA DALI; "auto" takes "resident" where the dataset fits, else "dali" for files if it is
+            installed, else "torch", and says why in the loader's `reason`. Or what `choose_loader` chose.
         device: where the batches lie.
         channels_last: give images in this memory format.
 
