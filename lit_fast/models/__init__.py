@@ -10,6 +10,7 @@ from torch import nn
 from lit_fast.models.checkpoint import CheckpointError, load_checkpoint
 from lit_fast.models.resnet import ResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from lit_fast.models.resnext import ResNeXt, resnext20, resnext32, resnext44, resnext56, resnext110
+from lit_fast.models.stargan import Discriminator, Generator, stargan2, stargan6, with_domain
 from lit_fast.models.vdcnn import VDCNN, vdcnn9, vdcnn17, vdcnn29
 
 _RESNETS: dict[str, Callable[..., nn.Module]] = {
@@ -19,6 +20,7 @@ _RESNEXTS: dict[str, Callable[..., nn.Module]] = {
     f.__name__: f for f in (resnext20, resnext32, resnext44, resnext56, resnext110)
 }
 _VDCNNS: dict[str, Callable[..., nn.Module]] = {f.__name__: f for f in (vdcnn9, vdcnn17, vdcnn29)}
+_GENERATORS: dict[str, Callable[..., Generator]] = {f.__name__: f for f in (stargan2, stargan6)}
 
 
 def names() -> tuple[str, ...]:
@@ -66,12 +68,37 @@ def create(
     raise ValueError(f"unknown model {name!r}{hint} Known models: {', '.join(names())}")
 
 
+def generator_names() -> tuple[str, ...]:
+    """The names that ``create_generator`` knows."""
+    return tuple(_GENERATORS)
+
+
+def create_generator(name: str, *, domains: int = 5, width: int = 64) -> Generator:
+    """Build an image-to-image generator by name, with fresh weights.
+
+    Args:
+        name: one of ``generator_names()``.
+        domains: attributes that can be asked for.
+        width: channels of the first convolution.
+
+    Raises:
+        ValueError: unknown name, or a count that is not positive.
+    """
+    if name not in _GENERATORS:
+        raise ValueError(f"unknown generator {name!r}; known: {', '.join(_GENERATORS)}")
+    return _GENERATORS[name](domains=domains, width=width)
+
+
 __all__ = [
     "VDCNN",
     "CheckpointError",
+    "Discriminator",
+    "Generator",
     "ResNeXt",
     "ResNet",
     "create",
+    "create_generator",
+    "generator_names",
     "load_checkpoint",
     "names",
     "reads_text",
@@ -85,7 +112,10 @@ __all__ = [
     "resnext44",
     "resnext56",
     "resnext110",
+    "stargan2",
+    "stargan6",
     "vdcnn9",
     "vdcnn17",
     "vdcnn29",
+    "with_domain",
 ]
