@@ -30,9 +30,13 @@ __all__ = [
 ]
 
 
+# Options that only one kind of dataset understands.
+_TAKEN_BY = {"length": "reviews", "cache_dir": "reviews", "attributes": "celeba", "crop": "celeba"}
+
+
 def names() -> tuple[str, ...]:
     """Names `open_data` knows."""
-    return ("digits", "cifar10", "cifar100", "folder", "amazon-full", "amazon-polarity")
+    return ("digits", "cifar10", "cifar100", "folder", "amazon-full", "amazon-polarity", "celeba")
 
 
 def open_data(
@@ -49,20 +53,25 @@ def open_data(
     on_bad_image: str = "stop",
     length: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    attributes: Sequence[str] | None = None,
+    crop: int | None = None,
 ) -> Data:
     """Open a dataset by name.
 
     Args:
         name: "digits" (bundled with scikit-learn), "cifar10", "cifar100", "folder" (image files), "amazon-full" or
-            "amazon-polarity" (reviews as characters).
+            "amazon-polarity" (reviews as characters), or "celeba" (faces with attributes, for generators).
         data_dir: where the files lie (not for digits). CIFAR: the unpacked folder, the .tar.gz as downloaded, or a
             folder that holds either. folder: the one that holds train/<class>/*, test/<class>/* and perhaps
-            val/<class>/*. amazon: the one that holds train.csv and test.csv.
+            val/<class>/*. amazon: the one that holds train.csv and test.csv. celeba: the one that holds
+            list_attr_celeba.txt and img_align_celeba/.
         val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR,
-            a tenth for reviews and for a folder without val/. 0 gives an empty validation split.
+            2,000 for CelebA (a tenth of fewer than 20,000), a tenth for reviews and for a folder without val/. 0 gives
+            an empty validation split.
         val_seed: fixes which images validate, and which `train_size` keeps.
         train_size: train on a stratified subset of this many of the remaining images. None: all.
-        image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR; a folder needs it.
+        image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR, 128 for CelebA; a
+            folder needs it.
         mean, std: per-channel normalisation in units of full scale (0..1). None: the dataset's own; published
             checkpoints may have been trained with others (`IMAGENET_MEAN`, `IMAGENET_STD`).
         augmentation: None: crops after padding by an eighth of the image size, and flips except for digits.
@@ -70,6 +79,8 @@ def open_data(
             once now and leaves those out that cannot be (see `Data.left_out`).
         length: tokens per review: longer ones are cut, shorter ones padded. None: 1014.
         cache_dir: where the tokens of reviews are kept. None: beside their files.
+        attributes: of CelebA, which ones are labels. None: Black_Hair, Blond_Hair, Brown_Hair, Male, Young.
+        crop: of CelebA, pixels of the central square that is resized. None: 178; images of half size take 89.
 
     Raises:
         DataError: naming the argument or file, what was expected and what was found.
@@ -91,14 +102,21 @@ def open_data(
         on_bad_image=on_bad_image,
         length=length,
         cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+        attributes=None if attributes is None else tuple(attributes),
+        crop=crop,
     )
-    if name in ("amazon-full", "amazon-polarity"):
+    kind = "reviews" if name in ("amazon-full", "amazon-polarity") else name
+    for what, takes in _TAKEN_BY.items():
+        if getattr(options, what) is not None and name in names() and kind != takes:
+            raise DataError(f"{name}: {what} is for {takes}; leave it out")
+    if kind == "reviews":
         from lit_fast.data import amazon
 
         return amazon.load(name, options)
-    for what in ("length", "cache_dir"):
-        if getattr(options, what) is not None and name in names():
-            raise DataError(f"{name}: {what} is for reviews; leave it out")
+    if name == "celeba":
+        from lit_fast.data import celeba
+
+        return celeba.load(options)
     if name == "digits":
         from lit_fast.data import digits
 

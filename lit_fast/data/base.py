@@ -17,7 +17,7 @@ from lit_fast.data.errors import DataError
 from lit_fast.data.tables import EpochTables, epoch_tables
 from lit_fast.parallel import share
 
-# Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B].
+# Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B] or float32 [B, classes] (attributes).
 Batch = tuple[Tensor, Tensor]
 SPLITS = ("train", "val", "test")
 
@@ -28,8 +28,9 @@ R = TypeVar("R")
 class Split(ABC):
     """Images and labels of one split, or texts as rows of tokens and labels.
 
-    `labels` is int64 [N]. `ahead` says that `fetch` takes long enough (decoding files) for the next batch to be fetched
-    in a thread while the current one is used.
+    `labels` is int64 [N], or float32 [N, classes] of 0 and 1 where an image has several attributes. `ahead` says that
+    `fetch` takes long enough (decoding files) for the next batch to be fetched in a thread while the current one is
+    used.
     """
 
     labels: Tensor
@@ -127,18 +128,32 @@ class Data:
         if not len(self.train):
             raise DataError(f"{self.name}: the training split is empty")
         for split in SPLITS:
-            labels = self.split(split).labels
-            bad = ((labels < 0) | (labels >= self.num_classes)).nonzero()
-            if len(bad):
-                at = int(bad[0])
+            self._check_labels(split, self.split(split).labels)
+
+    def _check_labels(self, split: str, labels: Tensor) -> None:
+        if labels.is_floating_point():
+            if labels.dim() != 2 or labels.shape[1] != self.num_classes or not ((labels == 0) | (labels == 1)).all():
                 raise DataError(
-                    f"{self.name}: label {int(labels[at])} of image {at} in the {split} split is outside"
-                    f" 0..{self.num_classes - 1} ({self.num_classes} classes)"
+                    f"{self.name}: attributes of the {split} split: expected 0 and 1, (N, {self.num_classes}), got "
+                    f"{tuple(labels.shape)} from {labels.min():g} to {labels.max():g}"
                 )
+            return
+        bad = ((labels < 0) | (labels >= self.num_classes)).nonzero()
+        if len(bad):
+            at = int(bad[0])
+            raise DataError(
+                f"{self.name}: label {int(labels[at])} of image {at} in the {split} split is outside"
+                f" 0..{self.num_classes - 1} ({self.num_classes} classes)"
+            )
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether labels are float32 [N, classes] of 0 and 1, several per image, not one class each."""
+        return self.train.labels.is_floating_point()
 
     @property
     def is_text(self) -> bool:

@@ -35,6 +35,8 @@ class Options:
     on_bad_image: str = "stop"
     length: int | None = None
     cache_dir: Path | None = None
+    attributes: tuple[str, ...] | None = None
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         for what, value, least in (
@@ -42,11 +44,14 @@ class Options:
             ("train_size", self.train_size, 1),
             ("image_size", self.image_size, 1),
             ("length", self.length, 1),
+            ("crop", self.crop, 1),
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise DataError(f"{what}: expected an integer >= {least}, got {value!r}")
         if self.on_bad_image not in ("stop", "skip"):
             raise DataError(f"on_bad_image: expected 'stop' or 'skip', got {self.on_bad_image!r}")
+        if self.attributes is not None and (not self.attributes or len(set(self.attributes)) < len(self.attributes)):
+            raise DataError(f"attributes: expected at least one name, none of them twice, got {self.attributes}")
         if isinstance(self.val_seed, bool) or not isinstance(self.val_seed, int):
             raise DataError(f"val_seed: expected an integer, got {self.val_seed!r}")
         if self.augmentation is not None and not isinstance(self.augmentation, Augmentation):

@@ -9,6 +9,8 @@ mode, where they are not used; here there are none, so that ``eval()`` changes n
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +147,7 @@ class Discriminator(nn.Module):
             )
         channels = [3, *(width * 2**i for i in range(layers))]
         self.main = nn.Sequential()
-        for inputs, outputs in zip(channels, channels[1:]):
+        for inputs, outputs in itertools.pairwise(channels):
             self.main.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
             self.main.append(nn.LeakyReLU(0.01))
         self.critic = nn.Conv2d(channels[-1], 1, 3, padding=1, bias=False)
