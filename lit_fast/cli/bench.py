@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lit_fast.cli.networks import ImageSize, InChannels, NumClasses
+from lit_fast.cli.networks import ImageSize, InChannels, Length, NumClasses, image_channels, input_shape
 from lit_fast.cli.options import Device, network
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def bench(
     num_classes: NumClasses = 10,
     image_size: ImageSize = 32,
     in_channels: InChannels = 3,
+    length: Length = 1014,
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Of measuring.", min=0.0)] = 20.0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With torch.compile, which takes long.")
@@ -49,7 +50,7 @@ def bench(
         typer.Option("--profile", metavar="FILE", help="Draw where the time of a step goes (.png) instead of timing."),
     ] = None,
 ) -> None:
-    """Measure one training step of two networks: plain PyTorch against lit_fast, on random images.
+    """Measure one training step of two networks: plain PyTorch against lit_fast, on random images or texts.
 
     Every way is checked against the eager one, then all take turns, so that what drifts hits them alike. Run it with
     nothing else on the machine.
@@ -59,6 +60,7 @@ def bench(
     from lit_fast.bench.ways import Problem
     from lit_fast.step import PRECISIONS
     from lit_fast.training.environment import describe_environment, resolve_device
+    from lit_fast.training.export import random_input
 
     if precision not in PRECISIONS:
         raise ValueError(f"--precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
@@ -71,21 +73,20 @@ def bench(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     torch.manual_seed(0)
+    shape = input_shape(network(teacher)[0], in_channels, image_size, length)
     pair = [
-        _network(name, option, num_classes, in_channels)
-        for name, option in ((teacher, "--teacher"), (student, "--student"))
+        _network(name, option, num_classes, shape) for name, option in ((teacher, "--teacher"), (student, "--student"))
     ]
     if pair[0].num_sections != pair[1].num_sections:
         raise ValueError(
             f"--student: expected {pair[0].num_sections} sections as --teacher, got {pair[1].num_sections}"
         )
-    images = torch.randn(batch_size, in_channels, image_size, image_size).to(where)
+    images = random_input(batch_size, shape).to(where)
     labels = torch.randint(0, num_classes, (batch_size,)).to(where)
     problem = Problem(pair[0].to(where), pair[1].to(where), images, labels, precision, name=f"{teacher} to {student}")
-    shape = " x ".join(map(str, images.shape[1:]))
     machine = describe_environment(where)
     named = f"{machine['processor']}, {machine['threads']} threads" if where.type == "cpu" else machine["device"]
-    heading = f"{problem.name}, batch {batch_size} of {shape}, {precision}, {named}"
+    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, shape))}, {precision}, {named}"
     typer.echo(heading)
     if profile is not None:
         _draw(problem, profile, heading)
@@ -93,14 +94,15 @@ def bench(
     _time(problem, seconds, compiled, out, heading)
 
 
-def _network(name: str, option: str, num_classes: int, in_channels: int) -> SplitModel:
+def _network(name: str, option: str, num_classes: int, shape: tuple[int, ...]) -> SplitModel:
     """A built-in network, or what a function of the user's returns; split."""
     from lit_fast import models
     from lit_fast.sections import SplitModel, split
 
     if ":" not in name:
         model, cardinality = network(name)
-        return split(models.create(model, num_classes=num_classes, in_channels=in_channels, cardinality=cardinality))
+        channels = image_channels(model, shape)
+        return split(models.create(model, num_classes=num_classes, in_channels=channels, cardinality=cardinality))
     found = _own_function(name, option)()
     if isinstance(found, SplitModel):
         return found

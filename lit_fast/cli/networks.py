@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lit_fast.training.weights import WeightInfo
 
-__all__ = ["evaluate", "export", "inspect"]
+__all__ = ["evaluate", "export", "image_channels", "input_shape", "inspect"]
 
 Checkpoint = Annotated[
     Path, typer.Option("--checkpoint", metavar="FILE", help="Weights: .safetensors, or what torch.save wrote.")
@@ -165,7 +165,7 @@ def inspect(
     if teacher_checkpoint is not None:
         _must_exist(teacher_checkpoint)
         info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
-    shape = _shape(network(teacher)[0], in_channels, image_size, length)
+    shape = input_shape(network(teacher)[0], in_channels, image_size, length)
     if info is not None:
         num_classes, shape = info.num_classes, info.shape
     if dataset is not None:
@@ -178,7 +178,7 @@ def inspect(
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
     pair = [
-        models.create(name, num_classes=num_classes, in_channels=_channels(name, shape), cardinality=cardinality)
+        models.create(name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality)
         for name, cardinality in (network(teacher), network(student))
     ]
     if teacher_checkpoint is not None:
@@ -217,7 +217,7 @@ def export(
     if info is not None:
         num_classes, shape = info.num_classes, info.shape
     else:
-        shape = _shape(network(model or "")[0], in_channels, image_size, length)
+        shape = input_shape(network(model or "")[0], in_channels, image_size, length)
     built, label = _build(checkpoint, model, cardinality, info, num_classes, shape)
     models.load_checkpoint(built, checkpoint)
     known = normalization_of(checkpoint)
@@ -259,18 +259,20 @@ def _build(
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
     if cardinality is None and info is not None and info.model == name:
         cardinality = info.cardinality
-    built = models.create(name, num_classes=num_classes, in_channels=_channels(name, shape), cardinality=cardinality)
+    built = models.create(
+        name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality
+    )
     return built, name if cardinality is None else f"{name}-c{cardinality}"
 
 
-def _shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:
+def input_shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:
     """What a network of that name is fed: (C, H, W) of an image or (L,) of a text."""
     from lit_fast import models
 
     return (length,) if models.reads_text(name) else (in_channels, image_size, image_size)
 
 
-def _channels(name: str, shape: tuple[int, ...]) -> int | None:
+def image_channels(name: str, shape: tuple[int, ...]) -> int | None:
     """Channels of the images; None for a network of texts.
 
     Raises:
