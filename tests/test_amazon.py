@@ -174,6 +174,12 @@ def test_five_classes_are_not_polarity(tmp_path):
         open_small(write(tmp_path, classes=5))
 
 
+def test_class_0_is_of_no_dataset(folder):
+    (folder / "test.csv").write_text('"0","a","b"\n')
+    with pytest.raises(DataError, match=r"test.csv: line 1: class 0 is outside 1..2$"):
+        open_small(folder)
+
+
 def test_two_classes_are_not_full(folder):
     with pytest.raises(DataError, match=r"1..5 of amazon-full, found only 1, 2; is this amazon-polarity\?"):
         open_small(folder, "amazon-full")

@@ -17,7 +17,7 @@ from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, TensorSplit
 from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options
-from lit_fast.data.reviews import tokenise
+from lit_fast.data.reviews import ClassError, tokenise
 from lit_fast.data.splits import kept_and_held_out
 
 LENGTH = 1014  # Zhang et al. 2015, section 4.1; VDCNN keeps it
@@ -131,8 +131,8 @@ def _read(file: Path, name: str, options: Options, length: int) -> tuple[Tensor,
     if rows is None:
         try:
             token_cache.write(cached, key, _parts(content, str(file), length, classes))
-        except DataError as error:
-            raise DataError(f"{error}; {_other(name)}" if "is outside 1.." in str(error) else str(error)) from error
+        except ClassError as error:
+            raise DataError(f"{error}; {_other(name)}") from None
         rows = token_cache.read(cached, key, length)
         if rows is None:
             raise DataError(f"{cached}: does not read back as it was written; check the disk")

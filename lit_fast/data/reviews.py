@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_fast.data.alphabet import PADDING, byte_tokens
 from lit_fast.data.errors import DataError
 
-__all__ = ["by_line", "tokenise"]
+__all__ = ["ClassError", "by_line", "tokenise"]
 
 _TABLE = byte_tokens()
 _FIELD = r'"([^"]*(?:""[^"]*)*)"'
@@ -24,8 +24,16 @@ _ROW = re.compile(rf'"([0-9]{{1,9}})",{_FIELD},{_FIELD}', re.DOTALL)
 _BEYOND_ASCII = re.compile("[^\0-\x7f]")
 
 
+class ClassError(DataError):
+    """A review of a class above those of its dataset."""
+
+
 class _Malformed(Exception):
-    """What is wrong with a line."""
+    """What is wrong with a line, and the error that says so."""
+
+    def __init__(self, what: str, error: type[DataError] = DataError) -> None:
+        super().__init__(what)
+        self.error = error
 
 
 def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_line: int = 1) -> tuple[Tensor, Tensor]:
@@ -42,7 +50,7 @@ def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_lin
         (tokens uint8 [N, length], labels uint8 [N] from 0).
 
     Raises:
-        DataError: naming the file, the line and what is wrong with it.
+        DataError: naming the file, the line and what is wrong with it; `ClassError` if that is a class too high.
     """
     from lit_fast.backends import native
 
@@ -70,7 +78,7 @@ def by_line(
         try:
             label, row = _review(line.removesuffix(b"\r"), length, classes)
         except _Malformed as wrong:
-            raise DataError(f"{path}: line {number}: {wrong}") from None
+            raise wrong.error(f"{path}: line {number}: {wrong}") from None
         rows += row
         labels.append(label)
     tokens = torch.frombuffer(rows, dtype=torch.uint8) if rows else torch.empty(0, dtype=torch.uint8)
@@ -89,7 +97,7 @@ def _review(line: bytes, length: int, classes: int) -> tuple[int, bytes]:
         raise _Malformed(_explain(text))
     label = int(row[1])
     if not 1 <= label <= classes:
-        raise _Malformed(f"class {label} is outside 1..{classes}")
+        raise _Malformed(f"class {label} is outside 1..{classes}", ClassError if label else DataError)
     review = " ".join(field.replace('""', '"').replace("\\n", "\n") for field in row.group(2, 3))
     ascii_only = _BEYOND_ASCII.sub("\0", review[:length])  # \0 is as unknown as they are
     return label - 1, ascii_only.encode("ascii").translate(_TABLE).ljust(length, bytes([PADDING]))
