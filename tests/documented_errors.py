@@ -32,9 +32,11 @@ import lit_fast as lf
 from lit_fast import backends, parallel
 from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
+from lit_fast.data.loaders import resident
 from lit_fast.training import checkpoint, export
 from lit_fast.training.config import load_experiment
 from lit_fast.training.experiment import Session, run_experiment
+from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.tally import LossTally
 
 CAUSES: dict[str, Callable[[], Any]] = {}
@@ -260,6 +262,44 @@ def _() -> None:
 def _() -> None:
     begin()
     run("loss.beta=0.5")
+
+
+@cause("run-data")
+def _() -> None:
+    images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
+    for count in (10, 9):
+        data = lf.data.from_arrays((images, labels), test=(images[:count], labels[:count]))
+        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True)
+
+
+@cause("run-dali")
+def _() -> None:
+    images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
+    data = lf.data.from_arrays((images, labels), test=(images, labels))
+    for extra in ({DALI: True}, {}):
+        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True, extra=extra)
+
+
+class Photos(lf.data.Split):
+    """Photographs that are too many for the memory."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = torch.zeros(count, dtype=torch.int64)
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        return torch.zeros(len(indices), 3, 128, 128, dtype=torch.uint8)
+
+    def digest(self) -> bytes:
+        return b"photographs"
+
+
+@cause("run-not-resident")
+def _() -> None:
+    normalisation = ((0.5,) * 3, (0.5,) * 3)
+    splits = (Photos(180_000), Photos(10_000), Photos(10_000))
+    data = lf.data.Data("photos", (3, 128, 128), ("a", "b"), *normalisation, lf.data.Augmentation(), *splits)
+    with mock.patch.object(resident, "free_bytes", return_value=8_000_000_000):
+        lf.data.open_loader(data, "resident")
 
 
 @cause("run-not-empty")
