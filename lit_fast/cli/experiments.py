@@ -27,8 +27,10 @@ from lit_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from lit_fast.training.config import AnyExperiment
     from lit_fast.training.results import Row
 
 __all__ = ["distill", "report", "train"]
@@ -71,7 +73,7 @@ def distill(
     """Train students from a teacher, compare them in one table, write report and weights."""
     from rich.console import Console
 
-    from lit_fast.training.config import load_experiment
+    from lit_fast.training.config import load_any_experiment
 
     students = [dict(zip(("model", "cardinality"), network(name))) for name in student or ()]
     teacher_model, teacher_cardinality = (None, None) if teacher is None else network(teacher)
@@ -90,15 +92,26 @@ def distill(
         "step.precision": precision,
         "step.engine": engine,
     }
-    experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
+    experiment = load_any_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)
-
-    # Only now: a wrong setting is told before everything that trains is loaded.
-    from lit_fast.training.experiment import run_experiment
-
-    run_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
+    _run(experiment, folder, resume, Console(stderr=True))
     if rank() == 0:
         _conclude(folder)
+
+
+def _run(experiment: AnyExperiment, folder: Path, resume: bool, console: Console) -> None:
+    # Imported only now: a wrong setting is told before everything that trains is loaded.
+    from lit_fast.training.config import Experiment
+    from lit_fast.training.gan.config import GanExperiment
+
+    if isinstance(experiment, GanExperiment):
+        from lit_fast.training.gan.experiment import run_gan_experiment
+
+        run_gan_experiment(experiment, folder, resume=resume, console=console)
+    elif isinstance(experiment, Experiment):
+        from lit_fast.training.experiment import run_experiment
+
+        run_experiment(experiment, folder, resume=resume, console=console)
 
 
 def train(
@@ -158,8 +171,13 @@ def _default_name(recipe: str | None, config: Path | None, resolved: str) -> str
 
 def _conclude(folder: Path) -> None:
     """Write the report; print the table and where everything lies."""
+    from lit_fast.training.gan import report as gan_report
     from lit_fast.training.report import load_results, table, write_report
     from lit_fast.training.results import legend
+
+    if gan_report.is_gan(folder):
+        typer.echo(gan_report.conclude(folder))
+        return
 
     results = load_results(folder)["results"]
     rows = table(results)

@@ -19,14 +19,28 @@ Positive = Annotated[float, Field(gt=0.0)]
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
 # Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
 # whose rounding is part of it (`run_folder.DALI`).
-_FREE_KEYS = frozenset({"logging", "checkpoint", "data.dir", "data.cache_dir", "data.loader", "teacher.checkpoint"})
+_FREE_KEYS = frozenset(
+    {
+        "logging",
+        "checkpoint",
+        "data.dir",
+        "data.cache_dir",
+        "data.loader",
+        "teacher.checkpoint",
+        "teacher.discriminator",
+        "samples",
+        "metrics",
+    }
+)
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names each key, what it got and what it takes."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Refuses unknown keys, changes and infinities."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -41,7 +55,7 @@ def _checked_name(name: str, what: str, known: Iterable[str], info: ValidationIn
     return name
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """What to train on; ``None`` takes the dataset's own default."""
 
     name: str = "digits"
@@ -70,7 +84,7 @@ class DataConfig(_Strict):
         return self
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """A built-in network by name; ``cardinality`` is for ResNeXt only."""
 
     model: str
@@ -107,7 +121,7 @@ class TeacherConfig(ModelConfig):
         return path
 
 
-class StudentConfig(_Strict):
+class StudentConfig(Strict):
     """The students, smallest last when ``sequence`` chains them (each is the teacher of the next)."""
 
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
@@ -134,7 +148,7 @@ class StudentConfig(_Strict):
         return self
 
 
-class LossConfig(_Strict):
+class LossConfig(Strict):
     """The loss of method eq. 1-3; see `lit_fast.LITLoss`."""
 
     alpha: Fraction = 0.95
@@ -146,7 +160,7 @@ class LossConfig(_Strict):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-class OptimizerConfig(_Strict):
+class OptimizerConfig(Strict):
     """SGD; the learning rate belongs to the phase."""
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -160,7 +174,7 @@ class OptimizerConfig(_Strict):
         return self
 
 
-class StepConfig(_Strict):
+class StepConfig(Strict):
     """How a step is computed; see `lit_fast.LITStep`."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -173,20 +187,20 @@ class StepConfig(_Strict):
     device: str = "auto"
 
 
-class LoggingConfig(_Strict):
+class LoggingConfig(Strict):
     """What is written and shown: never part of an experiment's identity."""
 
     every: Annotated[int, Field(ge=1)] = 20
     tensorboard: bool = True
 
 
-class CheckpointConfig(_Strict):
+class CheckpointConfig(Strict):
     """When a checkpoint is written, beside the end of every epoch, an interrupt and the end of a run."""
 
     every_seconds: Positive = 300.0
 
 
-class PhasesConfig(_Strict):
+class PhasesConfig(Strict):
     """The schedules of the recipe (paper, appendix A)."""
 
     scratch: Phase
@@ -195,44 +209,21 @@ class PhasesConfig(_Strict):
     finetune: Phase
 
 
-class Experiment(_Strict):
-    """One experiment: a teacher, its students by variant and seed, and how they are trained."""
+class AnyExperiment(Strict):
+    """What every experiment has: a recipe, and an identity by which its run folder knows it."""
 
     recipe: str
-    data: DataConfig
-    teacher: TeacherConfig
-    student: StudentConfig
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("lit",)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    batch_size: Annotated[int, Field(ge=2)] = 32
     epochs: Annotated[int, Field(ge=1)] | None = None
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    phases: PhasesConfig
-    step: StepConfig = StepConfig()
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
-        for name, values in (("variants", self.variants), ("seeds", self.seeds)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} repeats an entry: {list(values)}")
-        if self.student.sequence and self.variants != ("lit",):
-            raise ValueError(f"student.sequence chains LIT students: variants must be [lit], got {list(self.variants)}")
-        return self
-
-    def plan(self, variant: Variant) -> tuple[Phase, ...]:
-        """The phases a student of ``variant`` goes through, shortened in proportion when ``epochs`` is given."""
-        names = {"scratch": ("scratch",), "kd": ("kd",)}.get(variant, ("lit", "finetune"))
-        phases = [getattr(self.phases, name).named(name) for name in names]
-        return tuple(phases) if self.epochs is None else _shorten(phases, self.epochs)
-
-    def teacher_plan(self) -> tuple[Phase, ...]:
-        """The teacher's schedule where no checkpoint is given: the recipe's ``scratch`` phase."""
-        phase = self.phases.scratch.named("scratch")
-        epochs = self.teacher.epochs or self.epochs
-        return (phase,) if epochs is None else _shorten([phase], epochs)
+    @field_validator("seeds", "variants", check_fields=False)
+    @classmethod
+    def _no_twins(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{info.field_name} repeats an entry: {list(values)}")
+        return values
 
     def identity(self) -> dict[str, Any]:
         """The flat ``key: value`` pairs that make this experiment itself (see ``_FREE_KEYS``)."""
@@ -242,8 +233,43 @@ class Experiment(_Strict):
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def shortened(self, phases: list[Phase]) -> tuple[Phase, ...]:
+        """The phases, shortened in proportion where ``epochs`` is given."""
+        return tuple(phases) if self.epochs is None else shorten(phases, self.epochs)
 
-def _shorten(phases: list[Phase], epochs: int) -> tuple[Phase, ...]:
+
+class Experiment(AnyExperiment):
+    """One experiment: a teacher, its students by variant and seed, and how they are trained."""
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("lit",)
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    phases: PhasesConfig
+    step: StepConfig = StepConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.student.sequence and self.variants != ("lit",):
+            raise ValueError(f"student.sequence chains LIT students: variants must be [lit], got {list(self.variants)}")
+        return self
+
+    def plan(self, variant: Variant) -> tuple[Phase, ...]:
+        """The phases a student of ``variant`` goes through, shortened in proportion when ``epochs`` is given."""
+        names = {"scratch": ("scratch",), "kd": ("kd",)}.get(variant, ("lit", "finetune"))
+        return self.shortened([getattr(self.phases, name).named(name) for name in names])
+
+    def teacher_plan(self) -> tuple[Phase, ...]:
+        """The teacher's schedule where no checkpoint is given: the recipe's ``scratch`` phase."""
+        phase = self.phases.scratch.named("scratch")
+        epochs = self.teacher.epochs or self.epochs
+        return (phase,) if epochs is None else shorten([phase], epochs)
+
+
+def shorten(phases: list[Phase], epochs: int) -> tuple[Phase, ...]:
     """Scale the phases to ``epochs`` in all, keeping their proportions; the first phase keeps at least one epoch."""
     total = sum(phase.epochs for phase in phases)
     left, out = epochs, []
@@ -296,6 +322,23 @@ def load_experiment(
 ) -> Experiment:
     """Resolve recipe, then YAML file, then overrides (later wins) into one validated `Experiment`.
 
+    Args and errors as `load_any_experiment`; a recipe for a generator is refused too.
+    """
+    found = load_any_experiment(recipe, config, overrides, own_objects=own_objects)
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"recipe {found.recipe} trains a generator, not a classifier: use `lit-fast distill`")
+    return found
+
+
+def load_any_experiment(
+    recipe: str | None = None,
+    config: Path | None = None,
+    overrides: Iterable[str | Mapping[str, Any]] = (),
+    *,
+    own_objects: bool = False,
+) -> AnyExperiment:
+    """An `Experiment`, or where the recipe says ``task: gan``, a `lit_fast.training.gan.config.GanExperiment`.
+
     Args:
         recipe: a name of `lit_fast.recipes.names()`; default: the file's ``recipe`` key; without a file, ``digits``.
         config: a YAML file with any of the keys of `Experiment`.
@@ -322,9 +365,17 @@ def load_experiment(
             raise ConfigError("override of recipe: choose it with recipe= or --recipe, the overrides go over it")
         tree = _merge(tree, over)
     try:
-        return Experiment.model_validate(tree, context={"own_objects": own_objects})
+        return _kind(tree.get("task")).model_validate(tree, context={"own_objects": own_objects})
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def _kind(task: object) -> type[AnyExperiment]:
+    if task != "gan":  # any other task is an unknown key of Experiment
+        return Experiment
+    from lit_fast.training.gan.config import GanExperiment
+
+    return GanExperiment
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

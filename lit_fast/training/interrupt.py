@@ -7,11 +7,19 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interrupted", "SignalWatch"]
+__all__ = ["Interrupted", "SignalWatch", "stopped"]
 
 
 class Interrupted(RuntimeError):
     """Training was asked to stop; what it had done is saved."""
+
+
+def stopped(name: str, by: str, step: int) -> Interrupted:
+    """The error that run ``name`` ends with when ``by`` (a signal) stopped it after ``step``."""
+    return Interrupted(
+        f"{name}: stopped by {by} after step {step}; everything up to it is saved. The same command with --resume goes "
+        "on from there"
+    )
 
 
 class SignalWatch:

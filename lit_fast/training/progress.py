@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["RunProgress"]
+__all__ = ["RunProgress", "describe", "epoch_line"]
 
 
 class RunProgress:
@@ -23,7 +23,7 @@ class RunProgress:
     """
 
     def __init__(self, console: Console, name: str, total_steps: int, done: int) -> None:
-        self._console, self._name = console, name
+        self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -48,16 +48,19 @@ class RunProgress:
     def step(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
 
-    def status(self, parts: Mapping[str, Any], images_per_second: float) -> None:
-        self._bar.update(self._task, status=f"{describe(parts)}  {images_per_second:,.0f} images/s")
+    def status(self, losses: str, images_per_second: float) -> None:
+        self._bar.update(self._task, status=f"{losses}  {images_per_second:,.0f} images/s")
 
-    def epoch(self, entry: Mapping[str, Any], epochs: int) -> None:
-        self._console.print(
-            f"{self._name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  "
-            f"{describe(entry)}  val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def epoch_line(name: str, entry: Mapping[str, Any], epochs: int) -> str:
+    """One epoch of a classifier on one line."""
+    return (
+        f"{name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  {describe(entry)}  "
+        f"val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s"
+    )
 
 
 def describe(parts: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fast.data import Data
-from lit_fast.training.config import Experiment
+from lit_fast.training.config import AnyExperiment
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"
@@ -36,7 +36,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, data: Data, *, resume: bool, extra: dict[str, Any] | None = None
+        self, path: Path, experiment: AnyExperiment, data: Data, *, resume: bool, extra: dict[str, Any] | None = None
     ) -> None:
         self.path = path
         identity = {**experiment.identity(), _FINGERPRINT: data.fingerprint, **(extra or {})}

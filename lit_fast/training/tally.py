@@ -35,7 +35,11 @@ class LossTally:
 
     def add(self, parts: LossParts, size: int) -> None:
         """Note one step over ``size`` images; no host sync."""
-        self._unread.append((size, torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])))
+        self.add_row(torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir]), size)
+
+    def add_row(self, row: Tensor, size: int) -> None:
+        """As `add`, of parts in an order of one's own: ``row`` is 1-d, detached, and as long as those before."""
+        self._unread.append((size, row))
 
     def read(self) -> list[float]:
         """Bring what was added since the last reading to the host (one sync); returns the last step's parts.

@@ -31,9 +31,9 @@ from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.training.config import Experiment
 from lit_fast.training.environment import tf32
 from lit_fast.training.evaluation import Scores, evaluate
-from lit_fast.training.interrupt import Interrupted, SignalWatch
+from lit_fast.training.interrupt import SignalWatch, stopped
 from lit_fast.training.logs import RunLog
-from lit_fast.training.progress import RunProgress, describe
+from lit_fast.training.progress import RunProgress, describe, epoch_line
 from lit_fast.training.schedule import Phase
 from lit_fast.training.tally import LossTally, NotFinite, named
 from lit_fast.training.variants import VARIANTS
@@ -378,7 +378,7 @@ class Trainer:
             self.best = self._weights()
         if self.log is not None:
             self.log.write("epoch", at.total_steps, **entry)
-        self.progress.epoch(entry, self.spec.epochs)
+        self.progress.say(epoch_line(self.spec.name, entry, self.spec.epochs))
 
     def _recalibrate(self) -> None:
         # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
@@ -395,7 +395,7 @@ class Trainer:
         if self.log is not None:
             where = {"epoch": at.total_epochs + 1, "phase": phase.name, "lr": lr}
             self.log.write("step", at.total_steps, **where, **parts, images_per_second=speed)
-        self.progress.status(parts, speed)
+        self.progress.status(describe(parts), speed)
 
     def _read(self, phase: Phase, lr: float) -> list[float]:
         """The parts of the last step, with all steps since the last reading checked and added up."""
@@ -462,10 +462,7 @@ class Trainer:
     def _leave(self) -> None:
         self.workers.first(lambda: None)  # who leaves early has the others killed before rank 0 has saved
         by = self.signals.requested or "a signal to another process"
-        raise Interrupted(
-            f"{self.spec.name}: stopped by {by} after step {self.position.total_steps}; everything "
-            "up to it is saved. The same command with --resume goes on from there"
-        )
+        raise stopped(self.spec.name, by, self.position.total_steps)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class WeightInfo:
     std: tuple[float, ...]
     cardinality: int | None = None
     length: int | None = None
+    width: int | None = None  # of a generator or discriminator, whose `num_classes` are its domains
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,0 +1,159 @@
+"""A StarGAN experiment as one validated object: the keys of a recipe that says ``task: gan``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lit_fast import models
+from lit_fast.training.config import AnyExperiment, Strict, shorten
+from lit_fast.training.schedule import Phase
+
+GanVariant = Literal["scratch", "lit"]
+
+
+def _known(name: str) -> str:
+    if name not in models.generator_names():
+        raise ValueError(f"unknown generator {name!r}; known: {', '.join(models.generator_names())}")
+    return name
+
+
+class FacesConfig(Strict):
+    """CelebA; ``None`` takes its own default. Images are normalised to -1..1, the generator's range."""
+
+    name: Literal["celeba"] = "celeba"
+    dir: Path
+    val_size: Annotated[int, Field(ge=1)] | None = None
+    val_seed: int = 0
+    train_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: Annotated[int, Field(ge=16)] | None = None
+    crop: Annotated[int, Field(ge=16)] | None = None
+    attributes: tuple[str, ...] | None = None
+    augment: bool = True
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `lit_fast.data.open_data` but the name."""
+        return {"data_dir": self.dir, **self.model_dump(exclude={"name", "dir", "augment"})}
+
+
+class GanTeacherConfig(Strict):
+    """The teacher: trained first by the ``scratch`` schedule, or given by the weights of both its networks."""
+
+    model: str = "stargan6"
+    checkpoint: Path | None = None
+    discriminator: Path | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 1000
+
+    _name = field_validator("model")(_known)
+
+    @model_validator(mode="after")
+    def _files(self) -> GanTeacherConfig:
+        for path in (self.checkpoint, self.discriminator):
+            if path is not None and not path.is_file():
+                raise ValueError(f"no such file: {path}; without weights the teacher is trained first")
+        if (self.checkpoint is None) != (self.discriminator is None):
+            raise ValueError(
+                "checkpoint and discriminator belong together: the fine-tune phase goes on with the teacher's "
+                "discriminator; give both files or neither"
+            )
+        return self
+
+
+class GanStudentConfig(Strict):
+    """The students' generators."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)] = ("stargan2",)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        entries = [value] if isinstance(value, str | Mapping) else value
+        if not isinstance(entries, list | tuple):
+            raise ValueError("expected a generator's name, or a list of them")
+        return [entry.get("model") if isinstance(entry, Mapping) else entry for entry in entries]
+
+    @field_validator("models")
+    @classmethod
+    def _known_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a student is named twice; use seeds to repeat a run")
+        return tuple(map(_known, names))
+
+
+class GanLossConfig(Strict):
+    """Weights of StarGAN's losses (Choi et al. 2018, eq. 5, 6 and 8), and the IR loss of the LIT phase."""
+
+    attributes: Annotated[float, Field(ge=0.0)] = 1.0
+    reconstruction: Annotated[float, Field(ge=0.0)] = 10.0
+    gradient_penalty: Annotated[float, Field(ge=0.0)] = 10.0
+    ir: Literal["l2", "l1", "smooth_l1"] = "l2"
+
+
+class AdamConfig(Strict):
+    """Adam; the learning rate belongs to the phase."""
+
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.5, 0.999)
+
+
+class GanStepConfig(Strict):
+    """How a step is computed."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    engine: Literal["auto", "runner", "eager"] = "auto"
+    tf32: bool = True
+    device: str = "auto"
+
+
+class SamplesConfig(Strict):
+    """The grids of translated images."""
+
+    images: Annotated[int, Field(ge=1)] = 6
+
+
+class MetricsConfig(Strict):
+    """Inception score and FID; ``inception`` is a file of weights, see docs/stargan.md."""
+
+    inception: Path | None = None
+
+
+class GanPhasesConfig(Strict):
+    """The schedules (LIT paper, appendix A.3)."""
+
+    scratch: Phase
+    lit: Phase
+    finetune: Phase
+
+
+class GanExperiment(AnyExperiment):
+    """One StarGAN experiment: a teacher, its students by variant and seed, and how they are trained."""
+
+    task: Literal["gan"]
+    data: FacesConfig
+    width: Annotated[int, Field(ge=1)] = Field(default=64, description="of generators and discriminators")
+    teacher: GanTeacherConfig = GanTeacherConfig()
+    student: GanStudentConfig = GanStudentConfig()
+    variants: Annotated[tuple[GanVariant, ...], Field(min_length=1)] = ("scratch", "lit")
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    n_critic: Annotated[int, Field(ge=1)] = 5
+    discriminator_in_finetune: Literal["trained", "fixed"] = "trained"
+    loss: GanLossConfig = GanLossConfig()
+    optimizer: AdamConfig = AdamConfig()
+    phases: GanPhasesConfig
+    step: GanStepConfig = GanStepConfig()
+    samples: SamplesConfig = SamplesConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    def plan(self, variant: GanVariant) -> tuple[Phase, ...]:
+        """The phases a student of ``variant`` goes through."""
+        names = ("scratch",) if variant == "scratch" else ("lit", "finetune")
+        return self.shortened([getattr(self.phases, name).named(name) for name in names])
+
+    def teacher_plan(self) -> tuple[Phase, ...]:
+        """The teacher's schedule where no checkpoint is given."""
+        phase = self.phases.scratch.named("scratch")
+        epochs = self.teacher.epochs or self.epochs
+        return (phase,) if epochs is None else shorten([phase], epochs)

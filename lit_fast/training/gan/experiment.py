@@ -1,0 +1,284 @@
+"""A StarGAN experiment from its config: the teacher, then every student by seed and variant, each a resumable run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from lit_fast import models
+from lit_fast.counting import count_layers, count_macs, count_parameters
+from lit_fast.data import Data, open_data
+from lit_fast.data.base import Batch
+from lit_fast.models.stargan import Discriminator, with_domain
+from lit_fast.preflight import inspect
+from lit_fast.sections import split
+from lit_fast.training.config import ConfigError
+from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.files import write_json
+from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.gan.metrics import (
+    as_result,
+    check_inception,
+    compare,
+    distances,
+    inception_features,
+    translations,
+)
+from lit_fast.training.gan.run import GanRun, Pair
+from lit_fast.training.gan.samples import draw_grid, to_pixels
+from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.run_folder import RunFolder
+from lit_fast.training.trainer import RunSpec
+from lit_fast.training.weights import WeightInfo, save_weights
+
+__all__ = ["run_gan_experiment"]
+
+_EVAL_BATCH = 64
+
+
+class GanSession:
+    """Everything the runs of one experiment share; arguments as `lit_fast.training.experiment.Session`."""
+
+    def __init__(
+        self, experiment: GanExperiment, data: Data, folder: RunFolder, console: Console, signals: SignalWatch
+    ) -> None:
+        self.experiment, self.data, self.folder = experiment, data, folder
+        self.console, self.signals = console, signals
+        self.device = resolve_device(experiment.step.device)
+        self.results: list[dict[str, Any]] = []
+        self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
+
+    # -- networks ----------------------------------------------------------------------------------------------------
+
+    def build(self, model: str, seed: int) -> Pair:
+        """Both networks with the weights that ``seed`` gives, on the device."""
+        torch.manual_seed(seed)
+        width, domains = self.experiment.width, self.data.num_classes
+        generator = split(models.create_generator(model, domains=domains, width=width))
+        discriminator = Discriminator(self.data.shape[1], domains, width)
+        for network in (generator, discriminator):
+            # Before any step: the layout decides how convolutions round, and a resumed run must round alike.
+            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Pair(generator, discriminator)
+
+    def load(self, pair: Pair, generator: Path, discriminator: Path) -> None:
+        models.load_checkpoint(pair.generator.model, generator)
+        models.load_checkpoint(pair.discriminator, discriminator)
+
+    def check(self) -> None:
+        """Build every pair and every phase's step once, so that what cannot work is refused before training.
+
+        Raises:
+            PairError, SplitError, ValueError: see there.
+        """
+        example = with_domain(
+            torch.zeros(2, *self.data.shape, device=self.device),
+            torch.zeros(2, self.data.num_classes, device=self.device),
+        )
+        for model in self.experiment.student.models:
+            for variant in self.experiment.variants:
+                teacher, student = self.build(self.experiment.teacher.model, 0), self.build(model, 0)
+                spec = RunSpec(f"{model}-{variant}", variant, 0, self.experiment.plan(variant))
+                run = self._run(spec, self.folder.path, student, teacher)
+                if variant == "lit":
+                    inspect(teacher.generator, student.generator, example)
+                for phase in spec.phases:
+                    run.enter(phase)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def teacher(self) -> tuple[str, Pair]:
+        """The teacher, from its weights or trained here, with its result recorded."""
+        config = self.experiment.teacher
+        name, pair = f"teacher-{config.model}", self.build(config.model, config.seed)
+        if config.checkpoint is None or config.discriminator is None:
+            spec = RunSpec(name, "scratch", config.seed, self.experiment.teacher_plan())
+            self.train(spec, config.model, pair, None, role="teacher")
+        else:
+            self.load(pair, config.checkpoint, config.discriminator)
+            self._record({**self._described(name, "teacher", config.model, "checkpoint", None, None), **_UNTRAINED})
+        pair.generator.eval().requires_grad_(False)
+        pair.discriminator.eval().requires_grad_(False)
+        self.shown = {"teacher": pair.generator.model}
+        return name, pair
+
+    def train(
+        self, spec: RunSpec, model: str, pair: Pair, teacher: tuple[str, Pair] | None, *, role: str = "student"
+    ) -> None:
+        """Run ``spec`` to its end (or find it ended); ``pair`` then holds its last weights."""
+        done, folder = self.folder.finished(spec.name), self.folder.run(spec.name)
+        files = {which: folder / f"{which}.safetensors" for which in ("generator", "discriminator")}
+        if done is None:
+            run = self._run(spec, folder, pair, None if teacher is None else teacher[1])
+            ended = run.run()
+            for which, network in (("generator", pair.generator.model), ("discriminator", pair.discriminator)):
+                save_weights(files[which], network.state_dict(), self._info(model, which))
+            done = {
+                **self._described(spec.name, role, model, spec.variant, spec.seed, teacher and teacher[0]),
+                "epochs": spec.epochs,
+                "seconds": ended.seconds,
+                "images_per_second": ended.images / ended.seconds,
+                "history": ended.history,
+                "files": {which: path.relative_to(self.folder.path).as_posix() for which, path in files.items()},
+            }
+            write_json(folder / "result.json", done)
+        else:
+            self.load(pair, files["generator"], files["discriminator"])
+        self._record(done)
+
+    def _run(self, spec: RunSpec, folder: Path, pair: Pair, teacher: Pair | None) -> GanRun:
+        return GanRun(
+            spec,
+            folder,
+            self.data,
+            pair,
+            teacher if spec.variant == "lit" else None,
+            self.experiment,
+            shown=self.shown,
+            console=self.console,
+            signals=self.signals,
+        )
+
+    def _info(self, model: str, which: str) -> WeightInfo:
+        data = self.data
+        return WeightInfo(
+            model=model if which == "generator" else "stargan-discriminator",
+            num_classes=data.num_classes,
+            in_channels=data.shape[0],
+            image_size=data.shape[1],
+            dataset=data.name,
+            mean=data.mean,
+            std=data.std,
+            width=self.experiment.width,
+        )
+
+    def _described(
+        self, name: str, role: str, model: str, variant: str, seed: int | None, teacher: str | None
+    ) -> dict[str, Any]:
+        """What a run is, and what its generator costs beside the teacher's."""
+        networks = [
+            models.create_generator(which, domains=self.data.num_classes, width=self.experiment.width)
+            for which in (model, self.experiment.teacher.model)
+        ]
+        example = torch.zeros(1, self.data.shape[0] + self.data.num_classes, *self.data.shape[1:])
+        macs, teacher_macs = (count_macs(network, example) for network in networks)
+        parameters = count_parameters(networks[0])
+        return {
+            "name": name,
+            "role": role,
+            "model": model,
+            "variant": variant,
+            "seed": seed,
+            "teacher": teacher if variant == "lit" else None,
+            "layers": count_layers(networks[0]),
+            "parameters": parameters,
+            "mmacs": macs / 1e6,
+            "compression": count_parameters(networks[1]) / parameters,
+            "macs_ratio": teacher_macs / macs,
+        }
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def score(self, teacher: Pair, networks: dict[str, nn.Module]) -> None:
+        """Compare all generators on the test split, touched here for the first time, and draw them side by side."""
+        weights = self.experiment.metrics.inception
+        attributes = self.data.classes
+        features = None if weights is None else [f.to(self.device) for f in inception_features(weights)]
+        if features is None:
+            self.console.print(
+                "no inception score and FID: metrics.inception names no weights (docs/stargan.md)", highlight=False
+            )
+        for result in self.results:
+            network = networks[result["name"]]
+            other = None if result["role"] == "teacher" else teacher.generator.model
+            found = compare(network, self._test(), attributes, judge=teacher.discriminator, teacher=other)
+            scores = None
+            if features is not None:
+                real = (to_pixels(images) for images, _ in self._test())
+                scores = distances(real, translations(network, self._test(), attributes), *features)
+            result["scores"] = {**found, **as_result(scores)}
+        self._write()
+        batch = next(self.data.eval_batches("test", batch_size=self.experiment.samples.images, device=self.device))
+        draw_grid(self.folder.path / "samples.png", *batch, attributes, self.shown)
+
+    def _test(self) -> Iterator[Batch]:
+        return self.data.eval_batches("test", batch_size=_EVAL_BATCH, device=self.device)
+
+    def _record(self, result: dict[str, Any]) -> None:
+        self.results.append(result)
+        self._write()
+
+    def _write(self) -> None:
+        content = {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "environment": describe_environment(self.device),
+            "results": self.results,
+        }
+        write_json(self.folder.path / "results.json", content)
+
+
+_UNTRAINED: dict[str, Any] = {"epochs": 0, "seconds": 0.0, "images_per_second": None, "history": [], "files": {}}
+
+
+def run_gan_experiment(
+    experiment: GanExperiment,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    teacher_only: bool = False,
+) -> list[dict[str, Any]]:
+    """Train (or load) the teacher, then every student; what has ended before is not done again.
+
+    Args:
+        experiment: see `lit_fast.training.config.load_any_experiment`.
+        run_dir: where everything is written.
+        resume: continue what an earlier call with the same experiment left there.
+        console: where progress goes; default: standard output.
+        teacher_only: train no student.
+
+    Returns:
+        One result per run, the teacher's first, as in ``run_dir/results.json``.
+
+    Raises:
+        ValueError, OSError, Interrupted, NonFiniteLoss: see there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"recipe {experiment.recipe}: generators are trained by one process; start it without torchrun"
+        )
+    if experiment.metrics.inception is not None:
+        check_inception(experiment.metrics.inception)
+    data = open_data(experiment.data.name, **experiment.data.options())
+    extra = {
+        f"teacher.{key}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in (("weights", experiment.teacher.checkpoint), ("judge", experiment.teacher.discriminator))
+        if path is not None
+    }
+    with SignalWatch() as signals:
+        folder = RunFolder(run_dir, experiment, data, resume=resume, extra=extra)
+        session = GanSession(experiment, data, folder, console or Console(), signals)
+        session.check()
+        name, teacher = session.teacher()
+        networks: dict[str, nn.Module] = {name: teacher.generator.model}
+        for spec, model in [] if teacher_only else _specs(experiment):
+            student = session.build(model, spec.seed)
+            session.train(spec, model, student, (name, teacher))
+            networks[spec.name] = student.generator.model
+            session.shown.setdefault(spec.variant, student.generator.model)
+        session.score(teacher, networks)
+    return session.results
+
+
+def _specs(experiment: GanExperiment) -> Iterator[tuple[RunSpec, str]]:
+    for model in experiment.student.models:
+        for seed in experiment.seeds:
+            for variant in experiment.variants:
+                yield RunSpec(f"{model}-{variant}-seed{seed}", variant, seed, experiment.plan(variant)), model
