@@ -40,6 +40,10 @@ Length = Annotated[
     int, typer.Option("--length", metavar="N", min=1, help="Tokens of a text, if the weights do not tell.")
 ]
 
+# Of a StarGAN generator, if the weights do not tell.
+Domains = Annotated[int, typer.Option("--domains", metavar="N", min=1, help="Attributes that a generator takes.")]
+Width = Annotated[int, typer.Option("--width", metavar="N", min=1, help="First channels of a generator.")]
+
 
 class SplitName(str, Enum):
     """The three splits."""
@@ -145,6 +149,8 @@ def inspect(
     projector: Annotated[bool, typer.Option("--projector", help="1x1 convolutions where widths differ.")] = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    domains: Domains = 5,
+    width: Width = 64,
 ) -> None:
     """Look at a teacher and a student before training: shapes, sizes, what is copied, what cannot work.
 
@@ -165,9 +171,14 @@ def inspect(
     if teacher_checkpoint is not None:
         _must_exist(teacher_checkpoint)
         info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
+    generates = teacher in models.generator_names()
+    if generates and dataset is not None:
+        raise ValueError("--dataset: a generator has no accuracy to measure; leave it out")
     shape = input_shape(network(teacher)[0], in_channels, image_size, length)
     if info is not None:
-        num_classes, shape = info.num_classes, info.shape
+        num_classes, shape, width = info.num_classes, info.shape, info.width or width
+    elif generates:
+        num_classes, shape = domains, (3 + domains, image_size, image_size)
     if dataset is not None:
         size, own_length = (None, None) if info is None else (info.image_size, info.length)
         means, stds = known or (None, None)
@@ -178,7 +189,7 @@ def inspect(
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
     pair = [
-        models.create(name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality)
+        _fresh(name, cardinality, num_classes, shape, width)
         for name, cardinality in (network(teacher), network(student))
     ]
     if teacher_checkpoint is not None:
@@ -192,7 +203,8 @@ def inspect(
     projectors = make_projectors(teacher_split, student_split, example) if projector else None
     found = look(teacher_split, student_split, example, projector=projectors, loader=loader)
     kind = "images" if len(shape) > 1 else "tokens"
-    typer.echo(f"teacher {teacher}, student {student}, {kind} {' x '.join(map(str, shape))}, {num_classes} classes")
+    what = "domains (a plane each)" if generates else "classes"
+    typer.echo(f"teacher {teacher}, student {student}, {kind} {' x '.join(map(str, shape))}, {num_classes} {what}")
     typer.echo(str(found))
 
 
@@ -206,6 +218,8 @@ def export(
     image_size: ImageSize = 32,
     in_channels: InChannels = 3,
     length: Length = 1014,
+    domains: Domains = 5,
+    width: Width = 64,
 ) -> None:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
@@ -214,17 +228,20 @@ def export(
 
     _must_exist(checkpoint)
     info = read_info(checkpoint)
+    generates = (model or (info.model if info else None)) in models.generator_names()
     if info is not None:
-        num_classes, shape = info.num_classes, info.shape
+        num_classes, shape, width = info.num_classes, info.shape, info.width or width
+    elif generates:
+        num_classes, shape = domains, (3 + domains, image_size, image_size)
     else:
         shape = input_shape(network(model or "")[0], in_channels, image_size, length)
-    built, label = _build(checkpoint, model, cardinality, info, num_classes, shape)
+    built, label = _build(checkpoint, model, cardinality, info, num_classes, shape, width)
     models.load_checkpoint(built, checkpoint)
     known = normalization_of(checkpoint)
     if info is None and known is not None:  # a published file
         name, cardinality = network(label)
         info = WeightInfo(name, num_classes, in_channels, image_size, "", *known, cardinality)
-    done = exporting.export(built, shape, to.value, out, info)
+    done = exporting.export(built, shape, to.value, out, info, "generated" if generates else "logits")
     typer.echo(f"{label}  {done.path}  {done.size:,} bytes")
     if to is Format.safetensors:
         typer.echo("  read back: every weight is the same, bit by bit")
@@ -249,6 +266,7 @@ def _build(
     info: WeightInfo | None,
     num_classes: int,
     shape: tuple[int, ...],
+    width: int = 64,
 ) -> tuple[nn.Module, str]:
     """The network of a checkpoint, with fresh weights, and what to call it."""
     from lit_fast import models
@@ -259,10 +277,19 @@ def _build(
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
     if cardinality is None and info is not None and info.model == name:
         cardinality = info.cardinality
-    built = models.create(
-        name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality
-    )
+    built = _fresh(name, cardinality, num_classes, shape, width)
     return built, name if cardinality is None else f"{name}-c{cardinality}"
+
+
+def _fresh(
+    name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64
+) -> nn.Module:
+    """A classifier, or a generator of ``num_classes`` domains."""
+    from lit_fast import models
+
+    if name in models.generator_names():
+        return models.create_generator(name, domains=num_classes, width=width)
+    return models.create(name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality)
 
 
 def input_shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,19 +43,27 @@ class Exported:
     tolerance: float
 
 
-def export(model: nn.Module, shape: tuple[int, ...], to: str, out: Path, info: WeightInfo | None = None) -> Exported:
+def export(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    to: str,
+    out: Path,
+    info: WeightInfo | None = None,
+    output: str = "logits",
+) -> Exported:
     """Write ``model`` to ``out``, whole or not at all.
 
-    The batch size stays free in ONNX (input ``images`` or ``tokens``, output ``logits``) and in the torch.export
+    The batch size stays free in ONNX (input ``images`` or ``tokens``, output ``output``) and in the torch.export
     program. Both are read back from the written file and compared with PyTorch on random input of several batch sizes.
 
     Args:
-        model: images [B, C, H, W] fp32, or tokens [B, L] int64, -> logits [B, classes]; put on the CPU and in eval
-            mode here.
+        model: images [B, C, H, W] fp32, or tokens [B, L] int64, -> logits [B, classes] or images; put on the CPU and
+            in eval mode here.
         shape: (C, H, W) of an image, or (L,) of a text.
         to: one of ``FORMATS``.
         out: the file; its folder is made if absent.
         info: what a safetensors file says about itself; ``None`` where it is not known.
+        output: the name of the output in ONNX.
 
     Raises:
         ExportError: packages are missing (named, with the extra that brings them), or the result is further than the
@@ -77,7 +86,7 @@ def export(model: nn.Module, shape: tuple[int, ...], to: str, out: Path, info: W
         with torch.no_grad():
             expected = {batch: model(x) for batch, x in inputs.items()}
         tolerance = TOLERANCE * max(1.0, *(float(y.abs().max()) for y in expected.values()))
-        write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_program, _read_program)
+        write, read = (partial(_write_onnx, output), _read_onnx) if to == "onnx" else (_write_program, _read_program)
         found: list[float] = []
 
         def write_and_check(path: Path) -> None:
@@ -139,13 +148,13 @@ def _require_onnx() -> None:
         )
 
 
-def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def _write_onnx(output: str, model: nn.Module, example: Tensor, path: Path) -> None:
     program = torch.onnx.export(
         model,
         (example,),
         dynamo=True,
         input_names=[_name(example)],
-        output_names=["logits"],
+        output_names=[output],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
@@ -158,7 +167,7 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(["logits"], {_name(x): x.numpy()})[0])
+    return lambda x: torch.from_numpy(session.run(None, {_name(x): x.numpy()})[0])
 
 
 def _write_program(model: nn.Module, example: Tensor, path: Path) -> None:

@@ -147,11 +147,11 @@ class GanSession:
         )
 
     def _info(self, model: str, which: str) -> WeightInfo:
-        data = self.data
+        data, generates = self.data, which == "generator"
         return WeightInfo(
-            model=model if which == "generator" else "stargan-discriminator",
+            model=model if generates else "stargan-discriminator",
             num_classes=data.num_classes,
-            in_channels=data.shape[0],
+            in_channels=data.shape[0] + (data.num_classes if generates else 0),
             image_size=data.shape[1],
             dataset=data.name,
             mean=data.mean,

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_fast.data.errors import DataError
-from lit_fast.data.images import pillow
 from lit_fast.models.stargan import with_domain
 from lit_fast.training.files import atomic_write
 
@@ -56,7 +54,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 def draw_grid(
     path: Path, images: Tensor, labels: Tensor, attributes: Sequence[str], generators: Mapping[str, nn.Module]
-) -> bool:
+) -> None:
     """Write the PNG ``path``: columns are the original and the domains; each image has one row per generator.
 
     Args:
@@ -65,14 +63,7 @@ def draw_grid(
         labels: [N, D].
         attributes: the names of the columns.
         generators: by the label of their row.
-
-    Returns:
-        Whether it was written: without Pillow it is not.
     """
-    try:
-        pillow()
-    except DataError:
-        return False
     from PIL import Image, ImageDraw
 
     count, _, height, width = images.shape
@@ -97,7 +88,6 @@ def draw_grid(
         y += _MARGIN
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: canvas.save(temporary, format="PNG"))
-    return True
 
 
 def _fitting(pen: Any, text: str, width: int) -> str:
