@@ -2,8 +2,8 @@
 
 A page is run from its first block to its last in a folder of its own. Its ``python`` blocks share one namespace, its
 ``lit-fast`` commands go through the real command line. The folder holds what the pages take as given, small and made
-here: CIFAR-10 under ``data``, image folders under ``photos``, reviews under ``reviews``, and a teacher's checkpoint,
-``resnet56.th``.
+here: CIFAR-10 under ``data``, image folders under ``photos``, reviews under ``reviews``, CelebA under ``celeba``, and a
+teacher's checkpoint, ``resnet56.th``.
 
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
@@ -30,6 +30,7 @@ from typing import Any
 
 import doc_pages
 import documented_errors
+import fake_celeba
 import fake_cifar
 import numpy as np
 import pytest
@@ -49,12 +50,14 @@ from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, cifar
 from lit_fast.data.augment import normalise, resize
 from lit_fast.training import distill as distilling
 from lit_fast.training.config import Experiment, load_experiment
+from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.results import HEADERS, load_results, plain_table, table
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 SHORT_TEXTS = "data.length=64"
+SMALL_GAN = ("data.image_size=16", "width=2")
 LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
 # What only looks like text but is code would never be run.
 CODE_LIKE = re.compile(r"^\s*(\$ |>>> |lit-fast |pip |import |from \w+ import )", re.MULTILINE)
@@ -97,6 +100,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(count):
                 Image.new("RGB", (20, 16), (tint, 128, 255 - tint - i)).save(target / f"{i}.png")
     small_reviews.write(folder / "reviews")
+    fake_celeba.write(folder / "celeba", 90, size=(178, 218), names=("Gray_Hair", *fake_celeba.NAMES))
     return folder
 
 
@@ -235,6 +239,8 @@ def run_lit_fast(arguments: list[str]) -> str:
         small = [SMALL_IMAGES] if {"--data-dir", "--config"} & set(arguments) else []
         if any(argument.startswith("vdcnn") for argument in arguments):
             small = [SHORT_TEXTS]
+        if "stargan-celeba" in arguments:
+            small = list(SMALL_GAN)
         arguments = [*arguments, *(word for setting in (*SHORT, *small) for word in ("--set", setting))]
     if arguments[0] == "bench":
         arguments = [*arguments, *SHORT_BENCH]
@@ -392,17 +398,20 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
-def config_keys() -> dict[str, Any]:
-    found = {re.sub(r"^phases\.\w+\.", "phases.*.", key): default for key, default in keys(Experiment)}
+SETTINGS = {"recipes.md": Experiment, "stargan.md": GanExperiment}
+
+
+def config_keys(model: type[BaseModel]) -> dict[str, Any]:
+    found = {re.sub(r"^phases\.\w+\.", "phases.*.", key): default for key, default in keys(model)}
     del found["phases.*.name"]  # set by the program: a phase is named by its key
     return found
 
 
-def documented_keys() -> dict[str, str]:
-    """Key -> default, of the tables of recipes.md whose first column is headed "key"."""
+def documented_keys(page: str) -> dict[str, str]:
+    """Key -> default, of the tables of a page whose first column is headed "key"."""
     rows: dict[str, str] = {}
     inside = False
-    for line in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if not line.startswith("|"):
             inside = False
@@ -413,11 +422,13 @@ def documented_keys() -> dict[str, str]:
     return rows
 
 
-def test_the_table_of_keys_names_exactly_the_keys_there_are() -> None:
-    assert sorted(documented_keys()) == sorted(config_keys())
+@pytest.mark.parametrize("page", SETTINGS)
+def test_the_table_of_keys_names_exactly_the_keys_there_are(page: str) -> None:
+    assert sorted(documented_keys(page)) == sorted(config_keys(SETTINGS[page]))
 
 
-def test_the_table_of_keys_has_the_right_defaults() -> None:
+@pytest.mark.parametrize("page", SETTINGS)
+def test_the_table_of_keys_has_the_right_defaults(page: str) -> None:
     def text(default: Any) -> str:
         if default is ...:
             return "from the recipe"
@@ -427,7 +438,7 @@ def test_the_table_of_keys_has_the_right_defaults() -> None:
             return f"[{', '.join(map(str, default))}]"
         return "none" if default is None else str(default) or "none"
 
-    assert documented_keys() == {key: text(default) for key, default in config_keys().items()}
+    assert documented_keys(page) == {key: text(default) for key, default in config_keys(SETTINGS[page]).items()}
 
 
 def recipe_row(name: str) -> str:
@@ -447,8 +458,9 @@ def recipe_row(name: str) -> str:
 def test_the_table_of_recipes_has_every_recipe_with_its_numbers() -> None:
     lines = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("| recipe |"))
+    classifiers = [name for name in recipes.names() if recipes.load(name).get("task") != "gan"]
     rows = [line for line in lines[start + 2 : start + 2 + len(recipes.names())] if line.startswith("|")]
-    assert rows == [recipe_row(name) for name in recipes.names()]
+    assert rows == [recipe_row(name) for name in classifiers]
 
 
 def test_the_quick_start_explains_every_column_of_the_table() -> None:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_fast import recipes
-from lit_fast.training.config import Experiment, load_experiment
+from lit_fast.training.config import Experiment, load_any_experiment, load_experiment
+from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.schedule import Phase
 
 PhaseNumbers = tuple[float, int, tuple[int, ...]]  # learning rate, epochs, milestones
 
@@ -86,7 +88,7 @@ def load(name: str, *overrides: str) -> Experiment:
 
 
 def test_the_recipes_are_those_of_the_paper_and_the_demo() -> None:
-    assert recipes.names() == sorted([*PAPER, "digits"])
+    assert recipes.names() == sorted([*PAPER, "digits", "stargan-celeba"])
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -110,6 +112,28 @@ def test_a_recipe_holds_the_papers_numbers(name: str) -> None:
     assert ours.student.copied == ("stem", "head")
     assert ours.student.frozen_in_finetune == ()
     assert ours.step.bn_policy == "composed"
+
+
+def test_the_recipe_of_stargan_holds_the_papers_numbers() -> None:
+    ours = load_any_experiment("stargan-celeba", overrides=[{"data": {"dir": "/somewhere"}}])
+    assert isinstance(ours, GanExperiment)
+    assert (ours.teacher.model, ours.student.models, ours.batch_size) == ("stargan6", ("stargan2",), 16)
+    scratch, lit, finetune = ours.phases.scratch, ours.phases.lit, ours.phases.finetune
+    assert (scratch.lr, scratch.epochs, scratch.linear, scratch.milestones) == (1e-4, 20, 10, ())
+    assert (lit.lr, lit.epochs, lit.milestones, lit.gamma) == (1e-4, 16, (8,), 0.1)
+    assert (finetune.lr, finetune.epochs, finetune.milestones, finetune.gamma) == (5e-5, 10, (5,), 0.1)
+    # StarGAN (Choi et al. 2018, section 3 and appendix A)
+    assert (ours.n_critic, ours.width, ours.optimizer.betas) == (5, 64, (0.5, 0.999))
+    assert (ours.loss.attributes, ours.loss.reconstruction, ours.loss.gradient_penalty) == (1, 10, 10)
+
+
+def test_a_linear_decay_is_full_until_it_begins_and_ends_above_zero() -> None:
+    phase = Phase(lr=1.0, epochs=20, linear=10)
+    rates = [phase.lr_at(step, 4) for step in (0, 39, 40, 60, 79)]
+    assert rates == pytest.approx([1.0, 1.0, 1.0, 0.5, 1 / 40])
+    assert phase.scaled_to(4).linear == 2
+    with pytest.raises(ValueError, match="linear: 21 epochs are more than the phase's 20"):
+        Phase(lr=1.0, epochs=20, linear=21)
 
 
 def test_digits_trains_its_students_for_equally_many_epochs() -> None:
