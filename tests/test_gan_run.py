@@ -21,6 +21,7 @@ from lit_fast import models
 from lit_fast.data import open_data
 from lit_fast.training.checkpoint import CheckpointStore
 from lit_fast.training.config import ConfigError, load_any_experiment, load_experiment
+from lit_fast.training.distill import distill
 from lit_fast.training.gan.experiment import run_gan_experiment
 from lit_fast.training.gan.run import GanRun
 from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
@@ -297,6 +298,14 @@ def test_recipes_of_the_two_kinds_are_not_mistaken_for_each_other(folder: Path) 
         load_experiment("stargan-celeba", None, [{"data": {"dir": str(folder)}}])
     with pytest.raises(ConfigError, match="task: unknown key"):
         load_any_experiment("digits", None, ["task=dance"])
+
+
+def test_a_classifier_is_not_trained_on_attributes(folder: Path, tmp_path: Path) -> None:
+    data = open_data("celeba", data_dir=folder, crop=22, image_size=16)
+    net = models.resnet20(num_classes=5)
+    with pytest.raises(ConfigError, match="its images have several attributes each, a classifier needs one class each"):
+        distill(net, net, data, recipe="digits", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_saved_config_runs_again(folder: Path, whole: Path) -> None:

@@ -442,6 +442,11 @@ def open_session(
         ValueError: what cannot work, before anything is written or read at length.
     """
     check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=experiment.step.sync_batchnorm)
+    if data.has_attributes:
+        raise ConfigError(
+            f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; recipe "
+            "stargan-celeba trains on it"
+        )
     if not len(data.val):
         raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
     device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)

@@ -14,8 +14,9 @@ from torch import nn
 
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
-from lit_fast.data import Data, open_data
+from lit_fast.data import open_data
 from lit_fast.data.base import Batch
+from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.preflight import inspect
 from lit_fast.sections import split
@@ -47,11 +48,12 @@ class GanSession:
     """Everything the runs of one experiment share; arguments as `lit_fast.training.experiment.Session`."""
 
     def __init__(
-        self, experiment: GanExperiment, data: Data, folder: RunFolder, console: Console, signals: SignalWatch
+        self, experiment: GanExperiment, loader: Loader, folder: RunFolder, console: Console, signals: SignalWatch
     ) -> None:
-        self.experiment, self.data, self.folder = experiment, data, folder
+        self.experiment, self.folder = experiment, folder
+        self.loader, self.data = loader, loader.data
         self.console, self.signals = console, signals
-        self.device = resolve_device(experiment.step.device)
+        self.device = loader.device
         self.results: list[dict[str, Any]] = []
         self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
 
@@ -137,7 +139,7 @@ class GanSession:
         return GanRun(
             spec,
             folder,
-            self.data,
+            self.loader,
             pair,
             teacher if spec.variant == "lit" else None,
             self.experiment,
@@ -205,11 +207,11 @@ class GanSession:
                 scores = distances(real, translations(network, self._test(), attributes), *features)
             result["scores"] = {**found, **as_result(scores)}
         self._write()
-        batch = next(self.data.eval_batches("test", batch_size=self.experiment.samples.images, device=self.device))
+        batch = next(self.loader.eval_batches("test", batch_size=self.experiment.samples.images))
         draw_grid(self.folder.path / "samples.png", *batch, attributes, self.shown)
 
     def _test(self) -> Iterator[Batch]:
-        return self.data.eval_batches("test", batch_size=_EVAL_BATCH, device=self.device)
+        return self.loader.eval_batches("test", batch_size=_EVAL_BATCH)
 
     def _record(self, result: dict[str, Any]) -> None:
         self.results.append(result)
@@ -262,19 +264,26 @@ def run_gan_experiment(
         for key, path in (("weights", experiment.teacher.checkpoint), ("judge", experiment.teacher.discriminator))
         if path is not None
     }
+    device = resolve_device(experiment.step.device)
     with SignalWatch() as signals:
         folder = RunFolder(run_dir, experiment, data, resume=resume, extra=extra)
-        session = GanSession(experiment, data, folder, console or Console(), signals)
-        session.check()
-        name, teacher = session.teacher()
-        networks: dict[str, nn.Module] = {name: teacher.generator.model}
-        for spec, model in [] if teacher_only else _specs(experiment):
-            student = session.build(model, spec.seed)
-            session.train(spec, model, student, (name, teacher))
-            networks[spec.name] = student.generator.model
-            session.shown.setdefault(spec.variant, student.generator.model)
-        session.score(teacher, networks)
+        with open_loader(data, "torch", device=device, channels_last=True) as loader:
+            session = GanSession(experiment, loader, folder, console or Console(), signals)
+            _train(session, experiment, teacher_only)
     return session.results
+
+
+def _train(session: GanSession, experiment: GanExperiment, teacher_only: bool) -> None:
+    """Everything that the session's experiment has left to do."""
+    session.check()
+    name, teacher = session.teacher()
+    networks: dict[str, nn.Module] = {name: teacher.generator.model}
+    for spec, model in [] if teacher_only else _specs(experiment):
+        student = session.build(model, spec.seed)
+        session.train(spec, model, student, (name, teacher))
+        networks[spec.name] = student.generator.model
+        session.shown.setdefault(spec.variant, student.generator.model)
+    session.score(teacher, networks)
 
 
 def _specs(experiment: GanExperiment) -> Iterator[tuple[RunSpec, str]]:

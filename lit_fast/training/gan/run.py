@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lit_fast.data import Data
 from lit_fast.data.base import Batch
+from lit_fast.data.loaders import Loader
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
@@ -69,7 +69,7 @@ class GanRun:
     Args:
         spec: the run; its phases are called ``scratch``, or ``lit`` and ``finetune``.
         folder: its folder; a checkpoint found there is continued.
-        data: images in -1..1 with attributes.
+        loader: of images in -1..1 with attributes, in ``channels_last``; left open.
         pair: freshly initialised, trained in place. A student of ``lit`` takes over the teacher's discriminator.
         teacher: for ``lit`` and ``finetune``; ``None`` otherwise. It is frozen here.
         settings: the experiment.
@@ -84,7 +84,7 @@ class GanRun:
         self,
         spec: RunSpec,
         folder: Path,
-        data: Data,
+        loader: Loader,
         pair: Pair,
         teacher: Pair | None,
         settings: GanExperiment,
@@ -93,11 +93,11 @@ class GanRun:
         console: Console,
         signals: SignalWatch,
     ) -> None:
-        self.spec, self.folder, self.data, self.settings = spec, folder, data, settings
+        self.spec, self.folder, self.settings = spec, folder, settings
+        self.loader, self.data = loader, loader.data
         self.pair, self.teacher = pair, teacher
         self.shown, self.console, self.signals = shown, console, signals
-        self.device = next(pair.generator.parameters()).device
-        self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
+        self.steps_per_epoch = self.data.steps_per_epoch(settings.batch_size)
         self.position = Position()
         self.store = CheckpointStore(folder / "checkpoints")
         self.step: Step | None = None
@@ -188,15 +188,13 @@ class GanRun:
         at.seconds = before + time.perf_counter() - started
 
     def _batches(self, start_step: int) -> Iterator[Batch]:
-        batches = self.data.train_batches(
+        return self.loader.train_batches(
             self.position.total_epochs,
             batch_size=self.settings.batch_size,
             seed=self.spec.seed,
             start_step=start_step,
             augment=self.settings.data.augment,
-            device=self.device,
         )
-        return ((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches)
 
     def _end_epoch(self, phase: Phase) -> None:
         at = self.position
@@ -226,7 +224,7 @@ class GanRun:
         if self.teacher is None:
             return {}
         sums = torch.zeros(2, dtype=torch.float64)
-        for images, labels in self.data.eval_batches("val", batch_size=_EVAL_BATCH, device=self.device):
+        for images, labels in self.loader.eval_batches("val", batch_size=_EVAL_BATCH):
             x = with_domain(images, draw(labels, 0, 0, 0).targets)
             (ours,), own = self.pair.generator.run(x)
             (theirs,), right = self.teacher.generator.run(x)
@@ -235,7 +233,7 @@ class GanRun:
         return {"val_ir": ir, "val_image_l1": difference}
 
     def _draw_samples(self, epoch: int) -> None:
-        batch: Batch = next(self.data.eval_batches("val", batch_size=self.settings.samples.images, device=self.device))
+        batch: Batch = next(self.loader.eval_batches("val", batch_size=self.settings.samples.images))
         rows = {**self.shown, self.spec.variant: self.pair.generator.model}
         draw_grid(self.folder / "samples" / f"epoch-{epoch:03d}.png", *batch, self.data.classes, rows)
 
