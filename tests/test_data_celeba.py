@@ -138,9 +138,14 @@ def test_missing_files_and_impossible_options_are_named(folder, tmp_path):
 def test_an_image_smaller_than_the_first_is_named_when_it_is_read(tmp_path):
     folder = fake_celeba.write(tmp_path / "mixed")
     data = load(folder)
-    Image.new("RGB", (21, 27)).save(data.train.files[0])
+    Image.new("RGB", (21, 27)).save(data.train.files[-1])
     with pytest.raises(DataError, match=r"jpg: expected at least 22 x 22 pixels for the crop, got 21 x 27"):
-        data.train.fetch(torch.tensor([0]))
+        data.train.fetch(torch.tensor([len(data.train) - 1]))
+    sound = load(folder, on_bad_image="skip")
+    assert len(sound.train) == len(data.train) - 1
+    assert sound.train.files == data.train.files[:-1]
+    assert sound.train.labels.equal(data.train.labels[:-1])
+    assert len(sound.left_out) == 1
 
 
 def test_only_celeba_takes_attributes_and_a_crop():

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data
 from lit_fast.data.errors import DataError
-from lit_fast.data.folder import FolderSplit
+from lit_fast.data.folder import FolderSplit, sound
 from lit_fast.data.images import pillow
 from lit_fast.data.options import Options
 from lit_fast.data.tables import generator
@@ -57,8 +57,13 @@ def load(options: Options) -> Data:
     size = SIZE if options.image_size is None else options.image_size
     faces = read_attributes(listing, attributes)
     _check_images(listing, folder, faces, crop)
-    train, val, test = _split(len(faces.names), options)
     everything = FolderSplit(folder, [folder / name for name in faces.names], faces.values, size, crop)
+    splits = [everything.subset(rows) for rows in _split(len(faces.names), options)]
+    left_out: list[str] = []
+    if options.on_bad_image == "skip":
+        for place, split in enumerate(splits):
+            splits[place], problems = sound(split)
+            left_out += problems
     return Data(
         name="celeba",
         shape=(3, size, size),
@@ -66,9 +71,10 @@ def load(options: Options) -> Data:
         mean=options.mean or (0.5, 0.5, 0.5),
         std=options.std or (0.5, 0.5, 0.5),
         augmentation=options.augmentation or Augmentation(flip=True),
-        train=everything.subset(train),
-        val=everything.subset(val),
-        test=everything.subset(test),
+        train=splits[0],
+        val=splits[1],
+        test=splits[2],
+        left_out=tuple(left_out),
     )
 
 
