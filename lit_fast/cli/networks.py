@@ -281,9 +281,7 @@ def _build(
     return built, name if cardinality is None else f"{name}-c{cardinality}"
 
 
-def _fresh(
-    name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64
-) -> nn.Module:
+def _fresh(name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64) -> nn.Module:
     """A classifier, or a generator of ``num_classes`` domains."""
     from lit_fast import models
 
