@@ -287,7 +287,9 @@ def _fresh(name: str, cardinality: int | None, num_classes: int, shape: tuple[in
 
     if name in models.generator_names():
         return models.create_generator(name, domains=num_classes, width=width)
-    return models.create(name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality)
+    return models.create(
+        name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality
+    )
 
 
 def input_shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:
