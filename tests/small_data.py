@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,15 @@ def coloured() -> Data:
     return from_arrays(
         (images[:103], labels[:103]), test=(images[103:], labels[103:]), augmentation=Augmentation(pad=2, flip=True)
     )
+
+
+def attributes() -> Data:
+    """The images of `coloured` with three attributes each, of which an image has any number."""
+    data = coloured()
+    splits = {}
+    for name in ("train", "val", "test"):
+        split = data.split(name)
+        assert isinstance(split, TensorSplit)
+        labels = torch.arange(len(split.images))[:, None].bitwise_and(torch.tensor([1, 2, 4])).ne(0).float()
+        splits[name] = TensorSplit(split.images, labels, split.indices)
+    return replace(data, classes=("dark", "glad", "old"), **splits)

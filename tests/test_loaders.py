@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_data import coloured, make, texts
+from small_data import attributes, coloured, make, texts
 
 from lit_fast.data import DataError
 from lit_fast.data.loaders import NAMES, open_loader
@@ -12,7 +12,7 @@ from lit_fast.data.loaders import NAMES, open_loader
 LOADERS = ["torch", "resident"]  # what runs everywhere
 
 
-DATA = {"grey": make, "coloured": coloured, "texts": texts}
+DATA = {"grey": make, "coloured": coloured, "texts": texts, "attributes": attributes}
 
 
 def same(got, expected) -> None:
@@ -21,7 +21,7 @@ def same(got, expected) -> None:
     for (inputs, labels), (right_inputs, right_labels) in zip(got, expected):
         assert inputs.dtype is right_inputs.dtype
         assert torch.equal(inputs, right_inputs)
-        assert labels.dtype is torch.int64
+        assert labels.dtype is right_labels.dtype
         assert torch.equal(labels, right_labels)
 
 

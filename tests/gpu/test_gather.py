@@ -6,7 +6,7 @@ import gather_cases
 import pytest
 import torch
 from gather_cases import CASES
-from small_data import coloured, texts
+from small_data import attributes, coloured, texts
 
 from lit_fast.backends import triton
 from lit_fast.data.gather import eager_gather, gather_for
@@ -28,7 +28,7 @@ def test_every_bit_is_right(gather, case):
     gather_cases.check(gather, case, "cuda")
 
 
-@pytest.mark.parametrize("make", [coloured, texts])
+@pytest.mark.parametrize("make", [attributes, coloured, texts])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_resident_loader_gives_the_batches_of_the_data(make, channels_last):
     data = make()

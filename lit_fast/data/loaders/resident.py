@@ -107,7 +107,7 @@ class Stored:
 
     images: Tensor  # uint8 [M, C, H, W] or [M, L], contiguous
     rows: Tensor  # int64 [N], on the host
-    labels: Tensor  # int64 [N], on the host
+    labels: Tensor  # int64 [N] or attributes float32 [N, classes], on the host
 
 
 class Feed:
@@ -126,6 +126,9 @@ class Feed:
     def __init__(self, data: Data, stored: Stored, *, augmented: bool) -> None:
         device = stored.images.device
         self._data, self._stored = data, stored
+        # The op carries one number per row: the class, or where its attributes are.
+        self._attributes = stored.labels.to(device) if data.has_attributes else None
+        self._numbers = torch.arange(len(stored.rows)) if data.has_attributes else stored.labels
         self._pad = data.augmentation.pad if augmented else 0
         moves = augmented and (data.augmentation.pad > 0 or data.augmentation.flip)
         self._plan = torch.empty((MOVES if moves else 2, len(stored.rows)), dtype=torch.int64, device=device)
@@ -133,12 +136,12 @@ class Feed:
         self._levels: dict[torch.dtype, Tensor | None] = {}
         self._gather = gather_for(device)
         if not augmented:
-            self._plan.copy_(torch.stack([stored.rows, stored.labels]))
+            self._plan.copy_(torch.stack([stored.rows, self._numbers]))
 
     def begin(self, plan: TrainingPlan) -> None:
         """Take the tables of another epoch, in one copy to the device."""
         tables, stored = plan.tables, self._stored
-        rows = [stored.rows[tables.order], stored.labels[tables.order]]
+        rows = [stored.rows[tables.order], self._numbers[tables.order]]
         if len(self._plan) == MOVES:
             centred = torch.full_like(tables.order, self._pad)
             rows += [centred if table is None else table for table in (tables.rows, tables.columns)]
@@ -146,7 +149,7 @@ class Feed:
         self._plan.copy_(torch.stack(rows))
 
     def empty(self, rows: int, *, channels_last: bool = False) -> Batch:
-        """Uninitialised tensors for a batch: inputs float32 [B, C, H, W] or int64 [B, L], labels int64 [B]."""
+        """Uninitialised tensors for a batch: inputs float32 [B, C, H, W] or int64 [B, L], labels as the dataset's."""
         device, text = self.position.device, self._data.is_text
         layout = torch.channels_last if channels_last and not text else torch.contiguous_format
         inputs = torch.empty(
@@ -155,14 +158,15 @@ class Feed:
             device=device,
             memory_format=layout,
         )
-        return inputs, torch.empty(rows, dtype=torch.int64, device=device)
+        like = self._stored.labels
+        return inputs, torch.empty((rows, *like.shape[1:]), dtype=like.dtype, device=device)
 
     def write(self, inputs: Tensor, labels: Tensor, first: int = 0) -> None:
         """Fill a batch with the rows that begin `first` after `position`; no host sync.
 
         Args:
             inputs: float32, float16 or bfloat16 [B, C, H, W], contiguous or channels_last; tokens: int64 [B, L].
-            labels: int64 [B].
+            labels: int64 [B], or attributes float32 [B, classes].
             first: rows of the global batch that other processes take before this one.
 
         Raises:
@@ -173,7 +177,12 @@ class Feed:
             known = None if self._data.is_text else levels(self._data.mean, self._data.std, inputs.dtype)
             self._levels[inputs.dtype] = None if known is None else known.to(inputs.device)
         images, table = self._stored.images, self._levels[inputs.dtype]
-        self._gather(self.position, self._plan, images, table, self._pad, first, inputs, labels)
+        if self._attributes is None:
+            self._gather(self.position, self._plan, images, table, self._pad, first, inputs, labels)
+            return
+        numbers = torch.empty(len(labels), dtype=torch.int64, device=labels.device)
+        self._gather(self.position, self._plan, images, table, self._pad, first, inputs, numbers)
+        torch.index_select(self._attributes, 0, numbers, out=labels)
 
 
 def misfit(data: Data, device: torch.device, processes: int = 1) -> str | None:
