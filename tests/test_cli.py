@@ -30,7 +30,18 @@ from lit_fast.training.results import table
 from lit_fast.training.trainer import NonFiniteLoss
 from lit_fast.training.weights import WeightInfo, save_weights
 
-COMMANDS = ("distill", "train", "evaluate", "inspect", "bench", "export", "report", "recipes", "build-info")
+COMMANDS = (
+    "distill",
+    "train",
+    "evaluate",
+    "inspect",
+    "bench",
+    "export",
+    "report",
+    "reproduce",
+    "recipes",
+    "build-info",
+)
 # 96 tiny digits, two epochs: a whole experiment in a few seconds.
 SMALL = [
     *("--teacher", "resnet20", "--student", "resnet20", "--epochs", "2", "--batch-size", "32"),

@@ -17,6 +17,7 @@ from lit_fast.cli.bench import bench
 from lit_fast.cli.errors import explain
 from lit_fast.cli.experiments import distill, report, train
 from lit_fast.cli.networks import evaluate, export, inspect
+from lit_fast.cli.reproduce import reproduce
 
 __all__ = ["app", "main"]
 
@@ -71,6 +72,7 @@ app.command("inspect")(inspect)
 app.command("bench")(bench)
 app.command("export")(export)
 app.command("report")(report)
+app.command("reproduce")(reproduce)
 app.command("recipes")(list_recipes)
 app.command("build-info")(build_info)
 

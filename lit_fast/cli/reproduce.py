@@ -1,0 +1,76 @@
+"""``lit-fast reproduce``: the paper's studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lit_fast.cli.options import DataDir, Settings
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study; without: list them.")] = None,
+    data_dir: DataDir = None,
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="NAME", help="smoke (minutes, digits), short (20 epochs) or paper.")
+    ] = "smoke",
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="Runs of everything, seeds 0 to N - 1.", min=1)
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="FAMILY", help="Groups of this family: resnet, resnext, vdcnn.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="Another teacher, with --teacher-checkpoint.")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option("--teacher-checkpoint", metavar="FILE", help="Its weights.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", help="Runs at a time. Default: one for each GPU.", min=1)
+    ] = None,
+    run_dir: Annotated[
+        Path, typer.Option("--run-dir", metavar="DIR", help="Where all studies lie; they share runs.")
+    ] = Path("studies"),
+    settings: Settings = None,
+) -> None:
+    """Run a study of the paper, or go on with it, and render its table beside the paper's numbers."""
+    from rich.console import Console
+
+    from lit_fast import studies
+
+    if name is None:
+        width = max(map(len, studies.names()))
+        for study_name in studies.names():
+            about = studies.text(study_name).partition("\n")[0].removeprefix("#").strip()
+            typer.echo(f"{study_name:<{width}}  {about}")
+        return
+    from lit_fast.training.study.plan import BUDGETS, load_study, plan
+
+    if budget not in BUDGETS:
+        raise ValueError(f"--budget: expected {', '.join(BUDGETS)}, got {budget!r}")
+    if (teacher is None) != (teacher_checkpoint is None):
+        raise ValueError("--teacher and --teacher-checkpoint belong together: give both or neither")
+    study = load_study(name)
+    given = None if teacher is None or teacher_checkpoint is None else (teacher, teacher_checkpoint)
+    runs = plan(
+        study, BUDGETS[budget], seeds=seeds, data_dir=data_dir, teacher=given, overrides=settings or (), only=only
+    )
+    # Only now: a wrong setting is told before everything that trains is loaded.
+    from lit_fast.training.study.report import write_report
+    from lit_fast.training.study.run import run_study
+
+    typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {BUDGETS[budget].about}")
+    path = run_study(name, study, (budget, BUDGETS[budget]), runs, run_dir, jobs=jobs, console=Console(stderr=True))
+    report = write_report(path)
+    typer.echo("")
+    typer.echo(report.text)
+    typer.echo(f"\nresults  {path}\nreport   {report.markdown}")
+    if report.figure is not None:
+        typer.echo(f"figure   {report.figure}")
+    if report.note is not None:
+        typer.echo(f"note: {report.note}", err=True)

@@ -1,0 +1,41 @@
+"""YAML files that come with the package and are known by their names."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["NamedYaml"]
+
+
+class NamedYaml:
+    """The ``.yaml`` files of a package.
+
+    Args:
+        package: its name.
+        kind: what a file is called in messages.
+    """
+
+    def __init__(self, package: str, kind: str) -> None:
+        self._package, self._kind = package, kind
+
+    def names(self) -> list[str]:
+        """Names of the files, without their ending."""
+        found = (entry.name for entry in files(self._package).iterdir())
+        return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+
+    def text(self, name: str) -> str:
+        """The YAML text of file ``name``.
+
+        Raises:
+            KeyError: no such file; the message lists those there are.
+        """
+        if name not in self.names():
+            raise KeyError(f"unknown {self._kind} {name!r}; known: {', '.join(self.names())}")
+        return (files(self._package) / f"{name}.yaml").read_text(encoding="utf-8")
+
+    def load(self, name: str) -> dict[str, Any]:
+        """File ``name`` as nested plain dictionaries; see `text` for what is raised."""
+        import yaml
+
+        return dict(yaml.safe_load(self.text(name)))

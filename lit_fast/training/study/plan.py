@@ -1,0 +1,216 @@
+"""From a study and a budget to single runs, each an experiment of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lit_fast import studies
+from lit_fast.training.config import ConfigError, Experiment, load_experiment
+
+__all__ = ["BUDGETS", "Arm", "Budget", "Group", "Planned", "Study", "load_study", "plan"]
+
+Settings = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Arm(_Strict):
+    """One thing that is compared: settings over the group's, and what the paper reports (test accuracy in %)."""
+
+    name: str
+    set: Settings = {}
+    at: float | None = None
+    paper: float | None = None
+    paper_deviation: float | None = None
+
+
+class Group(_Strict):
+    """Arms that are compared with each other: they share recipe and teacher."""
+
+    name: str
+    recipe: str
+    set: Settings = {}
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+
+
+class Study(_Strict):
+    """A study as its file says it. ``axis`` names what the arms' ``at`` is."""
+
+    title: str
+    source: str
+    axis: str | None = None
+    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+
+
+class Budget(_Strict):
+    """How much is trained.
+
+    Attributes:
+        about: for ``--help`` and the report.
+        seeds: number of them, from 0.
+        set: settings over every run's.
+        teachers: networks that take the place of the studies' teachers.
+    """
+
+    about: str
+    seeds: int
+    set: Settings = {}
+    teachers: dict[str, str] = {}
+
+
+_SLOW = {name: {"lr": 0.02} for name in ("scratch", "kd", "lit")}  # 0.1 does not settle on so few images
+BUDGETS = {
+    "smoke": Budget(
+        about="small digits, two epochs: shows that everything runs, says nothing about the method",
+        seeds=1,
+        set={
+            "data": {"name": "digits", "dir": None, "image_size": 8, "val_size": 200, "train_size": 600},
+            "epochs": 2,
+            "teacher": {"epochs": 6},
+            "phases": {**_SLOW, "finetune": {"lr": 0.002}},
+            "logging": {"tensorboard": False},
+        },
+        teachers={"resnet110": "resnet32", "resnext110": "resnext20"},
+    ),
+    "short": Budget(about="the recipe's schedules shortened to 20 epochs, one seed", seeds=1, set={"epochs": 20}),
+    "paper": Budget(about="the full recipes, three seeds", seeds=3),
+}
+
+
+class Planned(NamedTuple):
+    """One run of a study: one student, trained one way, with one seed.
+
+    Attributes:
+        group, arm: names.
+        at, paper, paper_deviation: of the arm.
+        experiment: all of it; its teacher has no checkpoint yet where ``teacher`` says how to make it.
+        teacher: the experiment that trains the teacher; None where a checkpoint is given.
+    """
+
+    group: str
+    arm: Arm
+    experiment: Experiment
+    teacher: Experiment | None
+
+    @property
+    def network(self) -> str:
+        return self.experiment.student.models[-1].label
+
+    @property
+    def variant(self) -> str:
+        return self.experiment.variants[0]
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.seeds[0]
+
+
+def load_study(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        tree = studies.load(name)
+    except KeyError as error:
+        raise ConfigError(error.args[0]) from error
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"study {name}: {error}") from None
+
+
+def plan(
+    study: Study,
+    budget: Budget,
+    *,
+    seeds: int | None = None,
+    data_dir: Path | None = None,
+    teacher: tuple[str, Path] | None = None,
+    overrides: Iterable[str | Mapping[str, Any]] = (),
+    only: str | None = None,
+) -> list[Planned]:
+    """The runs of a study, in the order of its file, a seed at a time.
+
+    Args:
+        seeds: number of them; default: the budget's.
+        data_dir: of the budget's dataset.
+        teacher: network and weights of a given teacher, for the groups whose teacher is of that family.
+        overrides: settings over everything.
+        only: groups whose teacher is of this family: "resnet", "resnext".
+
+    Raises:
+        ConfigError: settings that cannot be, or nothing to run.
+    """
+    count = budget.seeds if seeds is None else seeds
+    if count < 1:
+        raise ConfigError(f"seeds: expected at least 1, got {count}")
+    last: list[str | Mapping[str, Any]] = [budget.set]
+    if data_dir is not None and budget.set.get("data", {}).get("dir", data_dir) is not None:
+        last.append({"data": {"dir": data_dir}})
+    last += overrides
+    found = []
+    for seed in range(count):
+        for group in study.groups:
+            base = load_experiment(group.recipe, None, [group.set, *last], own_objects=True).teacher.model
+            if only is not None and _family(base) != only:
+                continue
+            found += [run for arm in group.arms for run in _runs(group, arm, seed, budget, base, teacher, last)]
+    if not found:
+        raise ConfigError(f"nothing to run: no group of the study has a teacher of the family {only}")
+    return found
+
+
+def _runs(
+    group: Group,
+    arm: Arm,
+    seed: int,
+    budget: Budget,
+    base: str,
+    given: tuple[str, Path] | None,
+    last: list[str | Mapping[str, Any]],
+) -> list[Planned]:
+    changed: Settings = {"model": budget.teachers.get(base, base)}
+    if given is not None and _family(given[0]) == _family(base):
+        changed = {"model": given[0], "checkpoint": given[1]}
+    common = [{"teacher": changed}, *last]
+    whole = load_experiment(group.recipe, None, [group.set, arm.set, *common, {"seeds": [seed]}])
+    # The teacher is the group's: what an arm sets (a precision, a loss) is not for it.
+    trained = None
+    if "checkpoint" not in changed:
+        trained = load_experiment(group.recipe, None, [group.set, *common])
+    if whole.student.sequence:
+        return [Planned(group.name, arm, whole, trained)]
+    students = [whole.student.model_copy(update={"models": (model,)}) for model in whole.student.models]
+    single = [
+        whole.model_copy(update={"student": student, "variants": (variant,)})
+        for student in students
+        for variant in whole.variants
+    ]
+    return [Planned(group.name, arm, experiment, trained) for experiment in single]
+
+
+def digest(experiment: Experiment, *, teacher_alone: bool = False) -> str:
+    """A short hash of all that decides an experiment's results, or its teacher's alone."""
+    identity = experiment.identity()
+    if teacher_alone:
+        students = ("student.", "variants", "seeds", "loss.", "phases.kd.", "phases.lit.", "phases.finetune.")
+        identity = {key: value for key, value in identity.items() if not key.startswith(students)}
+    identity.pop("step.device", None)  # where it runs
+    checkpoint = experiment.teacher.checkpoint
+    if checkpoint is not None:
+        identity["teacher.weights"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _family(model: str) -> str:
+    return model.rstrip("0123456789")

@@ -1,0 +1,256 @@
+"""A study's table and figure, from its results file: the paper's numbers, ours, and what has not been run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_fast.training.files import atomic_write
+from lit_fast.training.results import ReportError, Spread
+
+__all__ = ["Line", "StudyReport", "lines", "write_report"]
+
+_COLUMNS = ("", "network", "training", "paper %", "test %, last", "test %, best", "seeds", "difference")
+# Okabe and Ito's palette.
+_COLORS = ("#d55e00", "#0072b2", "#7f7f7f", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+
+
+class Line(NamedTuple):
+    """One arm with one network, over its seeds.
+
+    Attributes:
+        last, best: test accuracy in % after the last epoch, and of the weights that were best on validation.
+        done, planned: seeds that have ended, and all.
+        status: of a run that did not end well; empty otherwise.
+    """
+
+    group: str
+    arm: str
+    network: str
+    variant: str
+    at: float | None
+    parameters: int | None
+    paper: Spread | None
+    last: Spread | None
+    best: Spread | None
+    done: int
+    planned: int
+    status: str
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, in points."""
+        return None if self.paper is None or self.last is None else self.last.mean - self.paper.mean
+
+
+class StudyReport(NamedTuple):
+    """What was written: the table as text, the Markdown file, and the figure, or a note why there is none."""
+
+    text: str
+    markdown: Path
+    figure: Path | None
+    note: str | None
+
+
+def write_report(path: Path) -> StudyReport:
+    """Render the results file of a study beside it, as Markdown and as a figure.
+
+    Raises:
+        ReportError: it is not there, or not a study's.
+    """
+    content = _read(path)
+    found = lines(content)
+    note: str | None = None
+    figure: Path | None = path.with_suffix(".png")
+    try:
+        _draw(content, found, path.with_suffix(".png"))
+    except ImportError:
+        note, figure = "no figure: matplotlib is not installed (pip install matplotlib)", None
+    except _NothingToDraw:
+        note, figure = "no figure: no run has ended", None
+    text = "\n".join(_aligned(group, [line for line in found if line.group == group]) for group in _groups(found))
+    markdown = path.with_suffix(".md")
+    atomic_write(markdown, lambda p: p.write_text(_markdown(content, found, figure), encoding="utf-8"))
+    return StudyReport(text, markdown, figure, note)
+
+
+def lines(content: dict[str, Any]) -> list[Line]:
+    """The rows of the table, in the order of the study."""
+    compared = not _other_data(content)
+    together: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for run in content["runs"]:
+        together.setdefault((run["group"], run["arm"], run["network"], run["variant"]), []).append(run)
+    found = []
+    for (group, arm, network, variant), runs in together.items():
+        done = [run for run in runs if run["status"] == "done"]
+        odd = next((run["status"] for run in runs if run["status"] not in ("done", "not run")), "")
+        first = runs[0]
+        found.append(
+            Line(
+                group,
+                arm,
+                network,
+                variant,
+                first["at"],
+                done[0]["parameters"] if done else None,
+                None if first["paper"] is None or not compared else Spread(first["paper"], first["paper_deviation"]),
+                Spread.of(run["accuracy"]["test_last"] for run in done),
+                Spread.of(run["accuracy"]["test_best"] for run in done),
+                len(done),
+                len(runs),
+                odd,
+            )
+        )
+    order = _groups(found)
+    return sorted(found, key=lambda line: order.index(line.group))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not {"study", "title", "budget", "runs"} <= set(content):
+        raise ReportError(f"{path} is not the results file of a study")
+    return content
+
+
+def _other_data(content: dict[str, Any]) -> bool:
+    """Whether the budget trains on something else than the study: the paper's numbers are then no comparison."""
+    return "name" in content["budget"]["set"].get("data", {})
+
+
+def _groups(found: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line.group for line in found))
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    last = line.status or ("not run" if line.last is None else str(line.last))
+    return (
+        line.arm,
+        line.network,
+        line.variant,
+        "-" if line.paper is None else str(line.paper),
+        last,
+        "-" if line.best is None else str(line.best),
+        str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
+        "-" if line.difference is None else f"{line.difference:+.2f}",
+    )
+
+
+def _aligned(group: str, found: Sequence[Line]) -> str:
+    rows = [_COLUMNS, *map(_cells, found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    texts = [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+    return "\n".join([group, *texts])
+
+
+def _markdown(content: dict[str, Any], found: Sequence[Line], figure: Path | None) -> str:
+    budget, environment = content["budget"], content["environment"]
+    known = {(run["group"], run["teacher"]["network"]): run["teacher"] for run in content["runs"] if "teacher" in run}
+    teachers = [
+        f"{group}: {network}, {teacher['accuracy']['test_last']:.2f} % on the test split"
+        for (group, network), teacher in known.items()
+    ]
+    parts = [
+        f"# {content['title']}",
+        f"{content['source'][0].upper()}{content['source'][1:]}. Budget {budget['name']}: {budget['about']}. Dataset:"
+        f" {', '.join(content['dataset'])}. Device: {environment['device']}, torch {environment['torch']}.",
+    ]
+    if _other_data(content):
+        parts.append("**Another dataset than the paper's, whose numbers are left out.**")
+    for group in _groups(found):
+        rows = [("setting", *_COLUMNS[1:]), *(_cells(line) for line in found if line.group == group)]
+        rule = "| --- | --- | --- | " + " | ".join(["---:"] * (len(_COLUMNS) - 3)) + " |"
+        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts += [f"## {group}", "\n".join([table[0], rule, *table[1:]])]
+    parts.append(
+        "Test accuracy: last, after the last epoch; best, of the weights that were best on the validation split; mean ±"
+        " standard deviation over the seeds. Difference: last minus the paper's, in points."
+    )
+    if teachers:
+        parts.append("Teachers:\n\n" + "\n".join(f"- {teacher}" for teacher in teachers))
+    if figure is not None:
+        parts.append(f"![{content['title']}]({figure.name})")
+    return "\n\n".join(parts) + "\n"
+
+
+class _NothingToDraw(Exception):
+    """No run has ended."""
+
+
+def _draw(content: dict[str, Any], found: Sequence[Line], path: Path) -> None:
+    """A panel for each group: accuracy over the axis, over the size, or arm by arm with the paper's beside it."""
+    drawn = [line for line in found if line.last is not None]
+    if not drawn:
+        raise _NothingToDraw
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = _groups(drawn)
+    figure = Figure(figsize=(1.0 + 5.6 * len(groups), 4.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
+    for ax, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
+        own = [line for line in drawn if line.group == group]
+        ax.set_title(group, fontsize=11)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        if all(line.at is not None for line in own):
+            _curves(ax, own, {line.network: line.network for line in own}, "network", lambda line: line.at)
+            ax.set_xlabel(content["axis"] or "")
+        elif len({line.network for line in own}) > 1:
+            _curves(ax, own, {line.arm: line.arm for line in own}, "arm", lambda line: line.parameters / 1e6)
+            ax.set_xlabel("parameters, millions (log scale)")
+            ax.set_xscale("log")
+        else:
+            _dots(ax, own)
+    name, about = content["budget"]["name"], ", ".join(content["dataset"])
+    figure.suptitle(f"{content['title']}: {about}, budget {name}", fontsize=12)
+    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+
+
+def _curves(ax: Any, own: Sequence[Line], labels: dict[str, str], field: str, x: Any) -> None:
+    for number, label in enumerate(labels):
+        points = sorted((line for line in own if getattr(line, field) == label), key=x)
+        ax.errorbar(
+            [x(line) for line in points],
+            [line.last.mean for line in points if line.last is not None],
+            yerr=[(line.last.deviation or 0.0) for line in points if line.last is not None],
+            color=_COLORS[number % len(_COLORS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            capsize=3,
+            label=label,
+        )
+    ax.set_ylabel("test accuracy, last epoch (%)")
+    ax.legend(fontsize=8)
+
+
+def _dots(ax: Any, own: Sequence[Line]) -> None:
+    places = range(len(own))
+    for number, (spreads, label) in enumerate(
+        (([line.last for line in own], "ours, last epoch"), ([line.paper for line in own], "paper"))
+    ):
+        there = [(place, spread) for place, spread in zip(places, spreads) if spread is not None]
+        if there:
+            ax.errorbar(
+                [spread.mean for _, spread in there],
+                [place + 0.12 * (2 * number - 1) for place, _ in there],
+                xerr=[spread.deviation or 0.0 for _, spread in there],
+                fmt=_MARKERS[number],
+                color=_COLORS[number],
+                capsize=3,
+                label=label,
+            )
+    ax.set_yticks(list(places), [line.arm for line in own])
+    ax.invert_yaxis()
+    ax.set_xlabel("test accuracy (%)")
+    ax.legend(fontsize=8)

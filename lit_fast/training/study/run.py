@@ -1,0 +1,200 @@
+"""Runs a study: teachers first, then every run that has not ended, one after another or several at a time."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.experiment import run_experiment, train_model
+from lit_fast.training.files import atomic_write, write_json
+from lit_fast.training.results import load_results
+from lit_fast.training.study.plan import Budget, Planned, Study, digest
+from lit_fast.training.trainer import NonFiniteLoss
+
+__all__ = ["StudyFailed", "run_study"]
+
+
+class StudyFailed(RuntimeError):
+    """Runs that several processes were given failed; the others' results are kept."""
+
+
+def run_study(
+    name: str,
+    study: Study,
+    budget: tuple[str, Budget],
+    runs: Sequence[Planned],
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Do what is left of a study.
+
+    Runs lie under ``folder/runs`` by a hash of their settings, so studies that share a folder share runs, and what was
+    interrupted goes on where it was.
+
+    Args:
+        name, study, budget: of ``runs`` (`plan`).
+        folder: of all studies.
+        jobs: runs at a time, each in a process of its own and, where there are GPUs, on one of them. Default: as many
+            as there are GPUs; 1 trains in this process.
+
+    Returns:
+        the JSON file of the results, which is written after every run.
+
+    Raises:
+        StudyFailed: processes failed. Interrupted, ValueError, OSError: as an experiment.
+    """
+    console = console or Console()
+    shown = _Shown(folder, name, study, budget, runs)
+    # A teacher is trained once for all runs that have it.
+    given = {}
+    for run in runs:
+        if run.teacher is not None:
+            key = digest(run.teacher, teacher_alone=True)
+            if key not in given:
+                given[key] = _teacher(run, folder / "teachers" / key, console)
+    ready = []
+    for run in runs:
+        experiment = run.experiment
+        if run.teacher is not None:
+            weights = given[digest(run.teacher, teacher_alone=True)]
+            teacher = experiment.teacher.model_copy(update={"checkpoint": weights})
+            experiment = experiment.model_copy(update={"teacher": teacher})
+        ready.append(run._replace(experiment=experiment))
+    workers = jobs or max(1, torch.cuda.device_count())
+    if workers == 1:
+        for i, run in enumerate(ready):
+            console.print(f"[{i + 1}/{len(ready)}] {_title(run)}", highlight=False, markup=False)
+            shown.done(i, *_in_this_process(run, folder, console))
+    else:
+        _in_processes(ready, folder, workers, shown, console)
+    return shown.path
+
+
+def _teacher(run: Planned, folder: Path, console: Console) -> Path:
+    assert run.teacher is not None
+    console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
+    result = train_model(run.teacher, folder, resume=True, console=console)
+    return folder / str(result["files"]["last"])
+
+
+def _title(run: Planned) -> str:
+    return f"{run.group}, {run.arm.name}: {run.network} {run.variant}, seed {run.seed}"
+
+
+def _in_this_process(run: Planned, folder: Path, console: Console) -> tuple[str, Path]:
+    own = folder / "runs" / digest(run.experiment)
+    try:
+        run_experiment(run.experiment, own, resume=True, console=console)
+    except NonFiniteLoss as error:  # a finding, such as of a learning rate without the IR loss
+        return f"diverged: {error}", own
+    return "done", own
+
+
+def _in_processes(runs: Sequence[Planned], folder: Path, workers: int, shown: _Shown, console: Console) -> None:
+    places: queue.Queue[int] = queue.Queue()
+    for place in range(workers):
+        places.put(place)
+
+    def one(i: int) -> None:
+        own = folder / "runs" / digest(runs[i].experiment)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        config, log = own.with_suffix(".yaml"), own.with_suffix(".log")
+        atomic_write(config, lambda p: p.write_text(runs[i].experiment.to_yaml(), encoding="utf-8"))
+        place = places.get()
+        try:
+            command = [sys.executable, "-m", "lit_fast", "distill", "--config", str(config), "--run-dir", str(own)]
+            environment = {**os.environ, **_device(place)}
+            with log.open("a", encoding="utf-8") as output:
+                code = subprocess.run(
+                    [*command, "--resume"], env=environment, stdout=output, stderr=output, check=False
+                ).returncode
+        finally:
+            places.put(place)
+        status = {0: "done", 3: "diverged: see its log"}.get(code, f"failed with status {code}: see {log}")
+        console.print(f"{_title(runs[i])}: {status}", highlight=False, markup=False)
+        shown.done(i, status, own)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, range(len(runs))))
+    failed = [entry["status"] for entry in shown.runs if entry["status"].startswith("failed")]
+    if failed:
+        raise StudyFailed(f"{len(failed)} of {len(runs)} runs failed; the first {failed[0]}")
+
+
+def _device(place: int) -> dict[str, str]:
+    """One of the GPUs that this process sees, for a process of its own."""
+    if not torch.cuda.is_available():
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
+
+
+class _Shown:
+    """The results file of a study: every run, whether it has ended or not."""
+
+    def __init__(
+        self, folder: Path, name: str, study: Study, budget: tuple[str, Budget], runs: Sequence[Planned]
+    ) -> None:
+        self.path = folder / f"{name}-{budget[0]}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._head = {
+            "study": name,
+            "title": study.title,
+            "source": study.source,
+            "axis": study.axis,
+            "budget": {"name": budget[0], **budget[1].model_dump(mode="json")},
+            "dataset": sorted({run.experiment.data.name for run in runs}),
+            "environment": describe_environment(resolve_device(runs[0].experiment.step.device)),
+        }
+        self.runs: list[dict[str, Any]] = [
+            {
+                "group": run.group,
+                "arm": run.arm.name,
+                "at": run.arm.at,
+                "paper": run.arm.paper,
+                "paper_deviation": run.arm.paper_deviation,
+                "network": run.network,
+                "variant": run.variant,
+                "seed": run.seed,
+                "status": "not run",
+            }
+            for run in runs
+        ]
+        self._write()
+
+    def done(self, number: int, status: str, folder: Path) -> None:
+        """A run has ended; its results are in ``folder``."""
+        entry = self.runs[number]
+        entry["status"], entry["folder"] = status, folder.name
+        if status == "done":
+            student = load_results(folder)["results"][-1]
+            kept = (
+                "layers",
+                "parameters",
+                "mmacs",
+                "compression",
+                "accuracy",
+                "epochs",
+                "seconds",
+                "images_per_second",
+            )
+            entry |= {key: student[key] for key in kept}
+            teacher = next(r for r in load_results(folder)["results"] if r["role"] == "teacher")
+            entry["teacher"] = {"network": teacher["model"], "accuracy": teacher["accuracy"]}
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, {**self._head, "runs": self.runs})
