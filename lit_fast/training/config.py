@@ -13,6 +13,7 @@ from lit_fast import data, models, recipes
 from lit_fast.training.schedule import Phase
 
 Variant = Literal["scratch", "kd", "hint", "one_ir_teacher_input", "multi_ir", "lit"]
+LoaderName = Literal["auto", "resident", "dali", "torch"]  # lit_fast.data.loaders.NAMES
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -69,7 +70,7 @@ class DataConfig(Strict):
     augment: bool = True
     length: Annotated[int, Field(ge=1)] | None = None
     cache_dir: Path | None = None
-    loader: Literal["auto", "resident", "dali", "torch"] = "auto"
+    loader: LoaderName = "auto"
     on_bad_image: Literal["stop", "skip"] = "stop"
 
     @field_validator("name")

@@ -190,8 +190,6 @@ def misfit(data: Data, device: torch.device, processes: int = 1) -> str | None:
 
     On a CPU each of `processes` gets its part of the memory; GPUs are not shared.
     """
-    if data.has_attributes:
-        return "labels of several attributes each are streamed"
     needed = sum(_new_bytes(data.split(name), data, device) for name in SPLITS) + _plan_bytes(data)
     if device.type == "cpu":
         needed *= processes

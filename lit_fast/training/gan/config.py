@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
-from lit_fast.training.config import AnyExperiment, Strict, shorten
+from lit_fast.training.config import AnyExperiment, LoaderName, Strict, shorten
 from lit_fast.training.schedule import Phase
 
 GanVariant = Literal["scratch", "lit"]
@@ -33,10 +33,11 @@ class FacesConfig(Strict):
     crop: Annotated[int, Field(ge=16)] | None = None
     attributes: tuple[str, ...] | None = None
     augment: bool = True
+    loader: LoaderName = "auto"
 
     def options(self) -> dict[str, Any]:
         """The arguments of `lit_fast.data.open_data` but the name."""
-        return {"data_dir": self.dir, **self.model_dump(exclude={"name", "dir", "augment"})}
+        return {"data_dir": self.dir, **self.model_dump(exclude={"name", "dir", "augment", "loader"})}
 
 
 class GanTeacherConfig(Strict):

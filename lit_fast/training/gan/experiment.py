@@ -16,7 +16,7 @@ from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import open_data
 from lit_fast.data.base import Batch
-from lit_fast.data.loaders import Loader, open_loader
+from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.preflight import inspect
 from lit_fast.sections import split
@@ -35,7 +35,7 @@ from lit_fast.training.gan.metrics import (
 from lit_fast.training.gan.run import GanRun, Pair
 from lit_fast.training.gan.samples import draw_grid, to_pixels
 from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.run_folder import RunFolder
+from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.trainer import RunSpec
 from lit_fast.training.weights import WeightInfo, save_weights
 
@@ -55,6 +55,7 @@ class GanSession:
         self.console, self.signals = console, signals
         self.device = loader.device
         self.results: list[dict[str, Any]] = []
+        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
         self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
 
     # -- networks ----------------------------------------------------------------------------------------------------
@@ -259,15 +260,18 @@ def run_gan_experiment(
     if experiment.metrics.inception is not None:
         check_inception(experiment.metrics.inception)
     data = open_data(experiment.data.name, **experiment.data.options())
-    extra = {
+    extra: dict[str, Any] = {
         f"teacher.{key}": hashlib.sha256(path.read_bytes()).hexdigest()
         for key, path in (("weights", experiment.teacher.checkpoint), ("judge", experiment.teacher.discriminator))
         if path is not None
     }
     device = resolve_device(experiment.step.device)
+    chosen = choose_loader(data, experiment.data.loader, device=device)
+    if chosen.name == "dali":
+        extra[DALI] = True
     with SignalWatch() as signals:
         folder = RunFolder(run_dir, experiment, data, resume=resume, extra=extra)
-        with open_loader(data, "torch", device=device, channels_last=True) as loader:
+        with open_loader(data, chosen, device=device, channels_last=True) as loader:
             session = GanSession(experiment, loader, folder, console or Console(), signals)
             _train(session, experiment, teacher_only)
     return session.results
