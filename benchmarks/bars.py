@@ -129,6 +129,15 @@ def _teacher(other: str) -> Callable[[Results], list[tuple[float, str]]]:
     return figures
 
 
+def _loading(family: str, variant: str, field: str) -> Callable[[Results], list[tuple[float, str]]]:
+    def figures(results: Results) -> list[tuple[float, str]]:
+        wanted = {"suite": "data", "family": family, "variant": variant, "status": "measured"}
+        rows = [row for row in results["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+        return [(row[field], _name(row)) for row in rows if field in row]
+
+    return figures
+
+
 def _name(row: Row) -> str:
     return f"{row['variant']}, {row['setting']}"
 
@@ -166,6 +175,17 @@ BARS = (
     Bar("cpu", "step, ResNet-110 -> 20, batch 32, peak memory against eager", _step_memory, 1.0, least=False),
     Bar("cpu", "teacher, ResNet-110, batch 32, against eager", _teacher("eager"), 1.4),
     Bar("cpu", "teacher, ResNet-110, batch 32, against torch.compile with freezing", _teacher("compile"), 1.1),
+    Bar("cpu", "CIFAR, resident against the DataLoader with Pillow", _loading("cifar", "resident", "times_pil"), 10.0),
+    Bar("cpu", "CIFAR, resident against DALI", _loading("cifar", "resident", "times_dali"), 1.5),
+    Bar("cpu", "JPEG files, DALI against the loader torch", _loading("jpeg", "dali", "times_torch"), 1.2),
+    Bar(
+        "cuda",
+        "captured step on resident data against the step on one batch: time lost",
+        _loading("cifar", "step+resident", "percent_lost"),
+        5.0,
+        least=False,
+        unit="%",
+    ),
     Bar("cpu", "overhead of one call, tiny tensors", _overhead, 60.0, least=False, unit="us"),
 )
 

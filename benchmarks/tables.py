@@ -18,7 +18,7 @@ FUSED = ("native", "triton")
 
 def of(results: dict[str, Any]) -> str:
     """A table for each suite that was measured."""
-    makers = {"loss": loss, "step": step, "teacher": step, "tricks": tricks_table}
+    makers = {"loss": loss, "step": step, "teacher": step, "tricks": tricks_table, "data": data}
     found = ((make, measured(results, suite)) for suite, make in makers.items())
     return "\n\n".join(make(rows) for make, rows in found if rows)
 
@@ -75,6 +75,17 @@ def tricks_table(rows: list[Row]) -> str:
             memory = row["peak_bytes"] / 2**20 if "peak_bytes" in row else None
             ratios = [_number(row.get(f"times_{before}")), _number(row.get("times_runner"))]
             lines.append([setting, name, _number(row["median_us"], 1000), *ratios, _number(memory)])
+    return _markdown(lines, left=2)
+
+
+def data(rows: list[Row]) -> str:
+    """Images per second by dataset and loader, and the step's demand."""
+    lines = [["dataset", "variant", "images/s", "x pil", "x torch", "x dali", "time lost, %"]]
+    for row in sorted(rows, key=lambda row: row["setting"]):  # stable: variants keep their order
+        ratios = [_number(row.get(f"times_{name}")) for name in ("pil", "torch", "dali")]
+        lines.append(
+            [row["setting"], row["variant"], _number(row["images_s"]), *ratios, _number(row.get("percent_lost"))]
+        )
     return _markdown(lines, left=2)
 
 

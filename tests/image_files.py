@@ -1,22 +1,15 @@
-"""Image files of all sizes that look like photos more than noise does: smooth patches with some grain."""
+"""Folders of image files of all sizes."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of the installed package
 
+from benchmarks.pictures import picture
 
-def picture(seed: int, *, width: int, height: int) -> Any:
-    """A Pillow image in mode RGB."""
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    patches = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    grain = rng.integers(-8, 9, (height, width, 3))
-    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+__all__ = ["cut_short", "picture", "write_folder"]
 
 
 def write_folder(root: Path, suffix: str = "jpg", *, train: int = 20, test: int = 3, side: int | None = None) -> Path:
