@@ -54,26 +54,34 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 20
             yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}
 
 
-def measured(setting: Setting, device: str, seconds: float, *, tiny: bool = False) -> list[Row]:
+def measured(setting: Setting, device: str, seconds: float, *, tiny: bool = False) -> Iterator[Row]:
     """The rows of one setting."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        absent: dict[str, str] = {}
+        if setting.family == "cifar":  # in rounds of their own: a step takes far longer than its batch
+            yield from _rows(setting, device, _steps(setting, device, stack, absent, tiny=tiny), seconds)
         data = setting.make(Path(folder))
         count = len(data.train)
         epochs: dict[str, tuple[Epoch, int]] = {"pil": (_pil(setting, data, device, 0 if tiny else WORKERS), count)}
-        absent = {}
         places = {"torch": device, "dali": device, "resident": device}
         if device == "cuda":
             places["dali-cpu"] = "cpu"
         for name, where in places.items():
-            try:
-                loader = stack.enter_context(open_loader(data, name.partition("-")[0], device=where))
+            loader = _opened(name, data, where, stack, absent)
+            if loader is not None:
                 epochs[name] = (_epochs(loader, setting.batch, device), count)
-            except DataError as error:
-                absent[name] = f"not available: {error}"
-        rows = _rows(setting, device, epochs, seconds)
-        if setting.family == "cifar":  # in rounds of their own: steps take far longer than loading
-            rows += _rows(setting, device, _steps(setting, device, stack, absent, tiny=tiny), seconds)
-        return [*rows, *({**_heading(setting, device), "variant": k, "status": why} for k, why in absent.items())]
+        yield from _rows(setting, device, epochs, seconds)
+        yield from ({**_heading(setting, device), "variant": name, "status": why} for name, why in absent.items())
+
+
+def _opened(variant: str, data: Data, device: str, stack: ExitStack, absent: dict[str, str]) -> Loader | None:
+    """The loader of a variant, closed with the stack; one that cannot be had here is `absent`."""
+    name = variant.rpartition("+")[2].partition("-")[0]
+    try:
+        return stack.enter_context(open_loader(data, name, device=device, channels_last="+" in variant))
+    except DataError as error:
+        absent[variant] = f"not available: {error}"
+        return None
 
 
 def _pil(setting: Setting, data: Data, device: str, workers: int) -> Epoch:
@@ -125,13 +133,11 @@ def _steps(
     if not capture and not tiny:
         return found
     data = arrays(count * batch, pair.image[1])
-    for name in ("resident", "torch", "dali"):
-        if name in absent:
-            absent[f"step+{name}"] = absent[name]
-            continue
-        loader = stack.enter_context(open_loader(data, name, device=device, channels_last=True))
-        step = ways.lit_step(problem, "runner", "auto", capture=capture)
-        found[f"step+{name}"] = (_trained(step, loader, batch), count * batch)
+    for name in ("step+resident", "step+torch", "step+dali"):
+        loader = _opened(name, data, device, stack, absent)
+        if loader is not None:
+            step = ways.lit_step(problem, "runner", "auto", capture=capture)
+            found[name] = (_trained(step, loader, batch), count * batch)
     return found
 
 

