@@ -50,7 +50,7 @@ def arrays(count: int, side: int) -> Data:
     pixels = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % 10
     split = TensorSplit(pixels.to(torch.uint8), labels)
-    few = TensorSplit(split.images, labels, torch.arange(8))
+    few = TensorSplit(split.images, labels, torch.arange(min(count, 8)))
     classes = tuple(map(str, range(10)))
     return Data("arrays", (3, side, side), classes, MEAN, STD, Augmentation(side // 8, True), split, few, few)
 

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, loss, overhead, plot, settings, step, suites, teacher, text, variants  # noqa: E402
+from benchmarks import bars, data, data_sources, loss, overhead, plot, settings, step, suites, teacher, text, variants  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 TINY = settings.settings("cpu", tiny=True)
@@ -103,6 +103,33 @@ def test_tokenising_is_measured_in_megabytes_per_second() -> None:
     assert {row["status"] for row in late} == {"out of time"}
 
 
+def test_the_loaders_are_measured_alone_and_with_the_step() -> None:
+    rows = list(data.run("cpu", float("inf"), tiny=True, seconds=0.1))
+    assert all(row["status"].startswith(("measured", "not available: loader 'dali'")) for row in rows), rows
+    names = {family: {row["variant"] for row in rows if row["family"] == family} for family in ("cifar", "jpeg")}
+    assert names["jpeg"] == {"pil", "torch", "dali", "resident"}
+    assert names["cifar"] == names["jpeg"] | {"step", "step+resident", "step+torch", "step+dali"}
+    for row in rows:
+        if row["status"] == "measured":
+            assert row["images_s"] > 0
+            assert ("percent_lost" in row) == row["variant"].startswith("step+")
+            assert row["variant"].startswith("step") or row["times_pil"] > 0
+
+
+@pytest.mark.parametrize("setting", data_sources.settings(tiny=True), ids=lambda setting: setting.name)
+def test_images_one_by_one_are_those_of_the_loaders(setting: data_sources.Setting, tmp_path: Path) -> None:
+    dataset = setting.make(tmp_path)
+    expected, _ = next(dataset.train_batches(0, batch_size=len(dataset.train), seed=0, augment=False))
+    order = dataset.training_plan(0, batch_size=1, seed=0).tables.order
+    images = data_sources.OneByOne(dataset)
+    images.pad = 0
+    for place, index in enumerate(order.tolist()):
+        image, label = images[index]
+        flipped = image.flip(-1)
+        assert min(float((one - expected[place]).abs().max()) for one in (image, flipped)) < 1e-5
+        assert label == int(dataset.train.labels[index])
+
+
 def test_settings_after_the_deadline_say_so() -> None:
     rows = list(loss.run("cpu", time.monotonic() - 1, tiny=True))
     assert [row["status"] for row in rows] == ["out of time"] * len(TINY)
@@ -144,6 +171,22 @@ def test_the_copy_rate_and_the_launches_are_judged() -> None:
     assert verdict("GB/s", results(large, copy_gb_s=None))[0] == "NOT MEASURED"
     assert verdict("launches of forward + backward", results(large)) == ("FAIL", 3)
     assert verdict("launches of loss and gradients", results(large)) == ("PASS", 2)
+
+
+def test_loaders_are_judged_by_what_they_are_compared_with() -> None:
+    found = [
+        {"suite": "data", "setting": family, "family": family, "status": "measured", "variant": variant, **figures}
+        for family, variant, figures in (
+            ("cifar", "resident", {"times_pil": 12.0, "times_dali": 1.4}),
+            ("jpeg", "dali", {"times_torch": 1.3}),
+            ("cifar", "step+resident", {"percent_lost": 6.0}),
+        )
+    ]
+    assert verdict("CIFAR, resident against the DataLoader", results(*found, kind="cpu")) == ("PASS", 12.0)
+    assert verdict("CIFAR, resident against DALI", results(*found, kind="cpu")) == ("FAIL", 1.4)
+    assert verdict("JPEG files", results(*found, kind="cpu")) == ("PASS", 1.3)
+    assert verdict("captured step on resident data", results(*found)) == ("FAIL", 6.0)
+    assert verdict("captured step on resident data", results(*found[:2]))[0] == "NOT MEASURED"
 
 
 def test_tiny_runs_and_other_devices_prove_nothing() -> None:
