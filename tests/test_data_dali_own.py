@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from image_files import write_folder
+from training_helpers import differing, quiet, weights
 
+import lit_fast as lf
 from lit_fast.data import Data, DataError, open_data
 from lit_fast.data.loaders.own_pipeline import EpochRequest, PipelineLoader
+from lit_fast.training import experiment as experiment_module
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
 
@@ -92,6 +95,34 @@ def test_processes_share_an_epoch(data):
         ranks = [list(loader.train_batches(0, batch_size=8, seed=0, shard=(rank, 2))) for rank in range(2)]
     assert [[len(labels) for _, labels in batches] for batches in ranks] == [[4, 4, 4, 4, 3]] * 2
     assert torch.bincount(torch.cat([labels for batches in ranks for _, labels in batches])).tolist() == [19, 19]
+
+
+def test_a_network_is_distilled_on_a_pipeline_and_the_run_resumed_exactly(data, tmp_path, monkeypatch):
+    def run(folder, **options):
+        torch.manual_seed(1)
+        networks = [lf.models.resnet20(num_classes=2) for _ in range(2)]
+        overrides = ["epochs=2", "batch_size=8", "step.device=cpu", "logging.tensorboard=false"]
+        loader = PipelineLoader(data, make_for(data))
+        lf.distill(
+            *networks, loader, recipe="resnet-cifar10", run_dir=folder, overrides=overrides, console=quiet(), **options
+        )
+        return weights(folder, "resnet-lit-seed0")
+
+    monkeypatch.setattr(experiment_module, "_refuse_chance", lambda *_: None)  # the teacher is not trained here
+    whole = run(tmp_path / "whole")
+    checked, calls = PipelineLoader._checked, []
+
+    def stops(self, *given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise DataError("pulled out")
+        return checked(self, *given)
+
+    monkeypatch.setattr(PipelineLoader, "_checked", stops)
+    with pytest.raises(DataError, match="pulled out"):
+        run(tmp_path / "cut")
+    monkeypatch.setattr(PipelineLoader, "_checked", checked)
+    assert differing(run(tmp_path / "cut", resume=True), whole) == []
 
 
 def test_evaluation_is_the_datasets_own(data):

@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_fast.counting import count_parameters
 from lit_fast.data import Data
+from lit_fast.data.loaders import Loader
 from lit_fast.parallel import join
 from lit_fast.preflight import inspect
 from lit_fast.projector import make_projectors
@@ -37,7 +38,7 @@ class Distilled:
 def distill(
     teacher: nn.Module | SplitModel,
     student: nn.Module | SplitModel,
-    data: Data,
+    data: Data | Loader,
     *,
     recipe: str,
     run_dir: str | Path,
@@ -52,7 +53,8 @@ def distill(
     Args:
         teacher: trained network; a model that is not split yet needs default cuts (the built-in ones have them).
         student: network of the same sections; trained in place.
-        data: see `lit_fast.data.open_data`, ``from_arrays``, ``from_datasets``.
+        data: see `lit_fast.data.open_data`, ``from_arrays``, ``from_datasets``. Or a loader of your own, such as
+            `lit_fast.data.loaders.own_pipeline.PipelineLoader`; it is closed at the end.
         recipe: a name of `lit_fast.recipes.names()`; its schedule, loss and optimizer are used.
         run_dir: folder for checkpoints, logs, weights and results.
         variant: ``lit``, ``kd``, ``scratch``, ``hint``, ``one_ir_teacher_input`` or ``multi_ir``.
@@ -76,7 +78,7 @@ def distill(
     teacher_split, student_split = _as_split(teacher), _as_split(student)
     labels = {"teacher": _label(teacher_split), "student": _label(student_split)}
     own = {
-        "data": {"name": data.name},
+        "data": {"name": (data.data if isinstance(data, Loader) else data).name},
         "teacher": {"model": labels["teacher"]},
         "student": {"models": [labels["student"]]},
         "variants": [variant],

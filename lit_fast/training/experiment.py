@@ -422,7 +422,7 @@ def _open(
 
 def open_session(
     experiment: Experiment,
-    data: Data,
+    source: Data | Loader,
     run_dir: Path,
     extra: dict[str, Any],
     *,
@@ -431,16 +431,19 @@ def open_session(
     signals: SignalWatch,
     workers: Workers,
 ) -> Session:
-    """The session of an experiment on `data`, with its run folder and its loader.
+    """The session of an experiment on a dataset, with its run folder and its loader.
 
     Args:
-        experiment, data, signals, workers: see `Session`.
+        experiment, signals, workers: see `Session`.
+        source: the dataset, for the loader that the experiment names, or a loader of the caller's own.
         run_dir, extra, resume: see `RunFolder`.
         console: default: standard output.
 
     Raises:
         ValueError: what cannot work, before anything is written or read at length.
     """
+    own = source if isinstance(source, Loader) else None
+    data = source.data if isinstance(source, Loader) else source
     check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=experiment.step.sync_batchnorm)
     if data.has_attributes:
         raise ConfigError(
@@ -450,6 +453,12 @@ def open_session(
     if not len(data.val):
         raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
     device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
+    if own is not None:
+        if (own.device.type, own.device.index or 0) != (device.type, device.index or 0):
+            raise ConfigError(f"the loader's batches lie on {own.device}, the run is on {device}; set step.device")
+        extra = {**extra, "loader": type(own).__name__}
+        folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
+        return Session(experiment, own, folder, console or Console(), signals, workers)
     chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
     if chosen.name == "dali":
         extra = {**extra, DALI: True}
