@@ -294,8 +294,11 @@ class _Lowering:
     def topk(self, node: fx.Node, x: Any, k: int, dim: int, largest: bool, ordered: bool) -> None:
         self._emit(node, "topk", x, numbers=[k, dim, int(largest), int(ordered), self._output(node)])
 
-    def sort(self, node: fx.Node, x: Any, dim: int = -1, descending: bool = False) -> None:
-        self._emit(node, "sort", x, numbers=[dim, int(descending), self._output(node)])
+    def sort(self, node: fx.Node, x: Any, dim: int, descending: bool) -> None:
+        self.stable_sort(node, x, False, dim, descending)
+
+    def stable_sort(self, node: fx.Node, x: Any, stable: bool | None, dim: int, descending: bool) -> None:
+        self._emit(node, "sort", x, numbers=[int(bool(stable)), dim, int(descending), self._output(node)])
 
     def _output(self, node: fx.Node) -> int:
         """Which of the two outputs of an operation is used: 0, the values, or 1, the indices."""
@@ -351,6 +354,7 @@ _EMITTERS: dict[Any, Callable[..., None]] = {
     aten.embedding.default: _Lowering.embedding,
     aten.topk.default: _Lowering.topk,
     aten.sort.default: _Lowering.sort,
+    aten.sort.stable: _Lowering.stable_sort,
     aten.gather.default: _Lowering.gather,
     operator.getitem: _Lowering.item,
     aten.leaky_relu.default: _Lowering.leaky_relu,

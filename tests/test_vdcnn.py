@@ -78,11 +78,11 @@ def test_the_parts_in_sequence_are_the_model_and_the_pair_fits():
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(-9, 9), min_size=8, max_size=30, unique=True), st.integers(1, 8))
-def test_kmax_pooling_keeps_the_largest_in_their_order(values, k):
-    largest = set(sorted(values)[-k:])
+@given(st.lists(st.integers(0, 4), min_size=8, max_size=30), st.integers(1, 8))
+def test_kmax_pooling_keeps_the_largest_in_their_order_and_the_first_of_equal_ones(values, k):
+    largest = sorted(range(len(values)), key=lambda place: (-values[place], place))[:k]
     pooled = KMaxPool(k)(torch.tensor([[values]], dtype=torch.float32))
-    assert pooled.flatten().tolist() == [v for v in values if v in largest]
+    assert pooled.flatten().tolist() == [values[place] for place in sorted(largest)]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,7 @@ def test_onnx_takes_tokens(tmp_path: Path):
     import onnxruntime
 
     model = settle(models.vdcnn9(2))
+    model.layer4[1].bn2.bias.data -= 1.0  # most of what is pooled is then zero, as in trained networks
     done = export(model, (LENGTH,), "onnx", tmp_path / "net.onnx")
     assert done.difference <= done.tolerance
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])

@@ -146,10 +146,10 @@ const std::map<std::string, Run (*)(const Numbers&, const Floats&, const Tensors
          };
        }},
       {"sort",
-       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // dimension, descending, indices
+       [](const Numbers& n, const Floats&, const Tensors&) -> Run {  // stable, dimension, descending, indices
          return [n](X x, X) {
-           auto [values, indices] = at::sort(x, n.at(0), n.at(1) != 0);
-           return n.at(2) != 0 ? indices : values;
+           auto [values, indices] = at::sort(x, /*stable=*/n.at(0) != 0, n.at(1), n.at(2) != 0);
+           return n.at(3) != 0 ? indices : values;
          };
        }},
       {"gather",

@@ -59,7 +59,7 @@ class KMaxPool(nn.Module):
     """The ``k`` largest values of each channel, in the order they stand in the text: [B, C, L] -> [B, C, k].
 
     Order-preserving as in Kalchbrenner et al. 2014, whose pooling Conneau et al. name, and in LIT's released code. Of
-    equal values at the limit `torch.topk` chooses which are kept.
+    equal values (zeros, behind a ReLU) the first in the text are kept, so that every device and ONNX agree.
     """
 
     def __init__(self, k: int) -> None:
@@ -67,8 +67,11 @@ class KMaxPool(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        places = x.topk(self.k, dim=2).indices.sort(dim=2).values
-        return x.gather(2, places)
+        if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK is defined to take the first
+            places = x.topk(self.k, dim=2).indices
+        else:  # torch.topk leaves open which of equal values it takes
+            places = torch.sort(x, dim=2, descending=True, stable=True).indices[:, :, : self.k]
+        return x.gather(2, places.sort(dim=2).values)
 
     def extra_repr(self) -> str:
         return f"k={self.k}"
