@@ -52,6 +52,7 @@ from lit_fast.training import distill as distilling
 from lit_fast.training.config import Experiment, load_experiment
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.results import HEADERS, load_results, plain_table, table
+from lit_fast.training.study.plan import load_study
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
@@ -177,11 +178,14 @@ class PageRun:
                 self.printed += command(words)
 
     def _yaml(self, block: Block) -> None:
-        """A whole experiment; a comment on its first line may name the file that later commands read."""
+        """A whole experiment or study; a comment on its first line may name the file that later commands read."""
         name = re.match(r"# (\S+\.yaml)\b", block.text)
         path = Path(name[1] if name else "block.yaml")
         path.write_text(block.text, encoding="utf-8")
-        load_experiment(None, path)
+        if "\ngroups:\n" in block.text:
+            load_study(str(path))
+        else:
+            load_experiment(None, path)
 
     def _text(self, block: Block) -> None:
         """Output and lists of files are compared; what is not marked is a drawing or a formula."""

@@ -13,7 +13,9 @@ __all__ = ["reproduce"]
 
 
 def reproduce(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study; without: list them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A study, or a YAML file of one; without: list them.")
+    ] = None,
     data_dir: DataDir = None,
     budget: Annotated[
         str, typer.Option("--budget", metavar="NAME", help="smoke (minutes, digits), short (20 epochs) or paper.")
@@ -65,7 +67,9 @@ def reproduce(
     from lit_fast.training.study.run import run_study
 
     typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {BUDGETS[budget].about}")
-    path = run_study(name, study, (budget, BUDGETS[budget]), runs, run_dir, jobs=jobs, console=Console(stderr=True))
+    path = run_study(
+        Path(name).stem, study, (budget, BUDGETS[budget]), runs, run_dir, jobs=jobs, console=Console(stderr=True)
+    )
     report = write_report(path)
     typer.echo("")
     typer.echo(report.text)

@@ -351,7 +351,7 @@ def load_any_experiment(
     """
     from_file: dict[str, Any] = {}
     if config is not None:
-        from_file = _read_yaml(config)
+        from_file = read_yaml(config)
         if recipe is None and "recipe" not in from_file:
             raise ConfigError(f"{config}: name the recipe it starts from, recipe: one of {', '.join(recipes.names())}")
     name = recipe or from_file.get("recipe", "digits")
@@ -379,7 +379,7 @@ def _kind(task: object) -> type[AnyExperiment]:
     return GanExperiment
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

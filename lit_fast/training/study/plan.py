@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lit_fast import studies
-from lit_fast.training.config import ConfigError, Experiment, load_experiment
+from lit_fast.training.config import ConfigError, Experiment, load_experiment, read_yaml
 
 __all__ = ["BUDGETS", "Arm", "Budget", "Group", "Planned", "Study", "load_study", "plan"]
 
@@ -42,11 +42,12 @@ class Group(_Strict):
 
 
 class Study(_Strict):
-    """A study as its file says it. ``axis`` names what the arms' ``at`` is."""
+    """A study as its file says it. ``axis`` names what the arms' ``at`` is; ``smoke``: digits will do for a trial."""
 
     title: str
     source: str
     axis: str | None = None
+    smoke: bool = True
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
 
 
@@ -114,15 +115,18 @@ class Planned(NamedTuple):
 
 
 def load_study(name: str) -> Study:
-    """The study of that name.
+    """The study of that name, or of that YAML file.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is not a study.
     """
-    try:
-        tree = studies.load(name)
-    except KeyError as error:
-        raise ConfigError(error.args[0]) from error
+    if name.endswith((".yaml", ".yml")):
+        tree = read_yaml(Path(name))
+    else:
+        try:
+            tree = studies.load(name)
+        except KeyError as error:
+            raise ConfigError(error.args[0]) from error
     try:
         return Study.model_validate(tree)
     except ValidationError as error:
@@ -152,6 +156,8 @@ def plan(
         ConfigError: settings that cannot be, or nothing to run.
     """
     count = budget.seeds if seeds is None else seeds
+    if not study.smoke and budget is BUDGETS["smoke"]:
+        raise ConfigError(f"{study.title}: there is no budget smoke, for its networks read no digits; choose short")
     if count < 1:
         raise ConfigError(f"seeds: expected at least 1, got {count}")
     last: list[str | Mapping[str, Any]] = [budget.set]
