@@ -18,6 +18,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import json
 import os
 import pkgutil
 import re
@@ -51,6 +52,8 @@ from lit_fast.data.augment import normalise, resize
 from lit_fast.training import distill as distilling
 from lit_fast.training.config import Experiment, load_experiment
 from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.gan.report import is_gan
+from lit_fast.training.gan.report import table as gan_table
 from lit_fast.training.results import HEADERS, load_results, plain_table, table
 from lit_fast.training.study.plan import load_study
 
@@ -193,7 +196,9 @@ class PageRun:
         if kind == "output":
             hold(block, shown(self.printed))
         elif kind == "results":
-            hold(block, plain_table(table(load_results(block.page.parent / argument)["results"])))
+            folder = block.page.parent / argument
+            found = json.loads((folder / "results.json").read_text()) if is_gan(folder) else load_results(folder)
+            hold(block, gan_table(found["results"]) if is_gan(folder) else plain_table(table(found["results"])))
         elif kind == "files":
             for line in block.text.splitlines():
                 pattern = re.sub(r"<[^>]+>|NNNNNNNNN", "*", line.split()[0])

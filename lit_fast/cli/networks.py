@@ -92,6 +92,8 @@ def evaluate(
         raise ValueError("--mean and --std belong together: give both or neither")
     _must_exist(checkpoint)
     info = read_info(checkpoint)
+    if (model or (info.model if info else None)) in models.generator_names():
+        raise ValueError(f"{checkpoint} is a generator's, which has no accuracy; `lit-fast distill` scores its images")
     means, stds, source = numbers(mean, "--mean"), numbers(std, "--std"), "as given"
     if means is None:
         known = normalization_of(checkpoint)
