@@ -15,6 +15,7 @@ import torch
 from gan_helpers import networks, tiny_gan
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from training_helpers import differing, quiet, without_times
 
 from lit_fast import models
@@ -22,6 +23,7 @@ from lit_fast.data import open_data
 from lit_fast.training.checkpoint import CheckpointStore
 from lit_fast.training.config import ConfigError, load_any_experiment, load_experiment
 from lit_fast.training.distill import distill
+from lit_fast.training.gan import experiment as experiment_module
 from lit_fast.training.gan.experiment import run_gan_experiment
 from lit_fast.training.gan.run import GanRun
 from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
@@ -121,7 +123,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step_class", [AdversarialStep, BottleneckStep])
-@pytest.mark.parametrize("killed_at", [1, 3, 5, 8])
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 5, 8])
 def test_resuming_after_a_kill_in_any_phase_is_bit_identical(
     whole: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_class: type, killed_at: int
 ) -> None:
@@ -147,6 +149,10 @@ def test_resuming_after_a_kill_in_any_phase_is_bit_identical(
         assert not differing(networks(tmp_path / "run", name), networks(whole, name))
     teacher, lit = results(tmp_path / "run")
     before = results(whole)
+    for name in (TEACHER, LIT):
+        lines = [json.loads(x) for x in (tmp_path / "run" / "runs" / name / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line["event"] == "step"] == [2, 4, 6, 8]
+        assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2]
     assert without_times(lit["history"]) == without_times(before[2]["history"])
     assert without_times(teacher["history"]) == without_times(before[0]["history"])
     assert lit["scores"] == before[2]["scores"]
@@ -260,6 +266,32 @@ def test_a_run_whose_runs_have_ended_is_not_trained_again(
     assert (tmp_path / "run" / "samples.png").read_bytes() == (whole / "samples.png").read_bytes()
 
 
+def test_inception_score_and_fid_are_added_to_a_finished_run(
+    whole: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchmetrics")
+
+    class Means(nn.Module):
+        """A stand-in for Inception: the mean colours."""
+
+        num_features = 3
+
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.dtype == torch.uint8
+            return images.float().mean((2, 3)) / 255
+
+    monkeypatch.setattr(experiment_module, "check_inception", lambda path: None)
+    monkeypatch.setattr(experiment_module, "inception_features", lambda path: (Means(), Means()))
+    shutil.copytree(whole, tmp_path / "run")
+    experiment = tiny_gan(folder, "metrics.inception=weights.pth")
+    run_gan_experiment(experiment, tmp_path / "run", resume=True, console=quiet())
+    for before, after in zip(results(whole), results(tmp_path / "run"), strict=True):
+        assert after["scores"]["fid"] > 0
+        assert 1 <= after["scores"]["inception_score"] <= 3
+        known = {key: after["scores"][key] for key in ("attributes", "reconstruction", "teacher_l1")}
+        assert {**before, "scores": known} == {**after, "scores": known}
+
+
 def test_another_experiment_is_refused_by_the_keys_that_differ(whole: Path, folder: Path) -> None:
     with pytest.raises(RunFolderError, match=r"n_critic \(2 there, 3 now\)"):
         run_gan_experiment(tiny_gan(folder, "n_critic=3"), whole, resume=True, console=quiet())
@@ -317,7 +349,7 @@ def test_a_saved_config_runs_again(folder: Path, whole: Path) -> None:
 def test_the_checkpoint_holds_both_networks_and_both_optimizers(folder: Path, tmp_path: Path) -> None:
     experiment = tiny_gan(folder, "variants=[scratch]", "epochs=1", "teacher.epochs=1", "checkpoint.every_seconds=1e-6")
     run_gan_experiment(experiment, tmp_path / "run", console=quiet())
-    newest = sorted((tmp_path / "run" / "runs" / TEACHER / "checkpoints").iterdir())[-1]
+    newest = sorted((tmp_path / "run" / "runs" / TEACHER / "checkpoints").iterdir())[0]
     roles = {name.partition(".")[0] for name in load_file(newest / "model.safetensors")}
     assert roles == {"generator", "discriminator"}
     state = torch.load(newest / "state.pt", weights_only=True)

@@ -66,8 +66,8 @@ def open_data(
             val/<class>/*. amazon: the one that holds train.csv and test.csv. celeba: the one that holds
             list_attr_celeba.txt and img_align_celeba/.
         val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR,
-            2,000 for CelebA (a tenth of fewer than 20,000), a tenth for reviews and for a folder without val/. 0 gives
-            an empty validation split.
+            2,000 for CelebA (not stratified; a tenth of fewer than 20,000), a tenth for reviews and for a folder
+            without val/. 0 gives an empty validation split.
         val_seed: fixes which images validate, and which `train_size` keeps.
         train_size: train on a stratified subset of this many of the remaining images. None: all.
         image_size: resize to this many pixels squared. None: 16 for digits, 32 for CIFAR, 128 for CelebA; a

@@ -107,10 +107,10 @@ def distances(
         torch.manual_seed(0)
         with torch.no_grad():
             for images in real:
-                fid.update(images, real=True)
+                fid.to(images.device).update(images, real=True)
             for images in fake:
-                fid.update(images, real=False)
-                score.update(images)
+                fid.to(images.device).update(images, real=False)
+                score.to(images.device).update(images)
             return ImageScores(float(score.compute()[0]), float(fid.compute()))
 
 
