@@ -83,6 +83,13 @@ def test_a_generator_is_exported(run, tmp_path, form):
         assert session.get_inputs()[0].shape[1:] == [8, 16, 16]
 
 
+def test_bench_measures_the_ir_step_of_a_pair(tmp_path):
+    pair = ["--teacher", "stargan6", "--student", "stargan2", "--width", "2", "--image-size", "16", "--batch-size", "2"]
+    result = lit_fast_command("bench", *pair, "--seconds", "0.1", "--no-compile")
+    assert result.exit_code == 0, result.output
+    assert "stargan6 to stargan2, batch 2 of 8 x 16 x 16, fp32" in result.stdout
+
+
 def test_what_has_no_meaning_for_a_generator_is_refused(run, tmp_path):
     assert "is a generator's, which has no accuracy" in refused("evaluate", "--checkpoint", weights(run))
     pair = ["--teacher", "stargan6", "--student", "stargan2"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lit_fast.cli.networks import ImageSize, InChannels, Length, NumClasses, image_channels, input_shape
+from lit_fast.cli.networks import Domains, ImageSize, InChannels, Length, NumClasses, Width, fresh_network, input_shape
 from lit_fast.cli.options import Device, network
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def bench(
     image_size: ImageSize = 32,
     in_channels: InChannels = 3,
     length: Length = 1014,
+    domains: Domains = 5,
+    width: Width = 64,
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Of measuring.", min=0.0)] = 20.0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With torch.compile, which takes long.")
@@ -57,6 +59,7 @@ def bench(
     """
     import torch
 
+    from lit_fast import models
     from lit_fast.bench.ways import Problem
     from lit_fast.step import PRECISIONS
     from lit_fast.training.environment import describe_environment, resolve_device
@@ -73,17 +76,29 @@ def bench(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     torch.manual_seed(0)
+    generates = teacher in models.generator_names()
+    if generates:
+        num_classes, in_channels = domains, 3 + domains
     shape = input_shape(network(teacher)[0], in_channels, image_size, length)
     pair = [
-        _network(name, option, num_classes, shape) for name, option in ((teacher, "--teacher"), (student, "--student"))
+        _network(name, option, num_classes, shape, width)
+        for name, option in ((teacher, "--teacher"), (student, "--student"))
     ]
     if pair[0].num_sections != pair[1].num_sections:
         raise ValueError(
             f"--student: expected {pair[0].num_sections} sections as --teacher, got {pair[1].num_sections}"
         )
     images = random_input(batch_size, shape).to(where)
-    labels = torch.randint(0, num_classes, (batch_size,)).to(where)
-    problem = Problem(pair[0].to(where), pair[1].to(where), images, labels, precision, name=f"{teacher} to {student}")
+    labels = None if generates else torch.randint(0, num_classes, (batch_size,)).to(where)
+    problem = Problem(
+        pair[0].to(where),
+        pair[1].to(where),
+        images,
+        labels,
+        precision,
+        beta=0.0 if generates else 0.75,  # a generator has no logits: the IR loss alone
+        name=f"{teacher} to {student}",
+    )
     machine = describe_environment(where)
     named = f"{machine['processor']}, {machine['threads']} threads" if where.type == "cpu" else machine["device"]
     heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, shape))}, {precision}, {named}"
@@ -94,15 +109,12 @@ def bench(
     _time(problem, seconds, compiled, out, heading)
 
 
-def _network(name: str, option: str, num_classes: int, shape: tuple[int, ...]) -> SplitModel:
+def _network(name: str, option: str, num_classes: int, shape: tuple[int, ...], width: int) -> SplitModel:
     """A built-in network, or what a function of the user's returns; split."""
-    from lit_fast import models
     from lit_fast.sections import SplitModel, split
 
     if ":" not in name:
-        model, cardinality = network(name)
-        channels = image_channels(model, shape)
-        return split(models.create(model, num_classes=num_classes, in_channels=channels, cardinality=cardinality))
+        return split(fresh_network(*network(name), num_classes, shape, width))
     found = _own_function(name, option)()
     if isinstance(found, SplitModel):
         return found

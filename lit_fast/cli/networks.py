@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lit_fast.training.weights import WeightInfo
 
-__all__ = ["evaluate", "export", "image_channels", "input_shape", "inspect"]
+__all__ = ["evaluate", "export", "fresh_network", "input_shape", "inspect"]
 
 Checkpoint = Annotated[
     Path, typer.Option("--checkpoint", metavar="FILE", help="Weights: .safetensors, or what torch.save wrote.")
@@ -191,7 +191,7 @@ def inspect(
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
     pair = [
-        _fresh(name, cardinality, num_classes, shape, width)
+        fresh_network(name, cardinality, num_classes, shape, width)
         for name, cardinality in (network(teacher), network(student))
     ]
     if teacher_checkpoint is not None:
@@ -279,11 +279,13 @@ def _build(
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
     if cardinality is None and info is not None and info.model == name:
         cardinality = info.cardinality
-    built = _fresh(name, cardinality, num_classes, shape, width)
+    built = fresh_network(name, cardinality, num_classes, shape, width)
     return built, name if cardinality is None else f"{name}-c{cardinality}"
 
 
-def _fresh(name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64) -> nn.Module:
+def fresh_network(
+    name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64
+) -> nn.Module:
     """A classifier, or a generator of ``num_classes`` domains."""
     from lit_fast import models
 
