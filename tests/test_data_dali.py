@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from image_files import cut_short, picture, write_folder
+from PIL import Image
 from small_data import coloured, make, texts
 
 from lit_fast.data import Augmentation, Data, DataError, Split, open_data
@@ -21,6 +22,9 @@ from lit_fast.data.loaders.dali import DaliLoader
 
 ARRAYS = {"grey": make, "coloured": coloured, "texts": texts}
 LEVELS = 2  # of 255: where files are resized, Pillow rounds after each direction, DALI once
+# At the edge of a shrunk image DALI repeats the last pixel and Pillow does without: of the noise's 255 levels, the part
+# of the filter that lies outside. From 60 to 40 pixels the outermost pixel has 1/9 of it there, in both directions.
+EDGE = 255 * 2 / 9
 MEAN, STD = (0.0,) * 3, (1 / 255,) * 3  # batches in levels
 
 
@@ -94,6 +98,19 @@ def test_resized_files_differ_by_two_levels_at_most(tmp_path, suffix, size):
         arguments = {"batch_size": 8, "seed": 1, "shard": (1, 2)}
         same(loader.train_batches(2, **arguments), data.train_batches(2, **arguments), LEVELS)
         same(loader.eval_batches("val", batch_size=3), data.eval_batches("val", batch_size=3), LEVELS)
+
+
+def test_pure_noise_differs_by_two_levels_inside_and_by_the_filter_at_the_edge(tmp_path):
+    root = write_folder(tmp_path, "png")
+    for path in (root / "test").rglob("*.png"):
+        noise = torch.randint(0, 256, (60, 60, 3), generator=torch.Generator().manual_seed(len(path.name)))
+        Image.fromarray(noise.to(torch.uint8).numpy()).save(path)
+    data = photos(root, image_size=40)
+    with open_loader(data, "dali") as loader:
+        got = next(loader.eval_batches("test", batch_size=6))[0]
+    difference = (got - next(data.eval_batches("test", batch_size=6))[0]).abs()
+    assert float(difference[:, :, 1:-1, 1:-1].max()) <= LEVELS
+    assert float(difference.max()) <= EDGE
 
 
 def test_the_central_square_is_cropped_before_the_resize(tmp_path):

@@ -52,8 +52,9 @@ class DaliLoader(Loader):
     """Feeds DALI's pipelines from the tables of `Data`, so every batch is a function of (seed, epoch, step).
 
     Splits of image files are decoded by DALI; any other split gives its pixels or tokens by `Split.fetch`. Pixels of
-    arrays are those of the loader "torch", bit by bit; those of files differ by at most 2 of 255 levels where they are
-    resized, for Pillow rounds twice.
+    arrays are those of the loader "torch", bit by bit. Those of resized files differ by at most 2 of 255 levels, for
+    Pillow rounds twice, and by more in the outermost rows and columns of shrunk ones, where DALI's filter repeats the
+    edge and Pillow's is cut off.
 
     Args:
         threads: of the CPU, for DALI; None: one per core, at most 16.
