@@ -22,6 +22,7 @@ from lit_fast.data.splits import kept_and_held_out
 
 LENGTH = 1014  # Zhang et al. 2015, section 4.1; VDCNN keeps it
 _PART = 64 << 20  # bytes of text that are tokenised at a time
+_RULES = 1  # to be raised when the same text is to become other tokens: part of a token file's key
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _read(file: Path, name: str, options: Options, length: int) -> tuple[Tensor,
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
     classes = len(FAMILIES[name].classes)
-    sha = hashlib.sha256(repr(("tokens", 1, byte_tokens(), length, classes)).encode())
+    sha = hashlib.sha256(repr((_RULES, byte_tokens(), length, classes)).encode())
     sha.update(content)
     key = sha.digest()
     cached = (options.cache_dir or file.parent) / f"{file.stem}-{name}-{length}-{key.hex()[:16]}.tokens"
