@@ -164,9 +164,10 @@ def captured_step(problem: Problem) -> Way:
 def work(problem: Problem) -> tuple[int, int]:
     """The least that a step must do: floating-point operations, and bytes of the student's parameters and IRs.
 
-    The teacher forward once; the student's composed pass, its teacher-fed sections but the first, and twice that for
-    the gradients. Bytes: images, the teacher's IRs written and read twice, the student's IRs written, read, and their
-    gradients written and read; parameters read, their gradients and momenta written and read.
+    The teacher forward once; the student's composed pass (with beta = 0 no more of it than section 1), its teacher-
+    fed sections but the first, and twice that for the gradients. Bytes: images, the teacher's IRs written and read
+    twice, the student's IRs written, read, and their gradients written and read; parameters read, their gradients
+    and momenta written and read.
     """
     teacher, student, _ = problem.networks()
     image = problem.images[:1]
@@ -174,7 +175,11 @@ def work(problem: Problem) -> tuple[int, int]:
         irs, _ = teacher.run(image)
         macs = counting.count_macs(teacher, image)
         fed = sum(counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
-        macs += 3 * (counting.count_macs(student, image) + fed)
+        composed = counting.count_macs(student, image)
+        if problem.beta == 0:
+            stem = student.stem(image)
+            composed = counting.count_macs(student.stem, image) + counting.count_macs(student.sections[0], stem)
+        macs += 3 * (composed + fed)
     width = 4 if problem.precision == "fp32" else 2
     elements = sum(ir.numel() for ir in irs)
     parameters = sum(p.numel() for p in student.parameters())
