@@ -5,10 +5,10 @@ from __future__ import annotations
 # Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
 SUITES = {
     "overhead": ("benchmarks.overhead", 0.1),
-    "loss": ("benchmarks.loss", 0.28),
+    "loss": ("benchmarks.loss", 0.25),
     "step": ("benchmarks.step", 0.3),
     "tricks": ("benchmarks.tricks", 0.1),
     "teacher": ("benchmarks.teacher", 0.1),
-    "text": ("benchmarks.text", 0.02),
     "data": ("benchmarks.data", 0.1),
+    "text": ("benchmarks.text", 0.05),
 }
