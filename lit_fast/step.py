@@ -115,7 +115,7 @@ class LITStep:
         self._channels_last = False
         if self.engine == "runner":
             if teacher is not None and self._needs_teacher:
-                self._frozen = FrozenTeacher(teacher, self.amp_dtype)
+                self._frozen = FrozenTeacher(teacher, self.amp_dtype, logits=self.options.beta > 0)
             self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
             if self._channels_last:
                 student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

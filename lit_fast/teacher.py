@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # order of the roundings; a few float32 roundings per layer add up over a section of a hundred layers.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-Outputs = tuple[list[Tensor], Tensor]  # the IRs, the logits
+Outputs = tuple[list[Tensor], Tensor | None]  # the IRs, the logits
 
 
 class LoweringError(RuntimeError):
@@ -63,6 +63,7 @@ class FrozenTeacher:
     Args:
         teacher: the split teacher.
         dtype: of weights, arithmetic and results: float32, float64, bfloat16 or float16. None: the parameters' own.
+        logits: False leaves the head out, where nothing is compared with it; None then stands for the logits.
 
     Raises:
         TypeError: not a split model.
@@ -77,7 +78,7 @@ class FrozenTeacher:
         ([(4, 16, 32, 32), (4, 32, 16, 16), (4, 64, 8, 8)], (4, 10))
     """
 
-    def __init__(self, teacher: SplitModel, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, teacher: SplitModel, dtype: torch.dtype | None = None, *, logits: bool = True) -> None:
         if not isinstance(teacher, SplitModel):
             raise TypeError(
                 f"teacher: expected a split model, got {type(teacher).__name__}; use split(teacher, at=[...])"
@@ -88,6 +89,7 @@ class FrozenTeacher:
             raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
         self.module = teacher.eval().requires_grad_(False)
         self.parts: tuple[PartPlan, ...] = ()
+        self._logits = logits
         self._built: dict[torch.Size, list[Callable[[Tensor], Tensor]]] = {}  # by the shape of an image
         self._worker: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -160,7 +162,7 @@ class FrozenTeacher:
         def wait() -> Outputs:
             callers = torch.cuda.current_stream(images.device)
             callers.wait_stream(own)
-            for tensor in (*irs, logits):
+            for tensor in irs if logits is None else (*irs, logits):
                 tensor.record_stream(callers)
             return irs, logits
 
@@ -175,7 +177,7 @@ class FrozenTeacher:
         for run in runs:
             out = run(out)
             irs.append(out)
-        return irs[1:], head(out)
+        return irs[1:], head(out) if self._logits else None
 
     def _converted(self, images: Tensor) -> Tensor:
         dtype = self.dtype if images.is_floating_point() else images.dtype
@@ -243,7 +245,8 @@ class _Shares:
         if self._rest is None:
             irs, logits = self._whole()
             columns = zip(*(ir.split(self._sizes) for ir in irs))
-            self._rest = ((list(own), part) for own, part in zip(columns, logits.split(self._sizes)))
+            parts = [None] * len(self._sizes) if logits is None else logits.split(self._sizes)
+            self._rest = ((list(own), part) for own, part in zip(columns, parts))
         return next(self._rest)
 
 

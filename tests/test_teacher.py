@@ -203,6 +203,16 @@ def test_several_batches_in_one_forward():
             close(ours, expected, 1e-5)
 
 
+def test_the_head_is_left_out_where_no_logits_are_wanted():
+    model, images = network("resnet20")
+    teacher = FrozenTeacher(model, logits=False)
+    irs, logits = teacher.run(images)
+    assert logits is None
+    for ours, right in zip(irs, model.run(images)[0], strict=True):
+        close(ours, right, 1e-5)
+    assert [logits for _, logits in teacher.run_batches([images[:1], images[1:]])] == [None, None]
+
+
 def test_a_wrong_lowering_is_found(monkeypatch):
     model, images = network("resnet20")
     fold = lowering._fold
