@@ -18,7 +18,18 @@ from benchmarks.gpu import checkers, stages, tests  # noqa: E402
 from benchmarks.gpu.session import Done  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
 
-STAGES = ["environment", "build", "tests", "capture", "memcheck", "racecheck", "benchmarks", "bars", "figure"]
+STAGES = [
+    "environment",
+    "build",
+    "tests",
+    "capture",
+    "memcheck",
+    "racecheck",
+    "benchmarks",
+    "bars",
+    "timeline",
+    "figure",
+]
 # What compute-sanitizer does, as far as the script can tell: the program runs, and a summary follows.
 CHECKER = """#!/bin/sh
 while [ "$1" != "{python}" ]; do shift; done
