@@ -8,21 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lit_fast import studies
-from lit_fast.training.config import ConfigError, Experiment, load_experiment, read_yaml
+from lit_fast.training.config import ConfigError, Experiment, Strict, load_experiment, read_yaml
 
 __all__ = ["BUDGETS", "Arm", "Budget", "Group", "Planned", "Study", "load_study", "plan"]
 
 Settings = dict[str, Any]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Arm(_Strict):
+class Arm(Strict):
     """One thing that is compared: settings over the group's, and what the paper reports (test accuracy in %)."""
 
     name: str
@@ -32,7 +28,7 @@ class Arm(_Strict):
     paper_deviation: float | None = None
 
 
-class Group(_Strict):
+class Group(Strict):
     """Arms that are compared with each other: they share recipe and teacher."""
 
     name: str
@@ -41,7 +37,7 @@ class Group(_Strict):
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
 
 
-class Study(_Strict):
+class Study(Strict):
     """A study as its file says it. ``axis`` names what the arms' ``at`` is; ``smoke``: digits will do for a trial."""
 
     title: str
@@ -51,7 +47,7 @@ class Study(_Strict):
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """How much is trained.
 
     Attributes:
