@@ -22,7 +22,7 @@ class Arm(Strict):
     """One thing that is compared: settings over the group's, and what the paper reports (test accuracy in %)."""
 
     name: str
-    set: Settings = {}
+    set: Settings = Field(default_factory=dict)
     at: float | None = None
     paper: float | None = None
     paper_deviation: float | None = None
@@ -33,7 +33,7 @@ class Group(Strict):
 
     name: str
     recipe: str
-    set: Settings = {}
+    set: Settings = Field(default_factory=dict)
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
 
 
@@ -59,8 +59,8 @@ class Budget(Strict):
 
     about: str
     seeds: int
-    set: Settings = {}
-    teachers: dict[str, str] = {}
+    set: Settings = Field(default_factory=dict)
+    teachers: dict[str, str] = Field(default_factory=dict)
 
 
 _SLOW = {name: {"lr": 0.02} for name in ("scratch", "kd", "lit")}  # 0.1 does not settle on so few images
