@@ -7,9 +7,9 @@ teacher's checkpoint, ``resnet56.th``.
 
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
-What trains is shortened: SHORT (and SMALL_IMAGES or SHORT_TEXTS) is put behind every ``lit-fast distill`` and
-``lit-fast train``, and behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``.
-The commands and calls themselves stand on the page as they are run.
+What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
+behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``, SHORT_SEARCH behind
+every ``lit-fast search``. The commands and calls themselves stand on the page as they are run.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from lit_fast.training.study.plan import load_study
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
+SHORT_SEARCH = ("data.image_size=8", "data.train_size=400", "teacher.model=resnet20", "teacher.epochs=8")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 SHORT_TEXTS = "data.length=64"
 SMALL_GAN = ("data.image_size=16", "width=2")
@@ -251,6 +252,8 @@ def run_lit_fast(arguments: list[str]) -> str:
         if "stargan-celeba" in arguments:
             small = list(SMALL_GAN)
         arguments = [*arguments, *(word for setting in (*SHORT, *small) for word in ("--set", setting))]
+    if arguments[0] == "search":
+        arguments = [*arguments, *(word for setting in SHORT_SEARCH for word in ("--set", setting))]
     if arguments[0] == "bench":
         arguments = [*arguments, *SHORT_BENCH]
     result = CliRunner().invoke(app, arguments)

@@ -18,6 +18,7 @@ from lit_fast.cli.errors import explain
 from lit_fast.cli.experiments import distill, report, train
 from lit_fast.cli.networks import evaluate, export, inspect
 from lit_fast.cli.reproduce import reproduce
+from lit_fast.cli.search import search
 
 __all__ = ["app", "main"]
 
@@ -73,6 +74,7 @@ app.command("bench")(bench)
 app.command("export")(export)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
+app.command("search")(search)
 app.command("recipes")(list_recipes)
 app.command("build-info")(build_info)
 

@@ -57,6 +57,9 @@ class Session:
         console: where progress goes.
         signals: who may ask to stop.
         workers: the processes that do this together.
+
+    Attributes:
+        score_test: whether the test split is used once, at the end of each run; a search must not.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Session:
         self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
         self.device = loader.device
         self.results: list[dict[str, Any]] = []
+        self.score_test = True
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
         left_out = self.data.left_out
         if left_out:
@@ -159,7 +163,7 @@ class Session:
         if done is None:
             val = self._accuracy(teacher.split, "val")
             _refuse_chance(teacher.label, val, len(self.data.val), self.data.num_classes)
-            test = self._accuracy(teacher.split, "test")
+            test = self._accuracy(teacher.split, "test") if self.score_test else None
             self.folder.run(teacher.name)
             done = {
                 "name": teacher.name,
@@ -249,7 +253,7 @@ class Session:
             save_weights(path, tensors, self.info(config))
             files[which] = path.relative_to(self.folder.path).as_posix()
             student.model.load_state_dict(tensors)
-            tests[which] = trainer.scores("test").accuracy
+            tests[which] = trainer.scores("test").accuracy if self.score_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
         result = {
             "name": spec.name,
@@ -301,7 +305,7 @@ class Session:
 
 
 def _accuracies(
-    val_last: float, val_best: float, best_epoch: int, test_last: float, test_best: float
+    val_last: float, val_best: float, best_epoch: int, test_last: float | None, test_best: float | None
 ) -> dict[str, Any]:
     return {
         "val_last": val_last,
@@ -356,7 +360,12 @@ def _specs(experiment: Experiment) -> Iterator[tuple[RunSpec, ModelConfig]]:
 
 
 def run_experiment(
-    experiment: Experiment, run_dir: Path, *, resume: bool = False, console: Console | None = None
+    experiment: Experiment,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    score_test: bool = True,
 ) -> list[dict[str, Any]]:
     """Train (or load) the teacher, then every student; what has ended before is not done again.
 
@@ -365,6 +374,7 @@ def run_experiment(
         run_dir: where everything is written.
         resume: continue what an earlier call with the same experiment left there.
         console: where progress goes; default: standard output.
+        score_test: False leaves the test split alone; the results then have no test accuracy.
 
     Returns:
         One result per run, the teacher's first, as in ``run_dir/results.json``.
@@ -377,6 +387,7 @@ def run_experiment(
         join(experiment.step.device) as workers,
         _open(experiment, run_dir, resume, console, signals, workers) as session,
     ):
+        session.score_test = score_test
         workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
@@ -390,7 +401,12 @@ def run_experiment(
 
 
 def train_model(
-    experiment: Experiment, run_dir: Path, *, resume: bool = False, console: Console | None = None
+    experiment: Experiment,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    score_test: bool = True,
 ) -> dict[str, Any]:
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
@@ -400,6 +416,7 @@ def train_model(
         join(experiment.step.device) as workers,
         _open(experiment, run_dir, resume, console, signals, workers) as session,
     ):
+        session.score_test = score_test
         session.teacher()
     return session.results[0]
 
