@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HEADERS", "ReportError", "Row", "Spread", "grouped", "legend", "load_results", "plain_table", "table"]
+__all__ = [
+    "HEADERS",
+    "ReportError",
+    "Row",
+    "Spread",
+    "aligned",
+    "grouped",
+    "legend",
+    "load_results",
+    "plain_table",
+    "table",
+]
 
 # Two lines each, so that the table stays readable on a terminal of 100 columns.
 HEADERS = (
@@ -154,13 +165,19 @@ def legend(rows: Sequence[Row]) -> str:
 def plain_table(rows: Sequence[Row]) -> str:
     """The table as aligned text, for a pipe or a file."""
     lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADERS))]
-    aligned = [
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+    return aligned(lines, left=2, rule=2)
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: int, rule: int | None = None) -> str:
+    """Cells in columns, the first ``left`` flush left, the others right; a rule below the first ``rule`` lines."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
         for pairs in (zip(line, widths, strict=True) for line in lines)
     ]
-    aligned.insert(2, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in aligned)
+    if rule is not None:
+        shown.insert(rule, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in shown)
 
 
 def _text(value: Spread | None) -> str:

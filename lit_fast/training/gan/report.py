@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lit_fast.training.files import atomic_write
+from lit_fast.training.results import aligned
 
 __all__ = ["conclude", "draw", "is_gan", "table"]
 
@@ -57,14 +58,7 @@ def conclude(folder: Path) -> str:
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """One aligned line per run."""
-    rows = [_COLUMNS, *(_cells(result) for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    aligned = [
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
-    aligned.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in aligned)
+    return aligned([_COLUMNS, *(_cells(result) for result in results)], left=2, rule=1)
 
 
 def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import ReportError, Spread
+from lit_fast.training.results import ReportError, Spread, aligned
 
 __all__ = ["Line", "StudyReport", "lines", "write_report"]
 
@@ -71,7 +71,8 @@ def write_report(path: Path) -> StudyReport:
         note, figure = "no figure: matplotlib is not installed (pip install matplotlib)", None
     except _NothingToDraw:
         note, figure = "no figure: no run has ended", None
-    text = "\n".join(_aligned(group, [line for line in found if line.group == group]) for group in _groups(found))
+    tables = {group: [_COLUMNS, *(_cells(line) for line in found if line.group == group)] for group in _groups(found)}
+    text = "\n".join(f"{group}\n{aligned(table, left=3)}" for group, table in tables.items())
     markdown = path.with_suffix(".md")
     atomic_write(markdown, lambda p: p.write_text(_markdown(content, found, figure), encoding="utf-8"))
     return StudyReport(text, markdown, figure, note)
@@ -141,16 +142,6 @@ def _cells(line: Line) -> tuple[str, ...]:
         str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
         "-" if line.difference is None else f"{line.difference:+.2f}",
     )
-
-
-def _aligned(group: str, found: Sequence[Line]) -> str:
-    rows = [_COLUMNS, *map(_cells, found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    texts = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    return "\n".join([group, *texts])
 
 
 def _markdown(content: dict[str, Any], found: Sequence[Line], figure: Path | None) -> str:

@@ -180,7 +180,8 @@ class _Shown:
         entry = self.runs[number]
         entry["status"], entry["folder"] = status, folder.name
         if status == "done":
-            student = load_results(folder)["results"][-1]
+            results = load_results(folder)["results"]
+            student = results[-1]
             kept = (
                 "layers",
                 "parameters",
@@ -192,7 +193,7 @@ class _Shown:
                 "images_per_second",
             )
             entry |= {key: student[key] for key in kept}
-            teacher = next(r for r in load_results(folder)["results"] if r["role"] == "teacher")
+            teacher = next(r for r in results if r["role"] == "teacher")
             entry["teacher"] = {"network": teacher["model"], "accuracy": teacher["accuracy"]}
         self._write()
 
