@@ -307,7 +307,7 @@ def test_the_command_lists_the_studies() -> None:
     ("arguments", "message"),
     [
         (["nothing"], "unknown study 'nothing'"),
-        (["alpha", "--budget", "huge"], "--budget: expected smoke, short, paper, got 'huge'"),
+        (["alpha", "--budget", "huge"], "--budget: expected smoke, cpu, short, paper, got 'huge'"),
         (["alpha", "--teacher", "resnet56"], "--teacher and --teacher-checkpoint belong together"),
         (["alpha", "--budget", "short"], "give its folder"),
         (["alpha", "--set", "loss.gamma=1"], "loss.gamma: unknown key"),

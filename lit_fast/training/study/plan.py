@@ -77,6 +77,11 @@ BUDGETS = {
         },
         teachers={"resnet110": "resnet32", "resnext110": "resnext20"},
     ),
+    "cpu": Budget(
+        about="10,000 training examples, 8 epochs, batches of 64, two seeds: hours on a CPU",
+        seeds=2,
+        set={"data": {"train_size": 10_000}, "epochs": 8, "batch_size": 64},
+    ),
     "short": Budget(about="the recipe's schedules shortened to 20 epochs, one seed", seeds=1, set={"epochs": 20}),
     "paper": Budget(about="the full recipes, three seeds", seeds=3),
 }
