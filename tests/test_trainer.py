@@ -19,6 +19,7 @@ from training_helpers import TINY, differing, quiet, tiny, weights, without_time
 from lit_fast import capture
 from lit_fast.step import LITStep
 from lit_fast.training import experiment as experiment_module
+from lit_fast.training import phase_step
 from lit_fast.training import trainer as trainer_module
 from lit_fast.training.checkpoint import CheckpointStore, StoreError
 from lit_fast.training.experiment import run_experiment, train_model
@@ -411,7 +412,7 @@ def test_captured_runs_resume_exactly_and_equal_eager_ones(tmp_path: Path, monke
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
-    monkeypatch.setattr(trainer_module, "_FUSED_SGD", ("cpu",))
+    monkeypatch.setattr(phase_step, "_FUSED_SGD", ("cpu",))
     rates = {"scratch": 0.125, "lit": 0.015625, "finetune": 0.0078125}
     phases = [f"phases.{name}.{key}" for name, lr in rates.items() for key in (f"lr={lr}", "gamma=0.5")]
     shared = (*phases, "data.train_size=80", "teacher.epochs=1")

@@ -18,7 +18,8 @@ def reproduce(
     ] = None,
     data_dir: DataDir = None,
     budget: Annotated[
-        str, typer.Option("--budget", metavar="NAME", help="smoke (minutes, digits), cpu (hours), short (20 epochs) or paper.")
+        str,
+        typer.Option("--budget", metavar="NAME", help="smoke (digits), cpu (hours), short (20 epochs) or paper."),
     ] = "smoke",
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", help="Runs of everything, seeds 0 to N - 1.", min=1)

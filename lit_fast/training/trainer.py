@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -21,19 +20,19 @@ from lit_fast.backends.options import LossParts
 from lit_fast.data.errors import DataError
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
-from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, Workers
 from lit_fast.projector import Projectors
 from lit_fast.running_stats import recalibrate
 from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.step import LITStep
-from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.training.config import Experiment
 from lit_fast.training.environment import tf32
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.interrupt import SignalWatch, stopped
 from lit_fast.training.logs import RunLog
+from lit_fast.training.phase_step import build_step
 from lit_fast.training.progress import RunProgress, describe, epoch_line
+from lit_fast.training.run_state import RunState, load_into
 from lit_fast.training.schedule import Phase
 from lit_fast.training.tally import LossTally, NotFinite, named
 from lit_fast.training.variants import VARIANTS
@@ -41,7 +40,6 @@ from lit_fast.training.variants import VARIANTS
 __all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
 
 _EVAL_BATCH = 256
-_FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
 
 
 class NonFiniteLoss(RuntimeError):
@@ -60,24 +58,6 @@ class RunSpec:
     @property
     def epochs(self) -> int:
         return sum(phase.epochs for phase in self.phases)
-
-
-@dataclass
-class _Position:
-    """Where a run stands: everything of its state that is not a tensor of the model or the optimizer."""
-
-    phase: int = 0
-    epoch: int = 0  # of the phase
-    step: int = 0  # of the epoch
-    total_epochs: int = 0
-    total_steps: int = 0
-    images: int = 0
-    seconds: float = 0.0  # of training: evaluation and checkpoints are not counted
-    sums: list[float] = field(default_factory=list)  # the tally of this epoch
-    sums_images: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -133,11 +113,9 @@ class Trainer:
         self.device = next(student.parameters()).device
         self.steps_per_epoch = self.data.steps_per_epoch(settings.batch_size)
         self.switches = VARIANTS[spec.variant]
-        self.position = _Position()
-        self.best: dict[str, Tensor] | None = None
-        self.store = CheckpointStore(folder / "checkpoints")
+        self.state = RunState(folder, student, projector, workers)
+        self.position = self.state.position
         self.step: LITStep | None = None
-        self.tally = LossTally([], 0)
 
     # -- the whole run -----------------------------------------------------------------------------------------------
 
@@ -150,7 +128,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train what is left to train."""
         self._copy()
-        pending = self._restore()
+        pending = self.state.restore()
         self.log = self._open_log()
         total = self.spec.epochs * self.steps_per_epoch
         try:
@@ -173,13 +151,13 @@ class Trainer:
                     self.position.phase += 1
                     self.position.epoch = 0
                     self.step = None
-                    self._save()
+                    self.state.save(None)
         finally:
             if self.log is not None:
                 self.log.close()
         return Outcome(
-            last=self._weights(),
-            best=self.best if self.best is not None else self._weights(),
+            last=self.state.weights(),
+            best=self.state.best if self.state.best is not None else self.state.weights(),
             best_epoch=self.position.best_epoch,
             history=self.position.history,
             seconds=self.position.seconds,
@@ -222,56 +200,11 @@ class Trainer:
             frozen = chosen.copied if in_lit else chosen.frozen_in_finetune
             self.student.freeze(*frozen)
         self.student.train()
-        self.step = self._build_step(in_lit)
-        if pending is not None and pending["optimizer"] is not None:
-            self.step.optimizer.load_state_dict(pending["optimizer"])
-            if self.step.scaler is not None:
-                self.step.scaler.load_state_dict(pending["scaler"])
-
-    def _build_step(self, in_lit: bool) -> LITStep:
-        loss, chosen = self.settings.loss, self.settings.optimizer
-        count = self.student.num_sections
-        sections = self.switches.ir_sections(count)
-        weights = loss.section_weights
-        if weights is not None and len(weights) != count:
-            raise ValueError(f"loss.section_weights: expected {count} (one per section), got {len(weights)}")
-        if weights is not None:
-            trained = [n for n in sections if f"section{n}" not in self.student.frozen]
-            weights = tuple(weights[n - 1] for n in trained) if in_lit else None
-        criterion = LITLoss(
-            alpha=loss.alpha if self.switches.needs_teacher else 1.0,
-            beta=loss.beta if in_lit else 1.0,
-            tau=loss.tau,
-            ir=loss.ir,
-            tau_squared=loss.tau_squared,
-            section_weights=weights,
-            label_smoothing=loss.label_smoothing,
-        ).to(self.device)
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        if self.projector is not None and in_lit:
-            parameters += self.projector.parameters()
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=1.0,  # set before every step
-            momentum=chosen.momentum,
-            weight_decay=chosen.weight_decay,
-            nesterov=chosen.nesterov,
-            fused=self.device.type in _FUSED_SGD,
+        self.step = build_step(
+            self.settings, self.switches, self.student, self.teacher, self.projector, self.workers, in_lit=in_lit
         )
-        return LITStep(
-            self.teacher if self.switches.needs_teacher else None,
-            self.student,
-            criterion,
-            optimizer,
-            ir_sections=sections if in_lit else "all",
-            student_input=self.switches.student_input,
-            bn_policy=self.settings.step.bn_policy,
-            precision=self.settings.step.precision,
-            projector=self.projector if in_lit else None,
-            engine=self.settings.step.engine,
-            capture=self.settings.step.capture and self.workers.size == 1,  # the sum over processes is not captured
-            workers=self.workers,
-        )
+        if pending is not None:
+            load_into(self.step, pending)
 
     def _train_epoch(self, phase: Phase) -> None:
         step, at = self.step, self.position
@@ -289,7 +222,7 @@ class Trainer:
             at.step += 1
             at.total_steps += 1
             at.images += rows
-            self.tally.add(parts, rows)
+            self.state.tally.add(parts, rows)
             self.progress.step(at.total_steps)
             if at.total_steps % every == 0:
                 row = self._read(phase, lr)
@@ -300,7 +233,7 @@ class Trainer:
             if stop or time.perf_counter() - saved_at > self.settings.checkpoint.every_seconds:
                 self._read(phase, lr)
                 at.seconds = before + time.perf_counter() - started
-                self._save()
+                self.state.save(self.step)
                 saved_at = time.perf_counter()
                 before, started = at.seconds, saved_at
             if stop:
@@ -329,7 +262,7 @@ class Trainer:
         """Save the steps that were done before the data failed."""
         at = self.position
         self._read(phase, phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch))
-        self._save()
+        self.state.save(self.step)
 
     def _batch_rows(self, step: int) -> int:
         """Images of an epoch's batch, over all workers."""
@@ -352,9 +285,9 @@ class Trainer:
             self._recalibrate()
         if self.workers.leads:
             self._record_epoch(phase)
-        self.tally = LossTally([], 0)
+        self.state.tally = LossTally([], 0)
         if at.epoch < phase.epochs:  # the end of a phase is saved once the next one's position is known
-            self._save()
+            self.state.save(self.step)
             if self._asked_to_stop(at_meeting=True):
                 self._leave()
 
@@ -366,7 +299,7 @@ class Trainer:
             "epoch": at.total_epochs,
             "phase": phase.name,
             "lr": phase.lr_at(at.epoch * self.steps_per_epoch - 1, self.steps_per_epoch),
-            **named(self.tally.means()),
+            **named(self.state.tally.means()),
             "val_accuracy": scores.accuracy,
             "val_loss": scores.loss,
             "seconds": at.seconds,
@@ -375,7 +308,7 @@ class Trainer:
         at.history.append(entry)
         if scores.accuracy > at.best_accuracy:
             at.best_accuracy, at.best_epoch = scores.accuracy, at.total_epochs
-            self.best = self._weights()
+            self.state.best = self.state.weights()
         if self.log is not None:
             self.log.write("epoch", at.total_steps, **entry)
         self.progress.say(epoch_line(self.spec.name, entry, self.spec.epochs))
@@ -400,7 +333,7 @@ class Trainer:
     def _read(self, phase: Phase, lr: float) -> list[float]:
         """The parts of the last step, with all steps since the last reading checked and added up."""
         try:
-            return self.tally.read()
+            return self.state.tally.read()
         except NotFinite as found:
             step = self.position.total_steps - found.back
             raise NonFiniteLoss(self._advice(step, phase, lr, found.row)) from None
@@ -414,56 +347,10 @@ class Trainer:
             tries.append(f"a larger loss.beta (now {self.settings.loss.beta:g}), which weighs the IR loss less")
         return (
             f"{self.spec.name}: the loss is not finite at step {step} (phase {phase.name}): {describe(named(row))}. "
-            f"The last good checkpoint is kept in {self.store.folder}. Try {', or '.join(tries)}"
+            f"The last good checkpoint is kept in {self.state.store.folder}. Try {', or '.join(tries)}"
         )
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.student.model.state_dict().items()}
-
-    def _save(self) -> None:
-        if not self.workers.leads:
-            return
-        tensors = {f"student.{name}": tensor for name, tensor in self.student.model.state_dict().items()}
-        if self.projector is not None:
-            tensors |= {f"projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
-        step = self.step
-        self.position.sums, self.position.sums_images = self.tally.sums, self.tally.images
-        state = {
-            "position": asdict(self.position),
-            "optimizer": None if step is None else step.optimizer.state_dict(),
-            "scaler": None if step is None or step.scaler is None else step.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        }
-        self.store.save(Checkpoint(self.position.total_steps, tensors, self.best, state))
-
-    def _restore(self) -> dict[str, Any] | None:
-        """Continue from the newest checkpoint, if there is one; returns the state the phase's step is owed."""
-        checkpoint = self.workers.first(self.store.load)
-        if checkpoint is None:
-            self.workers.equalise(self.student.model)
-            if self.projector is not None:
-                self.workers.equalise(self.projector)
-            return None
-        self.student.model.load_state_dict(_under("student.", checkpoint.model))
-        if self.projector is not None:
-            self.projector.load_state_dict(_under("projector.", checkpoint.model))
-        self.best = checkpoint.best
-        state = checkpoint.state
-        self.position = _Position(**state["position"])
-        self.tally = LossTally(self.position.sums, self.position.sums_images)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        return state
 
     def _leave(self) -> None:
         self.workers.first(lambda: None)  # who leaves early has the others killed before rank 0 has saved
         by = self.signals.requested or "a signal to another process"
         raise stopped(self.spec.name, by, self.position.total_steps)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
