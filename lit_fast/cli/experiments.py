@@ -27,10 +27,8 @@ from lit_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from lit_fast.training.config import AnyExperiment
     from lit_fast.training.results import Row
 
 __all__ = ["distill", "report", "train"]
@@ -94,24 +92,12 @@ def distill(
     }
     experiment = load_any_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)
-    _run(experiment, folder, resume, Console(stderr=True))
+    # Imported only now: a wrong setting is told before everything that trains is loaded.
+    from lit_fast.training.any_experiment import run_any_experiment
+
+    run_any_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
     if rank() == 0:
         _conclude(folder)
-
-
-def _run(experiment: AnyExperiment, folder: Path, resume: bool, console: Console) -> None:
-    # Imported only now: a wrong setting is told before everything that trains is loaded.
-    from lit_fast.training.config import Experiment
-    from lit_fast.training.gan.config import GanExperiment
-
-    if isinstance(experiment, GanExperiment):
-        from lit_fast.training.gan.experiment import run_gan_experiment
-
-        run_gan_experiment(experiment, folder, resume=resume, console=console)
-    elif isinstance(experiment, Experiment):
-        from lit_fast.training.experiment import run_experiment
-
-        run_experiment(experiment, folder, resume=resume, console=console)
 
 
 def train(

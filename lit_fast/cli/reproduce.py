@@ -25,7 +25,8 @@ def reproduce(
         int | None, typer.Option("--seeds", metavar="N", help="Runs of everything, seeds 0 to N - 1.", min=1)
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="FAMILY", help="Groups of this family: resnet, resnext, vdcnn.")
+        str | None,
+        typer.Option("--only", metavar="FAMILY", help="Groups of this family: resnet, resnext, vdcnn, stargan."),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="MODEL", help="Another teacher, with --teacher-checkpoint.")
@@ -52,25 +53,22 @@ def reproduce(
             about = studies.text(study_name).partition("\n")[0].removeprefix("#").strip()
             typer.echo(f"{study_name:<{width}}  {about}")
         return
-    from lit_fast.training.study.plan import BUDGETS, load_study, plan
+    from lit_fast.training.study.plan import BUDGETS, budgets, load_study, plan
 
     if budget not in BUDGETS:
         raise ValueError(f"--budget: expected {', '.join(BUDGETS)}, got {budget!r}")
     if (teacher is None) != (teacher_checkpoint is None):
         raise ValueError("--teacher and --teacher-checkpoint belong together: give both or neither")
     study = load_study(name)
+    chosen = budgets(study)[budget]
     given = None if teacher is None or teacher_checkpoint is None else (teacher, teacher_checkpoint)
-    runs = plan(
-        study, BUDGETS[budget], seeds=seeds, data_dir=data_dir, teacher=given, overrides=settings or (), only=only
-    )
+    runs = plan(study, chosen, seeds=seeds, data_dir=data_dir, teacher=given, overrides=settings or (), only=only)
     # Only now: a wrong setting is told before everything that trains is loaded.
     from lit_fast.training.study.report import write_report
     from lit_fast.training.study.run import run_study
 
-    typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {BUDGETS[budget].about}")
-    path = run_study(
-        Path(name).stem, study, (budget, BUDGETS[budget]), runs, run_dir, jobs=jobs, console=Console(stderr=True)
-    )
+    typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {chosen.about}")
+    path = run_study(Path(name).stem, study, (budget, chosen), runs, run_dir, jobs=jobs, console=Console(stderr=True))
     report = write_report(path)
     typer.echo("")
     typer.echo(report.text)

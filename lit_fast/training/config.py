@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
+from lit_fast.training.files import hashes
 from lit_fast.training.schedule import Phase
 
 Variant = Literal["scratch", "kd", "hint", "one_ir_teacher_input", "multi_ir", "lit"]
@@ -120,6 +121,10 @@ class TeacherConfig(ModelConfig):
         if path is not None and not path.is_file():
             raise ValueError(f"no such file: {path}; without a checkpoint the teacher is trained first")
         return path
+
+    def hashes(self) -> dict[str, str]:
+        """Of a given teacher's weights, as they are part of an experiment's identity."""
+        return hashes({"teacher.weights": self.checkpoint})
 
 
 class StudentConfig(Strict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -430,8 +429,7 @@ def _open(
     workers: Workers,
 ) -> Session:
     data = open_experiment_data(experiment)
-    checkpoint = experiment.teacher.checkpoint
-    extra = {} if checkpoint is None else {"teacher.weights": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    extra = experiment.teacher.hashes()
     return open_session(
         experiment, data, run_dir, extra, resume=resume, console=console, signals=signals, workers=workers
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "fsync_path", "write_json"]
+__all__ = ["atomic_write", "fsync_path", "hashes", "write_json"]
 
 
 def fsync_path(path: Path) -> None:
@@ -42,3 +43,8 @@ def _umask() -> int:
 def write_json(path: Path, tree: Any) -> None:
     """Write ``tree`` as indented JSON, atomically."""
     atomic_write(path, lambda p: p.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8"))
+
+
+def hashes(files: Mapping[str, Path | None]) -> dict[str, str]:
+    """SHA-256 of each file that is given."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}

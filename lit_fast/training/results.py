@@ -57,8 +57,12 @@ class Spread:
             return None
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
+    def __format__(self, spec: str) -> str:
+        """Both numbers by ``spec``, as of a float."""
+        return format(self.mean, spec) + ("" if self.deviation is None else "±" + format(self.deviation, spec))
+
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f}±{self.deviation:.2f}"
+        return format(self, ".2f")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
 from lit_fast.training.config import AnyExperiment, LoaderName, Strict, shorten
+from lit_fast.training.files import hashes
 from lit_fast.training.schedule import Phase
 
 GanVariant = Literal["scratch", "lit"]
@@ -51,6 +52,10 @@ class GanTeacherConfig(Strict):
 
     _name = field_validator("model")(_known)
 
+    @property
+    def label(self) -> str:
+        return self.model
+
     @model_validator(mode="after")
     def _files(self) -> GanTeacherConfig:
         for path in (self.checkpoint, self.discriminator):
@@ -62,6 +67,10 @@ class GanTeacherConfig(Strict):
                 "discriminator; give both files or neither"
             )
         return self
+
+    def hashes(self) -> dict[str, str]:
+        """Of a given teacher's weights, as they are part of an experiment's identity."""
+        return hashes({"teacher.weights": self.checkpoint, "teacher.judge": self.discriminator})
 
 
 class GanStudentConfig(Strict):

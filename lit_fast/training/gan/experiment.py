@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,11 +259,7 @@ def run_gan_experiment(
     if experiment.metrics.inception is not None:
         check_inception(experiment.metrics.inception)
     data = open_data(experiment.data.name, **experiment.data.options())
-    extra: dict[str, Any] = {
-        f"teacher.{key}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in (("weights", experiment.teacher.checkpoint), ("judge", experiment.teacher.discriminator))
-        if path is not None
-    }
+    extra: dict[str, Any] = {**experiment.teacher.hashes()}
     device = resolve_device(experiment.step.device)
     chosen = choose_loader(data, experiment.data.loader, device=device)
     if chosen.name == "dali":

@@ -12,13 +12,13 @@ import yaml
 from lit_fast.training.files import atomic_write
 from lit_fast.training.results import aligned
 
-__all__ = ["conclude", "draw", "is_gan", "table"]
+__all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
 
 _COLUMNS = (
     "network", "training", "seed", "layers", "params", "MMACs", "MACs ratio",
     "attributes %", "reconstruction", "to teacher", "IS", "FID", "seconds",
 )  # fmt: skip
-_LEGEND = (
+LEGEND = (
     "Over the test images in every domain. attributes: share of those asked for that the teacher's discriminator sees; "
     "reconstruction: mean absolute difference of an image translated there and back, of values in -1..1; to teacher: "
     "the same between the network's and the teacher's translations. IS, FID: inception score and Fréchet distance."
@@ -39,7 +39,7 @@ def conclude(folder: Path) -> str:
     """Write the report of ``folder``; returns the table and where everything lies, as text."""
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     results: Sequence[Mapping[str, Any]] = content["results"]
-    lines = [table(results), _LEGEND, ""]
+    lines = [table(results), LEGEND, ""]
     figure: Path | None = folder / "report.png"
     try:
         draw(results, folder / "report.png")
@@ -130,7 +130,7 @@ def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
     parts = [
         f"# lit_fast: {content['experiment']['recipe']} on {content['experiment']['data']['name']}",
         "\n".join([rows[0], rule, *rows[1:]]),
-        _LEGEND,
+        LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
         "## Environment",

@@ -6,16 +6,36 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from lit_fast import studies
-from lit_fast.training.config import ConfigError, Experiment, Strict, load_experiment, read_yaml
+from lit_fast import recipes, studies
+from lit_fast.training.config import ConfigError, Experiment, Strict, load_any_experiment, read_yaml
+from lit_fast.training.gan.config import GanExperiment
 
-__all__ = ["BUDGETS", "Arm", "Budget", "Group", "Planned", "Study", "load_study", "plan"]
+__all__ = [
+    "BUDGETS",
+    "Arm",
+    "Budget",
+    "GanScores",
+    "Group",
+    "Planned",
+    "Study",
+    "budgets",
+    "digest",
+    "load_study",
+    "plan",
+]
 
 Settings = dict[str, Any]
+
+
+class GanScores(Strict):
+    """What the paper reports of a generator."""
+
+    inception_score: float
+    fid: float
 
 
 class Arm(Strict):
@@ -24,16 +44,17 @@ class Arm(Strict):
     name: str
     set: Settings = Field(default_factory=dict)
     at: float | None = None
-    paper: float | None = None
+    paper: float | GanScores | None = None
     paper_deviation: float | None = None
 
 
 class Group(Strict):
-    """Arms that are compared with each other: they share recipe and teacher."""
+    """Arms that are compared with each other: they share recipe and teacher, of which the paper may report, too."""
 
     name: str
     recipe: str
     set: Settings = Field(default_factory=dict)
+    paper_teacher: GanScores | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
 
 
@@ -45,6 +66,33 @@ class Study(Strict):
     axis: str | None = None
     smoke: bool = True
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+
+    @property
+    def task(self) -> Literal["classifier", "gan"]:
+        """What its recipes train."""
+        return _task(self.groups[0].recipe)
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Study:
+        for group in self.groups:
+            if _task(group.recipe) != self.task:
+                raise ValueError(
+                    f"group {group.name!r} has recipe {group.recipe}, of task {_task(group.recipe)}, the first group's "
+                    f"task is {self.task}; make two studies of it"
+                )
+            wrong = float if self.task == "gan" else GanScores
+            for paper in (group.paper_teacher, *(arm.paper for arm in group.arms)):
+                if isinstance(paper, wrong):
+                    expected = "{inception_score: ..., fid: ...}" if self.task == "gan" else "an accuracy in %"
+                    raise ValueError(f"group {group.name!r}: the paper's number: expected {expected}, got {paper}")
+        return self
+
+
+def _task(recipe: str) -> Literal["classifier", "gan"]:
+    try:
+        return "gan" if recipes.load(recipe).get("task") == "gan" else "classifier"
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
 
 
 class Budget(Strict):
@@ -99,12 +147,13 @@ class Planned(NamedTuple):
 
     group: str
     arm: Arm
-    experiment: Experiment
-    teacher: Experiment | None
+    experiment: Experiment | GanExperiment
+    teacher: Experiment | GanExperiment | None
 
     @property
     def network(self) -> str:
-        return self.experiment.student.models[-1].label
+        last = self.experiment.student.models[-1]
+        return last if isinstance(last, str) else last.label
 
     @property
     def variant(self) -> str:
@@ -113,6 +162,13 @@ class Planned(NamedTuple):
     @property
     def seed(self) -> int:
         return self.experiment.seeds[0]
+
+
+def budgets(study: Study) -> Mapping[str, Budget]:
+    """The budgets by name, of what the study trains."""
+    from lit_fast.training.gan.study import GAN_BUDGETS
+
+    return GAN_BUDGETS if study.task == "gan" else BUDGETS
 
 
 def load_study(name: str) -> Study:
@@ -168,7 +224,7 @@ def plan(
     found = []
     for seed in range(count):
         for group in study.groups:
-            base = load_experiment(group.recipe, None, [group.set, *last], own_objects=True).teacher.model
+            base = _load(group.recipe, [group.set, *last], own_objects=True).teacher.model
             if only is not None and _family(base) != only:
                 continue
             found += [run for arm in group.arms for run in _runs(group, arm, seed, budget, base, teacher, last)]
@@ -190,32 +246,44 @@ def _runs(
     if given is not None and _family(given[0]) == _family(base):
         changed = {"model": given[0], "checkpoint": given[1]}
     common = [{"teacher": changed}, *last]
-    whole = load_experiment(group.recipe, None, [group.set, arm.set, *common, {"seeds": [seed]}])
+    whole = _load(group.recipe, [group.set, arm.set, *common, {"seeds": [seed]}])
     # The teacher is the group's: what an arm sets (a precision, a loss) is not for it.
     trained = None
     if "checkpoint" not in changed:
-        trained = load_experiment(group.recipe, None, [group.set, *common])
-    if whole.student.sequence:
+        trained = _load(group.recipe, [group.set, *common])
+    if isinstance(whole, Experiment) and whole.student.sequence:
         return [Planned(group.name, arm, whole, trained)]
-    students = [whole.student.model_copy(update={"models": (model,)}) for model in whole.student.models]
     single = [
-        whole.model_copy(update={"student": student, "variants": (variant,)})
-        for student in students
+        whole.model_copy(
+            update={"student": whole.student.model_copy(update={"models": (model,)}), "variants": (variant,)}
+        )
+        for model in whole.student.models
         for variant in whole.variants
     ]
     return [Planned(group.name, arm, experiment, trained) for experiment in single]
 
 
-def digest(experiment: Experiment, *, teacher_alone: bool = False) -> str:
+def _load(
+    recipe: str, overrides: Iterable[str | Mapping[str, Any]], *, own_objects: bool = False
+) -> Experiment | GanExperiment:
+    found = load_any_experiment(recipe, None, overrides, own_objects=own_objects)
+    assert isinstance(found, Experiment | GanExperiment)
+    return found
+
+
+# Settings that a teacher's training does not read.
+_OF_STUDENTS = ("student.", "variants", "seeds", "phases.kd.", "phases.lit.", "phases.finetune.")
+_LOSS_OF_STUDENTS = {Experiment: ("loss.",), GanExperiment: ("loss.ir", "discriminator_in_finetune")}
+
+
+def digest(experiment: Experiment | GanExperiment, *, teacher_alone: bool = False) -> str:
     """A short hash of all that decides an experiment's results, or its teacher's alone."""
     identity = experiment.identity()
     if teacher_alone:
-        students = ("student.", "variants", "seeds", "loss.", "phases.kd.", "phases.lit.", "phases.finetune.")
+        students = _OF_STUDENTS + _LOSS_OF_STUDENTS[type(experiment)]
         identity = {key: value for key, value in identity.items() if not key.startswith(students)}
     identity.pop("step.device", None)  # where it runs
-    checkpoint = experiment.teacher.checkpoint
-    if checkpoint is not None:
-        identity["teacher.weights"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    identity |= experiment.teacher.hashes()
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 

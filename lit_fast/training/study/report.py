@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_fast.training.files import atomic_write
+from lit_fast.training.gan import study as generators
 from lit_fast.training.results import ReportError, Spread, aligned
+from lit_fast.training.study.view import COLORS, MARKERS, View, dots
 
 __all__ = ["Line", "StudyReport", "lines", "write_report"]
 
 _COLUMNS = ("", "network", "training", "paper %", "test %, last", "test %, best", "seeds", "difference")
-# Okabe and Ito's palette.
-_COLORS = ("#d55e00", "#0072b2", "#7f7f7f", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 
 class Line(NamedTuple):
@@ -62,20 +62,29 @@ def write_report(path: Path) -> StudyReport:
         ReportError: it is not there, or not a study's.
     """
     content = _read(path)
-    found = lines(content)
+    view = generators.view(content) if content.get("task") == "gan" else _view(content)
     note: str | None = None
-    figure: Path | None = path.with_suffix(".png")
-    try:
-        _draw(content, found, path.with_suffix(".png"))
-    except ImportError:
-        note, figure = "no figure: matplotlib is not installed (pip install matplotlib)", None
-    except _NothingToDraw:
-        note, figure = "no figure: no run has ended", None
-    tables = {group: [_COLUMNS, *(_cells(line) for line in found if line.group == group)] for group in _groups(found)}
-    text = "\n".join(f"{group}\n{aligned(table, left=3)}" for group, table in tables.items())
+    figure: Path | None = None
+    if not view.panels:
+        note = "no figure: no run has ended"
+    else:
+        try:
+            figure = _draw(content, view, path.with_suffix(".png"))
+        except ImportError:
+            note = "no figure: matplotlib is not installed (pip install matplotlib)"
+    tables = _tables(view)
+    text = "\n".join(f"{group}\n{aligned([view.columns, *rows], left=3)}" for group, rows in tables.items())
     markdown = path.with_suffix(".md")
-    atomic_write(markdown, lambda p: p.write_text(_markdown(content, found, figure), encoding="utf-8"))
+    atomic_write(markdown, lambda p: p.write_text(_markdown(content, view, figure), encoding="utf-8"))
     return StudyReport(text, markdown, figure, note)
+
+
+def _tables(view: View) -> dict[str, list[tuple[str, ...]]]:
+    """The rows of each group."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for group, cells in view.rows:
+        tables.setdefault(group, []).append(cells)
+    return tables
 
 
 def lines(content: dict[str, Any]) -> list[Line]:
@@ -144,69 +153,83 @@ def _cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def _markdown(content: dict[str, Any], found: Sequence[Line], figure: Path | None) -> str:
+def _markdown(content: dict[str, Any], view: View, figure: Path | None) -> str:
     budget, environment = content["budget"], content["environment"]
-    known = {(run["group"], run["teacher"]["network"]): run["teacher"] for run in content["runs"] if "teacher" in run}
-    teachers = [
-        f"{group}: {network}, {teacher['accuracy']['test_last']:.2f} % on the test split"
-        for (group, network), teacher in known.items()
-    ]
     parts = [
         f"# {content['title']}",
         f"{content['source'][0].upper()}{content['source'][1:]}. Budget {budget['name']}: {budget['about']}. Dataset:"
         f" {', '.join(content['dataset'])}. Device: {environment['device']}, torch {environment['torch']}.",
     ]
-    if _other_data(content):
-        parts.append("**Another dataset than the paper's, whose numbers are left out.**")
-    for group in _groups(found):
-        rows = [("setting", *_COLUMNS[1:]), *(_cells(line) for line in found if line.group == group)]
-        rule = "| --- | --- | --- | " + " | ".join(["---:"] * (len(_COLUMNS) - 3)) + " |"
+    if view.warning is not None:
+        parts.append(f"**{view.warning}**")
+    rule = "| --- | --- | --- | " + " | ".join(["---:"] * (len(view.columns) - 3)) + " |"
+    for group, cells in _tables(view).items():
+        rows = [("setting", *view.columns[1:]), *cells]
         table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         parts += [f"## {group}", "\n".join([table[0], rule, *table[1:]])]
-    parts.append(
-        "Test accuracy: last, after the last epoch; best, of the weights that were best on the validation split; mean ±"
-        " standard deviation over the seeds. Difference: last minus the paper's, in points."
-    )
-    if teachers:
-        parts.append("Teachers:\n\n" + "\n".join(f"- {teacher}" for teacher in teachers))
+    parts += view.below
     if figure is not None:
         parts.append(f"![{content['title']}]({figure.name})")
     return "\n\n".join(parts) + "\n"
 
 
-class _NothingToDraw(Exception):
-    """No run has ended."""
-
-
-def _draw(content: dict[str, Any], found: Sequence[Line], path: Path) -> None:
-    """A panel for each group: accuracy over the axis, over the size, or arm by arm with the paper's beside it."""
-    drawn = [line for line in found if line.last is not None]
-    if not drawn:
-        raise _NothingToDraw
+def _draw(content: dict[str, Any], view: View, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = _groups(drawn)
-    figure = Figure(figsize=(1.0 + 5.6 * len(groups), 4.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1.0 + 5.6 * len(view.panels), 4.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    for ax, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
-        own = [line for line in drawn if line.group == group]
-        ax.set_title(group, fontsize=11)
+    for ax, panel in zip(figure.subplots(1, len(view.panels), squeeze=False)[0], view.panels):
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-        if all(line.at is not None for line in own):
-            _curves(ax, own, {line.network: line.network for line in own}, "network", lambda line: line.at)
-            ax.set_xlabel(content["axis"] or "")
-        elif len({line.network for line in own}) > 1:
-            _curves(ax, own, {line.arm: line.arm for line in own}, "arm", lambda line: line.parameters / 1e6)
-            ax.set_xlabel("parameters, millions (log scale)")
-            ax.set_xscale("log")
-        else:
-            _dots(ax, own)
+        panel(ax)
     name, about = content["budget"]["name"], ", ".join(content["dataset"])
     figure.suptitle(f"{content['title']}: {about}, budget {name}", fontsize=12)
     atomic_write(path, lambda p: figure.savefig(p, format="png"))
+    return path
+
+
+def _view(content: dict[str, Any]) -> View:
+    """Of a study of classifiers."""
+    found = lines(content)
+    below = [
+        "Test accuracy: last, after the last epoch; best, of the weights that were best on the validation split; mean ±"
+        " standard deviation over the seeds. Difference: last minus the paper's, in points."
+    ]
+    known = {(run["group"], run["teacher"]["network"]): run["teacher"] for run in content["runs"] if "teacher" in run}
+    if known:
+        teachers = [
+            f"- {group}: {network}, {teacher['accuracy']['test_last']:.2f} % on the test split"
+            for (group, network), teacher in known.items()
+        ]
+        below.append("Teachers:\n\n" + "\n".join(teachers))
+    drawn = [line for line in found if line.last is not None]
+    return View(
+        _COLUMNS,
+        [(line.group, _cells(line)) for line in found],
+        "Another dataset than the paper's, whose numbers are left out." if _other_data(content) else None,
+        below,
+        [
+            partial(_panel, axis=content["axis"] or "", own=[line for line in drawn if line.group == group])
+            for group in _groups(drawn)
+        ],
+    )
+
+
+def _panel(ax: Any, axis: str, own: Sequence[Line]) -> None:
+    """A group: accuracy over the axis, over the size, or arm by arm with the paper's beside it."""
+    ax.set_title(own[0].group, fontsize=11)
+    if all(line.at is not None for line in own):
+        _curves(ax, own, {line.network: line.network for line in own}, "network", lambda line: line.at)
+        ax.set_xlabel(axis)
+    elif len({line.network for line in own}) > 1:
+        _curves(ax, own, {line.arm: line.arm for line in own}, "arm", lambda line: line.parameters / 1e6)
+        ax.set_xlabel("parameters, millions (log scale)")
+        ax.set_xscale("log")
+    else:
+        series = {"ours, last epoch": [line.last for line in own], "paper": [line.paper for line in own]}
+        dots(ax, [line.arm for line in own], series, "test accuracy (%)")
 
 
 def _curves(ax: Any, own: Sequence[Line], labels: dict[str, str], field: str, x: Any) -> None:
@@ -216,32 +239,10 @@ def _curves(ax: Any, own: Sequence[Line], labels: dict[str, str], field: str, x:
             [x(line) for line in points],
             [line.last.mean for line in points if line.last is not None],
             yerr=[(line.last.deviation or 0.0) for line in points if line.last is not None],
-            color=_COLORS[number % len(_COLORS)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
             capsize=3,
             label=label,
         )
     ax.set_ylabel("test accuracy, last epoch (%)")
-    ax.legend(fontsize=8)
-
-
-def _dots(ax: Any, own: Sequence[Line]) -> None:
-    places = range(len(own))
-    for number, (spreads, label) in enumerate(
-        (([line.last for line in own], "ours, last epoch"), ([line.paper for line in own], "paper"))
-    ):
-        there = [(place, spread) for place, spread in zip(places, spreads) if spread is not None]
-        if there:
-            ax.errorbar(
-                [spread.mean for _, spread in there],
-                [place + 0.12 * (2 * number - 1) for place, _ in there],
-                xerr=[spread.deviation or 0.0 for _, spread in there],
-                fmt=_MARKERS[number],
-                color=_COLORS[number],
-                capsize=3,
-                label=label,
-            )
-    ax.set_yticks(list(places), [line.arm for line in own])
-    ax.invert_yaxis()
-    ax.set_xlabel("test accuracy (%)")
     ax.legend(fontsize=8)

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from lit_fast.training.any_experiment import run_any_experiment
+from lit_fast.training.config import Experiment
 from lit_fast.training.environment import describe_environment, resolve_device
-from lit_fast.training.experiment import run_experiment, train_model
+from lit_fast.training.experiment import train_model
 from lit_fast.training.files import atomic_write, write_json
+from lit_fast.training.gan import study as generators
+from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.results import load_results
-from lit_fast.training.study.plan import Budget, Planned, Study, digest
+from lit_fast.training.study.plan import Budget, GanScores, Planned, Study, digest
 from lit_fast.training.trainer import NonFiniteLoss
 
 __all__ = ["StudyFailed", "run_study"]
@@ -58,18 +62,16 @@ def run_study(
     console = console or Console()
     shown = _Shown(folder, name, study, budget, runs)
     # A teacher is trained once for all runs that have it.
-    given = {}
-    for run in runs:
-        if run.teacher is not None:
-            key = digest(run.teacher, teacher_alone=True)
-            if key not in given:
-                given[key] = _teacher(run, folder / "teachers" / key, console)
+    given: dict[str, dict[str, Path]] = {}
     ready = []
     for run in runs:
         experiment = run.experiment
         if run.teacher is not None:
-            weights = given[digest(run.teacher, teacher_alone=True)]
-            teacher = experiment.teacher.model_copy(update={"checkpoint": weights})
+            key = digest(run.teacher, teacher_alone=True)
+            if key not in given:
+                console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
+                given[key] = _train_teacher(run.teacher, folder / "teachers" / key, console)
+            teacher = experiment.teacher.model_copy(update=given[key])
             experiment = experiment.model_copy(update={"teacher": teacher})
         ready.append(run._replace(experiment=experiment))
     workers = jobs or max(1, torch.cuda.device_count())
@@ -82,11 +84,12 @@ def run_study(
     return shown.path
 
 
-def _teacher(run: Planned, folder: Path, console: Console) -> Path:
-    assert run.teacher is not None
-    console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
-    result = train_model(run.teacher, folder, resume=True, console=console)
-    return folder / str(result["files"]["last"])
+def _train_teacher(experiment: Experiment | GanExperiment, folder: Path, console: Console) -> dict[str, Path]:
+    """The settings of ``teacher`` that hand it to a student's experiment."""
+    if isinstance(experiment, GanExperiment):
+        return generators.train_teacher(experiment, folder, console)
+    result = train_model(experiment, folder, resume=True, console=console)
+    return {"checkpoint": folder / str(result["files"]["last"])}
 
 
 def _title(run: Planned) -> str:
@@ -96,7 +99,7 @@ def _title(run: Planned) -> str:
 def _in_this_process(run: Planned, folder: Path, console: Console) -> tuple[str, Path]:
     own = folder / "runs" / digest(run.experiment)
     try:
-        run_experiment(run.experiment, own, resume=True, console=console)
+        run_any_experiment(run.experiment, own, resume=True, console=console)
     except NonFiniteLoss as error:  # a finding, such as of a learning rate without the IR loss
         return f"diverged: {error}", own
     return "done", own
@@ -142,6 +145,17 @@ def _device(place: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
 
 
+def _found(folder: Path) -> dict[str, Any]:
+    """What the results file keeps of a classifier's run."""
+    results = load_results(folder)["results"]
+    kept = ("layers", "parameters", "mmacs", "compression", "accuracy", "epochs", "seconds", "images_per_second")
+    teacher = next(r for r in results if r["role"] == "teacher")
+    return {
+        **{key: results[-1][key] for key in kept},
+        "teacher": {"network": teacher["model"], "accuracy": teacher["accuracy"]},
+    }
+
+
 class _Shown:
     """The results file of a study: every run, whether it has ended or not."""
 
@@ -154,17 +168,20 @@ class _Shown:
             "study": name,
             "title": study.title,
             "source": study.source,
+            "task": study.task,
             "axis": study.axis,
             "budget": {"name": budget[0], **budget[1].model_dump(mode="json")},
             "dataset": sorted({run.experiment.data.name for run in runs}),
             "environment": describe_environment(resolve_device(runs[0].experiment.step.device)),
         }
+        if study.task == "gan":
+            self._head |= generators.head(study, runs)
         self.runs: list[dict[str, Any]] = [
             {
                 "group": run.group,
                 "arm": run.arm.name,
                 "at": run.arm.at,
-                "paper": run.arm.paper,
+                "paper": run.arm.paper.model_dump() if isinstance(run.arm.paper, GanScores) else run.arm.paper,
                 "paper_deviation": run.arm.paper_deviation,
                 "network": run.network,
                 "variant": run.variant,
@@ -180,21 +197,7 @@ class _Shown:
         entry = self.runs[number]
         entry["status"], entry["folder"] = status, folder.name
         if status == "done":
-            results = load_results(folder)["results"]
-            student = results[-1]
-            kept = (
-                "layers",
-                "parameters",
-                "mmacs",
-                "compression",
-                "accuracy",
-                "epochs",
-                "seconds",
-                "images_per_second",
-            )
-            entry |= {key: student[key] for key in kept}
-            teacher = next(r for r in results if r["role"] == "teacher")
-            entry["teacher"] = {"network": teacher["model"], "accuracy": teacher["accuracy"]}
+            entry |= generators.found(folder) if self._head["task"] == "gan" else _found(folder)
         self._write()
 
     def _write(self) -> None:

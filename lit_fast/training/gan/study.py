@@ -1,0 +1,223 @@
+"""What a study of generators has of its own: budgets, how teachers are handed over, and what is reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from lit_fast.data.celeba import ATTRIBUTES, CROP, SIZE, TEST_SIZE
+from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.gan.report import LEGEND
+from lit_fast.training.results import Spread
+from lit_fast.training.study.plan import Budget, Planned, Study
+from lit_fast.training.study.view import View, dots
+
+__all__ = ["GAN_BUDGETS", "found", "head", "train_teacher", "view"]
+
+GAN_BUDGETS = {
+    "smoke": Budget(
+        about="faces of 16 x 16 pixels, a thirty-second of the channels, eight steps: shows that everything runs, says"
+        " nothing about the method",
+        seeds=1,
+        set={
+            "data": {"image_size": 16, "val_size": 8, "train_size": 64},
+            "width": 2,
+            "n_critic": 2,
+            "epochs": 2,
+            "samples": {"images": 2},
+            "logging": {"tensorboard": False},
+        },
+    ),
+    "cpu": Budget(
+        about="half-size faces at 32 x 32 pixels, an eighth of the channels, 10 epochs for the teacher and 6 for a"
+        " student, higher learning rates, two seeds: half an hour on a core",
+        seeds=2,
+        set={
+            "data": {"crop": 89, "image_size": 32},
+            "width": 8,
+            "n_critic": 3,
+            "epochs": 6,
+            "teacher": {"epochs": 10},
+            "phases": {"scratch": {"lr": 0.0005}, "lit": {"lr": 0.001}, "finetune": {"lr": 0.0001}},
+        },
+    ),
+    "short": Budget(about="the recipe's schedules shortened to 2 epochs, one seed", seeds=1, set={"epochs": 2}),
+    "paper": Budget(about="the full recipe, three seeds", seeds=3),
+}
+
+
+def train_teacher(experiment: GanExperiment, folder: Path, console: Console) -> dict[str, Path]:
+    """The teacher alone, resumed; the settings of `teacher` that hand it to a student's experiment."""
+    from lit_fast.training.gan.experiment import run_gan_experiment
+
+    (result,) = run_gan_experiment(experiment, folder, resume=True, console=console, teacher_only=True)
+    files = {which: folder / path for which, path in result["files"].items()}
+    return {"checkpoint": files["generator"], "discriminator": files["discriminator"]}
+
+
+# Settings that decide whether the paper's numbers compare, and their values there.
+_PAPERS: dict[str, tuple[Any, ...]] = {
+    "data.image_size": (None, SIZE),
+    "data.crop": (None, CROP),
+    "data.train_size": (None,),
+    "data.attributes": (None, list(ATTRIBUTES)),
+    "width": (64,),
+}
+
+
+def head(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
+    """What the results file says of all runs: the paper's teachers, and which settings are not the paper's."""
+    settings = [(key, run.experiment.identity()[key]) for key in _PAPERS for run in runs]
+    unlike = [f"{key}={value}" for key, value in settings if value not in _PAPERS[key]]
+    return {
+        "paper_teachers": {g.name: g.paper_teacher.model_dump() for g in study.groups if g.paper_teacher is not None},
+        "unlike_paper": list(dict.fromkeys(unlike)),
+    }
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """What the results file keeps of a generator's run."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+    kept = (
+        "layers",
+        "parameters",
+        "mmacs",
+        "compression",
+        "macs_ratio",
+        "scores",
+        "epochs",
+        "seconds",
+        "images_per_second",
+    )
+    teacher, student = results
+    return {
+        **{key: student[key] for key in kept},
+        "test_images": json.loads((folder / "data.json").read_text(encoding="utf-8"))["test.count"],
+        "teacher": {"network": teacher["model"], "scores": teacher["scores"]},
+    }
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+# Score -> digits, and the axis of its panel.
+_SCORES = {
+    "inception_score": (2, "inception score (higher is better)"),
+    "fid": (2, "FID (lower is better)"),
+    "attributes": (1, "attributes that the teacher's discriminator sees (%)"),
+    "reconstruction": (4, "reconstruction, mean absolute difference"),
+    "teacher_l1": (4, "mean absolute difference to the teacher's images"),
+}
+_COLUMNS = (
+    "", "network", "training", "paper IS", "IS", "paper FID", "FID", "attributes %", "reconstruction", "to teacher",
+    "seeds",
+)  # fmt: skip
+
+
+class GanLine(NamedTuple):
+    """One arm with one generator, over its seeds, or the teacher of a group.
+
+    Attributes:
+        paper, scores: by the keys of ``_SCORES``; what is not known is absent.
+        done, planned, status: as of `lit_fast.training.study.report.Line`.
+    """
+
+    group: str
+    arm: str
+    network: str
+    variant: str
+    paper: Mapping[str, Spread]
+    scores: Mapping[str, Spread]
+    done: int
+    planned: int
+    status: str
+
+    def cells(self) -> tuple[str, ...]:
+        shown = {key: f"{spread:.{_SCORES[key][0]}f}" for key, spread in self.scores.items()}
+        if not self.done:
+            shown["inception_score"] = self.status or "not run"
+        paper = {key: str(spread) for key, spread in self.paper.items()}
+        return (
+            self.arm,
+            self.network,
+            self.variant,
+            paper.get("inception_score", "-"),
+            shown.get("inception_score", "-"),
+            paper.get("fid", "-"),
+            *(shown.get(key, "-") for key in ("fid", "attributes", "reconstruction", "teacher_l1")),
+            str(self.done) if self.done == self.planned else f"{self.done} of {self.planned}",
+        )
+
+
+def view(content: dict[str, Any]) -> View:
+    """The results file of a study of generators, ready to be written down."""
+    found, unlike = lines(content), _unlike(content)
+    below = [f"{LEGEND} Mean ± standard deviation over the seeds."]
+    if any("fid" in line.scores for line in found):
+        if not unlike:
+            below.append(
+                "The paper's inception scores and FIDs are of another tool: how networks compare within one tool may be"
+                " held against the paper, the values may not."
+            )
+    else:
+        below.append("Inception score and FID have not been measured: they need Inception's weights.")
+    ended = [line for line in found if line.done]
+    groups = dict.fromkeys(line.group for line in ended)
+    panels = [
+        partial(_panel, key=key, own=[line for line in ended if line.group == group])
+        for group in groups
+        for key in _SCORES
+        if any(line.group == group and key in line.scores for line in ended)
+    ]
+    warning = f"Not the paper's data or networks ({', '.join(unlike)}): its numbers are left out." if unlike else None
+    return View(_COLUMNS, [(line.group, line.cells()) for line in found], warning, below, panels)
+
+
+def lines(content: dict[str, Any]) -> list[GanLine]:
+    """The rows of the tables, in the order of the study, each group's teacher first."""
+    together: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for run in content["runs"]:
+        together.setdefault((run["group"], run["arm"], run["network"], run["variant"]), []).append(run)
+    compared = not _unlike(content)
+    found: dict[str, list[GanLine]] = {}
+    for names, runs in together.items():
+        done = [run for run in runs if run["status"] == "done"]
+        status = next((run["status"] for run in runs if run["status"] not in ("done", "not run")), "")
+        paper = _spreads([runs[0]["paper"] or {}] if compared else [])
+        own = found.setdefault(names[0], [])
+        own.append(GanLine(*names, paper, _spreads(run["scores"] for run in done), len(done), len(runs), status))
+    for group, own in found.items():
+        own.insert(0, _teacher_line(content, group, compared))
+    return [line for own in found.values() for line in own]
+
+
+def _teacher_line(content: dict[str, Any], group: str, compared: bool) -> GanLine:
+    teacher = next((run["teacher"] for run in content["runs"] if run["group"] == group and "teacher" in run), None)
+    paper = _spreads([content["paper_teachers"].get(group, {})] if compared else [])
+    scores = _spreads([] if teacher is None else [teacher["scores"]])
+    network = "-" if teacher is None else teacher["network"]
+    return GanLine(group, "teacher", network, "-", paper, scores, int(teacher is not None), 1, "")
+
+
+def _spreads(scores: Iterable[Mapping[str, float | None]]) -> dict[str, Spread]:
+    values = list(scores)
+    spreads = {key: Spread.of(score.get(key) for score in values) for key in _SCORES}
+    return {key: spread for key, spread in spreads.items() if spread is not None}
+
+
+def _unlike(content: dict[str, Any]) -> list[str]:
+    """In what data and networks differ from the paper's."""
+    tested = {run["test_images"] for run in content["runs"] if "test_images" in run}
+    sample = [f"{count:,} test images in place of {TEST_SIZE:,}" for count in sorted(tested - {TEST_SIZE})]
+    return [*content["unlike_paper"], *sample]
+
+
+def _panel(ax: Any, key: str, own: Sequence[GanLine]) -> None:
+    there = [line for line in own if key in line.scores]
+    series = {"ours": [line.scores.get(key) for line in there], "paper": [line.paper.get(key) for line in there]}
+    ax.set_title(own[0].group, fontsize=11)
+    dots(ax, [line.arm for line in there], series, _SCORES[key][1])
