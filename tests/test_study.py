@@ -17,7 +17,7 @@ from lit_fast import studies
 from lit_fast.training import experiment as experiments
 from lit_fast.training.config import ConfigError
 from lit_fast.training.interrupt import Interrupted
-from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, digest, load_study, plan
+from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, digest, load_study, plan
 from lit_fast.training.study.report import lines, write_report
 from lit_fast.training.study.run import StudyFailed, run_study
 from lit_fast.training.trainer import NonFiniteLoss
@@ -48,16 +48,17 @@ def planned(study: Study, **options: Any) -> list[Planned]:
 @pytest.mark.parametrize("budget", list(BUDGETS))
 def test_every_study_can_be_planned_in_every_budget(name: str, budget: str, tmp_path: Path) -> None:
     study = load_study(name)
+    chosen = budgets(study)[budget]
     if not study.smoke and budget == "smoke":
         with pytest.raises(ConfigError, match="there is no budget smoke"):
-            plan(study, BUDGETS[budget])
+            plan(study, chosen)
         return
-    runs = plan(study, BUDGETS[budget], data_dir=tmp_path)
+    runs = plan(study, chosen, data_dir=tmp_path)
     assert {run.group for run in runs} == {group.name for group in study.groups}
     assert len({(run.group, run.arm.name, run.network, run.variant, run.seed) for run in runs}) == len(runs)
-    assert {run.seed for run in runs} == set(range(BUDGETS[budget].seeds))
+    assert {run.seed for run in runs} == set(range(chosen.seeds))
     data = {run.experiment.data.name for run in runs}
-    assert (data == {"digits"}) == (budget == "smoke")
+    assert (data == {"digits"}) == (budget == "smoke" and study.task == "classifier")
     assert all(len(run.experiment.variants) == 1 and len(run.experiment.seeds) == 1 for run in runs)
 
 

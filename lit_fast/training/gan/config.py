@@ -36,6 +36,13 @@ class FacesConfig(Strict):
     augment: bool = True
     loader: LoaderName = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_a_folder(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("dir") is None:
+            raise ValueError("faces are read from disk: give CelebA's folder, data.dir=DIR or --data-dir")
+        return tree
+
     def options(self) -> dict[str, Any]:
         """The arguments of `lit_fast.data.open_data` but the name."""
         return {"data_dir": self.dir, **self.model_dump(exclude={"name", "dir", "augment", "loader"})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ class GanSession:
         self.console, self.signals = console, signals
         self.device = loader.device
         self.results: list[dict[str, Any]] = []
+        self.scored = _scores(folder.path / "results.json")
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
         self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
 
@@ -189,18 +191,26 @@ class GanSession:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def score(self, teacher: Pair, networks: dict[str, nn.Module]) -> None:
-        """Compare all generators on the test split, touched here for the first time, and draw them side by side."""
+        """Compare all generators on the test split, touched here for the first time, and draw them side by side.
+
+        What was scored before is not scored again; inception score and FID may be added.
+        """
         weights = self.experiment.metrics.inception
-        attributes = self.data.classes
+        attributes, grid = self.data.classes, self.folder.path / "samples.png"
+        left = [r for r in self.results if "scores" not in r or (weights is not None and r["scores"]["fid"] is None)]
+        if not left and grid.exists():
+            return
         features = None if weights is None else [f.to(self.device) for f in inception_features(weights)]
         if features is None:
             self.console.print(
                 "no inception score and FID: metrics.inception names no weights (docs/stargan.md)", highlight=False
             )
-        for result in self.results:
+        for result in left:
             network = networks[result["name"]]
             other = None if result["role"] == "teacher" else teacher.generator.model
-            found = compare(network, self._test(), attributes, judge=teacher.discriminator, teacher=other)
+            found = result.get("scores") or compare(
+                network, self._test(), attributes, judge=teacher.discriminator, teacher=other
+            )
             scores = None
             if features is not None:
                 real = (to_pixels(images) for images, _ in self._test())
@@ -208,13 +218,14 @@ class GanSession:
             result["scores"] = {**found, **as_result(scores)}
         self._write()
         batch = next(self.loader.eval_batches("test", batch_size=self.experiment.samples.images))
-        draw_grid(self.folder.path / "samples.png", *batch, attributes, self.shown)
+        draw_grid(grid, *batch, attributes, self.shown)
 
     def _test(self) -> Iterator[Batch]:
         return self.loader.eval_batches("test", batch_size=_EVAL_BATCH)
 
     def _record(self, result: dict[str, Any]) -> None:
-        self.results.append(result)
+        known = self.scored.get(result["name"])
+        self.results.append(result if known is None else {**result, "scores": known})
         self._write()
 
     def _write(self) -> None:
@@ -224,6 +235,14 @@ class GanSession:
             "results": self.results,
         }
         write_json(self.folder.path / "results.json", content)
+
+
+def _scores(path: Path) -> dict[str, dict[str, Any]]:
+    """By run, what an earlier call of the same experiment found."""
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return {result["name"]: result["scores"] for result in results if "scores" in result}
 
 
 _UNTRAINED: dict[str, Any] = {"epochs": 0, "seconds": 0.0, "images_per_second": None, "history": [], "files": {}}

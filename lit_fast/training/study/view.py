@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lit_fast.training.results import Spread
@@ -32,20 +32,20 @@ class View(NamedTuple):
     panels: Sequence[Callable[[Any], None]]
 
 
-def dots(ax: Any, labels: Sequence[str], series: dict[str, Sequence[Spread | None]], title: str) -> None:
+def dots(ax: Any, labels: Sequence[str], series: Mapping[str, Sequence[Spread | None]], title: str) -> None:
     """A row for each label, a colour for each of the series; deviations are bars."""
-    for number, (name, spreads) in enumerate(series.items()):
+    known = {name: spreads for name, spreads in series.items() if any(spreads)}
+    for number, (name, spreads) in enumerate(known.items()):
         there = [(place, spread) for place, spread in enumerate(spreads) if spread is not None]
-        if there:
-            ax.errorbar(
-                [spread.mean for _, spread in there],
-                [place + 0.12 * (2 * number - 1) for place, _ in there],
-                xerr=[spread.deviation or 0.0 for _, spread in there],
-                fmt=MARKERS[number],
-                color=COLORS[number],
-                capsize=3,
-                label=name,
-            )
+        ax.errorbar(
+            [spread.mean for _, spread in there],
+            [place + 0.12 * (2 * number - len(known) + 1) for place, _ in there],
+            xerr=[spread.deviation or 0.0 for _, spread in there],
+            fmt=MARKERS[number],
+            color=COLORS[number],
+            capsize=3,
+            label=name,
+        )
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_xlabel(title)
