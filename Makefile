@@ -1,5 +1,5 @@
 # make demo   train a teacher and distil students on scikit-learn's handwritten digits; report in demo/
-# make test   run the tests
+# make test   run the tests, as many at a time as there are cores (8 at most)
 # make bench  measure on this machine's CPU; results in benchmarks/results
 # All set up .venv by themselves: Python >= 3.10 and a C++ compiler are enough. PYTHON names another interpreter:
 #   make test PYTHON=python3.12
@@ -15,7 +15,7 @@ demo: $(VENV)/installed-demo
 	$(VENV)/bin/lit-fast distill --run-dir demo
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 bench: $(VENV)/installed-test
 	OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest benchmarks --device cpu --threads 2 --results benchmarks/results

@@ -1,4 +1,4 @@
-"""What every test starts from: a seed, and property tests that do not fail because a machine is slow."""
+"""What every test starts from: a seed, its share of the cores, and property tests that may be slow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import signal
 
 import hypothesis
 import pytest
+
+# The workers of `pytest -n` share the cores: one thread each, also in the processes they start. torch reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 import lit_fast

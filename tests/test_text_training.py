@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_reviews import write
-from training_helpers import differing, quiet, weights, without_times
+from training_helpers import before_step, differing, interrupt, quiet, weights, without_times
 from typer.testing import CliRunner, Result
 
 from lit_fast import models
 from lit_fast.cli import app
-from lit_fast.step import LITStep
 from lit_fast.training.config import ConfigError, Experiment, load_experiment
 from lit_fast.training.experiment import open_experiment_data, run_experiment
 from lit_fast.training.interrupt import Interrupted
@@ -60,16 +57,7 @@ def test_interrupted_and_resumed_is_bit_identical(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = LITStep.__call__, 0
-
-    def interrupting(self: LITStep, *args: object) -> object:
-        nonlocal calls
-        calls += self.teacher is not None
-        if calls == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
-
-    monkeypatch.setattr(LITStep, "__call__", interrupting)
+    before_step(monkeypatch, 2, interrupt)
     with pytest.raises(Interrupted, match="after step 2"):
         run_experiment(small(folder), tmp_path / "run", console=quiet())
     monkeypatch.undo()
@@ -133,6 +121,22 @@ def test_evaluate_gives_the_accuracy_of_the_run(whole: tuple[Path, list[dict[str
     assert "amazon-polarity, test split, 20 texts of 64 tokens" in done.output
     assert f"{whole[1][1]['accuracy']['test_last']:.2f} %" in done.output
     assert "normalisation" not in done.output
+
+
+def test_data_of_the_other_kind_are_named_before_they_are_opened(
+    whole: tuple[Path, list[dict[str, Any]]], folder: Path
+) -> None:
+    texts, digits = ["--checkpoint", checkpoint(whole)], ["--dataset", "digits"]
+    done = command("evaluate", *texts, *digits)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: vdcnn9 takes texts, dataset digits has images: choose another network or dataset\n",
+    )
+    pair = ["--teacher", "vdcnn9", "--student", "vdcnn9", "--teacher-checkpoint", checkpoint(whole)]
+    assert "vdcnn9 takes texts, dataset digits has images" in command("inspect", *pair, *digits).stderr
+    images = ["--checkpoint", folder / "train.csv", "--model", "resnet20", "--mean", "0.5", "--std", "0.2"]
+    told = command("evaluate", *images, "--dataset", "amazon-polarity", "--data-dir", folder).stderr
+    assert "resnet20 takes images, dataset amazon-polarity has texts" in told
 
 
 def test_inspect_takes_length_from_the_weights_or_the_option(whole: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from recorded_graphs import RecordedGraphs
-from training_helpers import TINY, differing, quiet, tiny, weights, without_times
+from training_helpers import TINY, before_step, differing, interrupt, quiet, tiny, weights, without_times
 
 from lit_fast import capture
 from lit_fast.step import LITStep
@@ -74,17 +74,11 @@ def test_resuming_after_a_kill_at_any_step_is_bit_identical(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     experiment = tiny("checkpoint.every_seconds=1e-6")  # after every step
-    original, calls = LITStep.__call__, 0
 
-    def dying(self: LITStep, *args: object) -> object:
-        nonlocal calls
-        if self.teacher is not None:  # the student's run
-            calls += 1
-            if calls == killed_at:
-                raise Killed
-        return original(self, *args)
+    def die() -> None:
+        raise Killed
 
-    monkeypatch.setattr(LITStep, "__call__", dying)
+    before_step(monkeypatch, killed_at, die)
     with pytest.raises(Killed):
         run_experiment(experiment, tmp_path / "run", console=quiet())
     monkeypatch.undo()
@@ -199,16 +193,7 @@ def test_a_signal_saves_says_so_and_exits(tmp_path: Path, number: signal.Signals
 def test_interrupted_and_resumed_is_bit_identical_whatever_the_loader(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
-    original, calls = LITStep.__call__, 0
-
-    def interrupting(self: LITStep, *args: object) -> object:
-        nonlocal calls
-        calls += self.teacher is not None
-        if calls == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
-
-    monkeypatch.setattr(LITStep, "__call__", interrupting)
+    before_step(monkeypatch, 4, interrupt)
     with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 4"):
         run_experiment(tiny(f"data.loader={before}"), tmp_path / "run", console=quiet())
     monkeypatch.undo()
@@ -419,17 +404,8 @@ def test_captured_runs_resume_exactly_and_equal_eager_ones(tmp_path: Path, monke
     run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())
     assert graphs.captures == 0
 
-    original, calls = LITStep.train_on, 0  # the dataset is resident: the graph makes its batches itself
-
-    def interrupting(self: LITStep, *args: object) -> object:
-        nonlocal calls
-        calls += self.teacher is not None
-        if calls == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(LITStep, "train_on", interrupting)
+        before_step(patch, 5, interrupt, "train_on")  # the dataset is resident: the graph makes its batches itself
         with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 5"):
             run_experiment(tiny(*shared), tmp_path / "captured", console=quiet())
     console = quiet()

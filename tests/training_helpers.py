@@ -1,16 +1,20 @@
-"""A whole experiment that takes a second: digits at 8x8, ResNet-20 as its own teacher."""
+"""A whole experiment that takes a second: digits at 8x8, ResNet-20 as its own teacher; and what stops one."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import os
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_fast.step import LITStep
 from lit_fast.training.config import Experiment, load_experiment
 
 TINY = (
@@ -46,3 +50,23 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 def without_times(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
+
+
+def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None], method: str = "__call__") -> None:
+    """Call ``act`` before the student's step of that number, from 1. ``method``: what does a step."""
+    original, done = getattr(LITStep, method), 0
+
+    def counting(self: LITStep, *args: object) -> object:
+        nonlocal done
+        if self.teacher is not None:  # not the training of the teacher itself
+            done += 1
+            if done == number:
+                act()
+        return original(self, *args)
+
+    patch.setattr(LITStep, method, counting)
+
+
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)

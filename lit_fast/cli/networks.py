@@ -104,6 +104,9 @@ def evaluate(
     name = dataset or (info.dataset if info else None)
     if not name:
         raise ValueError(f"{checkpoint} does not tell its dataset: give --dataset (and --data-dir)")
+    own = network(model)[0] if model else (info.model if info else None)
+    if own is not None:
+        _must_read(own, name)
     data = open_data(
         name,
         data_dir=data_dir,
@@ -182,6 +185,7 @@ def inspect(
     elif generates:
         num_classes, shape = domains, (3 + domains, image_size, image_size)
     if dataset is not None:
+        _must_read(network(teacher)[0], dataset)
         size, own_length = (None, None) if info is None else (info.image_size, info.length)
         means, stds = known or (None, None)
         data = open_data(dataset, data_dir=data_dir, image_size=size, length=own_length, mean=means, std=stds)
@@ -309,12 +313,24 @@ def image_channels(name: str, shape: tuple[int, ...]) -> int | None:
     Raises:
         ValueError: the network takes one, the data are the other.
     """
+    _must_be(name, len(shape) == 1, "the data are")
+    return None if len(shape) == 1 else shape[0]
+
+
+def _must_read(name: str, dataset: str) -> None:
+    """Before the dataset is opened with what the network's weights tell: that the network reads its kind."""
+    from lit_fast import data
+
+    if dataset in data.names():
+        _must_be(name, data.has_texts(dataset), f"dataset {dataset} has")
+
+
+def _must_be(name: str, texts: bool, data: str) -> None:
     from lit_fast import models
 
-    if models.reads_text(name) != (len(shape) == 1):
-        takes, given = ("texts", "images") if models.reads_text(name) else ("images", "texts")
-        raise ValueError(f"{name} takes {takes}, the data are {given}: choose another network or dataset")
-    return None if len(shape) == 1 else shape[0]
+    if models.reads_text(name) != texts:
+        takes, given = ("images", "texts") if texts else ("texts", "images")
+        raise ValueError(f"{name} takes {takes}, {data} {given}: choose another network or dataset")
 
 
 def _spaced(values: tuple[float, ...]) -> str:

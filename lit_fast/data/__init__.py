@@ -24,6 +24,7 @@ __all__ = [
     "TensorSplit",
     "from_arrays",
     "from_datasets",
+    "has_texts",
     "names",
     "open_data",
     "open_loader",
@@ -37,6 +38,11 @@ _TAKEN_BY = {"length": "reviews", "cache_dir": "reviews", "attributes": "celeba"
 def names() -> tuple[str, ...]:
     """Names `open_data` knows."""
     return ("digits", "cifar10", "cifar100", "folder", "amazon-full", "amazon-polarity", "celeba")
+
+
+def has_texts(name: str) -> bool:
+    """Whether the dataset of that name holds texts; the others hold images."""
+    return name in ("amazon-full", "amazon-polarity")
 
 
 def open_data(
@@ -105,7 +111,7 @@ def open_data(
         attributes=None if attributes is None else tuple(attributes),
         crop=crop,
     )
-    kind = "reviews" if name in ("amazon-full", "amazon-polarity") else name
+    kind = "reviews" if has_texts(name) else name
     for what, takes in _TAKEN_BY.items():
         if getattr(options, what) is not None and name in names() and kind != takes:
             raise DataError(f"{name}: {what} is for {takes}; leave it out")

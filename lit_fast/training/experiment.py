@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
-from lit_fast.data import Data, open_data
+from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, inspect
@@ -31,7 +31,6 @@ from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
 
 _RESIZED = ("digits", "folder")  # datasets whose images are brought to a size of choice
-_TEXTS = ("amazon-full", "amazon-polarity")  # datasets whose texts are cut to a length of choice
 
 __all__ = ["Session", "Teacher", "run_experiment", "train_model"]
 
@@ -337,7 +336,7 @@ def open_experiment_data(experiment: Experiment) -> Data:
         info = read_info(checkpoint)
         if info is not None and info.dataset == config.name:
             update["image_size"] = info.image_size
-    if checkpoint is not None and config.length is None and config.name in _TEXTS:
+    if checkpoint is not None and config.length is None and has_texts(config.name):
         info = read_info(checkpoint)
         if info is not None:
             update["length"] = info.length
