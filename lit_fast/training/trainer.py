@@ -229,6 +229,8 @@ class Trainer:
                 now = time.perf_counter()
                 self._log_step(phase, lr, row, (at.images - logged_images) / (now - logged_at))
                 logged_at, logged_images = now, at.images
+            if at.step == self.steps_per_epoch:
+                continue  # the end of an epoch is saved with what belongs to it
             stop = self._asked_to_stop(at.total_steps % every == 0)
             if stop or time.perf_counter() - saved_at > self.settings.checkpoint.every_seconds:
                 self._read(phase, lr)
