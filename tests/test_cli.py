@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -605,7 +605,8 @@ def test_export_refuses_what_it_cannot_read_or_write(
 def test_help_is_there_at_once() -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         assert process("--help").returncode == 0
-        times.append(time.perf_counter() - start)
+        after = os.times()  # of the processor: other tests run at the same time
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 1.0

@@ -8,25 +8,32 @@ from pathlib import Path
 from typing import Any
 
 _SEVERITY = {"passed": 0, "skipped": 1, "failed": 2}
-_outcomes: dict[str, str] = {}
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that hands out the tests gets the reports, too
-        return
-    worst = max(_outcomes.get(report.nodeid, "passed"), report.outcome, key=_SEVERITY.__getitem__)
-    _outcomes[report.nodeid] = worst
-    if report.when not in ("setup", "call"):  # teardown, or a process that died
-        line = {"id": report.nodeid, "outcome": _outcomes.pop(report.nodeid), "seconds": report.duration}
-        _write(line)
-    elif report.when == "call":
-        _write({"id": report.nodeid, "call_seconds": report.duration})
+def pytest_configure(config: Any) -> None:
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist; the process that hands out the tests counts
+        config.pluginmanager.register(Tally())
 
 
-def pytest_collectreport(report: Any) -> None:
-    """A file that cannot be imported is a failure as well."""
-    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
-        _write({"id": report.nodeid, "outcome": "failed", "seconds": 0.0})
+class Tally:
+    """Writes what is reported."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        worst = max(self._outcomes.get(report.nodeid, "passed"), report.outcome, key=_SEVERITY.__getitem__)
+        self._outcomes[report.nodeid] = worst
+        if report.when not in ("setup", "call"):  # teardown, or a process that died
+            line = {"id": report.nodeid, "outcome": self._outcomes.pop(report.nodeid), "seconds": report.duration}
+            _write(line)
+        elif report.when == "call":
+            _write({"id": report.nodeid, "call_seconds": report.duration})
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported is a failure as well."""
+        if report.failed:
+            _write({"id": report.nodeid, "outcome": "failed", "seconds": 0.0})
 
 
 def _write(line: dict[str, Any]) -> None:
