@@ -134,8 +134,7 @@ def test_data_of_the_other_kind_are_named_before_they_are_opened(
     )
     pair = ["--teacher", "vdcnn9", "--student", "vdcnn9", "--teacher-checkpoint", checkpoint(whole)]
     assert "vdcnn9 takes texts, dataset digits has images" in command("inspect", *pair, *digits).stderr
-    images = ["--checkpoint", folder / "train.csv", "--model", "resnet20", "--mean", "0.5", "--std", "0.2"]
-    told = command("evaluate", *images, "--dataset", "amazon-polarity", "--data-dir", folder).stderr
+    told = command("evaluate", *texts, "--model", "resnet20", "--data-dir", folder).stderr
     assert "resnet20 takes images, dataset amazon-polarity has texts" in told
 
 
