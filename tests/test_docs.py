@@ -58,7 +58,7 @@ from lit_fast.training.results import HEADERS, load_results, plain_table, table
 from lit_fast.training.study.plan import load_study
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
-SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile")
+SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile", "--threads", "1")
 SHORT_SEARCH = ("data.image_size=8", "data.train_size=400", "teacher.model=resnet20", "teacher.epochs=8")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 SHORT_TEXTS = "data.length=64"

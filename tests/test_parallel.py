@@ -17,6 +17,7 @@ from typing import Any
 
 import parallel_worker
 import pytest
+import small_reviews
 import torch
 from torch import Tensor, nn
 from training_helpers import TINY, tiny, weights
@@ -358,6 +359,30 @@ def test_the_command_line_trains_together_and_rank_0_alone_writes(tmp_path: Path
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     assert [result["role"] for result in results] == ["teacher", "student"]
+
+
+def test_texts_are_shared_as_images_are(tmp_path: Path) -> None:
+    """Both processes also make the file of tokens, or find it."""
+    folder = small_reviews.write(tmp_path / "data" / "amazon_review_polarity_csv", train=60, test=20).parent
+    settings = [
+        *(f"data.dir={folder}", "data.length=64", "data.train_size=28", "data.val_size=12", "batch_size=8"),
+        *("teacher.model=vdcnn9", "student.models=[vdcnn9]", "student.sequence=false", "epochs=1"),
+        *("variants=[lit]", "step.device=cpu", "logging.every=2", "logging.tensorboard=false"),
+    ]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    recipe = ["--recipe", "vdcnn-amazon-polarity", "--run-dir", str(tmp_path / "run")]
+    done = torchrun(2, "-m", "lit_fast", "distill", *recipe, *sets)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["environment"]["processes"] == 2
+    assert [(result["model"], result["role"]) for result in found["results"]] == [
+        ("vdcnn9", "teacher"),
+        ("vdcnn9", "student"),
+    ]
+    (epoch,) = found["results"][1]["history"]
+    assert epoch["images"] == 28  # of the batches of 8, 8, 8 and 4, each once
+    assert all(value > 0 for value in (epoch["loss"], *epoch["ir"]))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", "vdcnn9-lit-seed0").values())
 
 
 def test_a_setting_that_cannot_work_is_told_once(tmp_path: Path) -> None:
