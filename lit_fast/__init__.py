@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
     from lit_fast.build import build_info
+    from lit_fast.diagnostics import SectionDiagnostics, section_diagnostics
     from lit_fast.functional import ir_loss, kd_loss, lit_loss
     from lit_fast.losses import IRLoss, KDLoss, LITLoss
     from lit_fast.preflight import PairError, Report, inspect
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "build_info": "build",
+    "SectionDiagnostics": "diagnostics",
+    "section_diagnostics": "diagnostics",
     "lit_loss": "functional",
     "kd_loss": "functional",
     "ir_loss": "functional",
@@ -61,6 +64,7 @@ __all__ = [
     "PairError",
     "Projectors",
     "Report",
+    "SectionDiagnostics",
     "SplitModel",
     "__version__",
     "build_info",
@@ -75,6 +79,7 @@ __all__ = [
     "models",
     "recalibrate",
     "recipes",
+    "section_diagnostics",
     "split",
 ]
 

@@ -14,6 +14,7 @@ import pytest
 from lit_fast.training import plots
 from lit_fast.training.report import ReportError, load_results, table, write_report
 from lit_fast.training.results import Spread, legend, plain_table
+from lit_fast.training.section_plots import draw_sections
 
 SIZES = {"resnet20": (20, 269_722, 40.6), "resnet32": (32, 464_154, 68.9), "resnet56": (56, 853_018, 125.5)}
 
@@ -232,6 +233,58 @@ def test_rendering_again_gives_the_same_files(tmp_path: Path) -> None:
     again = write_report(folder)
     assert (again.markdown.read_bytes(), again.figure and again.figure.read_bytes()) == before
     assert sorted(p.name for p in folder.iterdir()) == ["report.md", "report.png", "results.json"]
+
+
+# -- sections ----------------------------------------------------------------------------------------------------
+
+
+def looked_at(entry: dict[str, Any], *, sections: int = 3) -> dict[str, Any]:
+    """An epoch at whose end the sections were looked at: errors n and n + 1/2, gaps of 1/2 behind the first."""
+    fed = [float(n) for n in range(1, sections + 1)]
+    in_lit = entry["phase"] == "lit"
+    return entry | {
+        "sections": {
+            "teacher_fed": fed,
+            "composed": [fed[0], *(error + 0.5 for error in fed[1:])],
+            "cosines": [0.25, None, -0.5][:sections] if in_lit else [None] * sections,
+            "cosine": 0.125 if in_lit else None,
+        }
+    }
+
+
+def with_looks(variant: str, seed: int, *, sections: int = 3) -> dict[str, Any]:
+    run = result(variant, seed, test=90.0)
+    return run | {"history": [looked_at(entry, sections=sections) for entry in run["history"]]}
+
+
+def test_sections_get_a_table_and_a_figure(tmp_path: Path) -> None:
+    text = write_report(run_folder(tmp_path / "run", [with_looks("lit", 0), with_looks("lit", 1)])).markdown.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| resnet20 | lit | ") and line.count("|") == 9]
+    assert rows == [
+        "| resnet20 | lit | lit | 1 | 1 | 1 | 0 | +0.25 |",
+        "| resnet20 | lit | lit | 2 | 2 | 2.5 | 0.5 | - |",
+        "| resnet20 | lit | lit | 3 | 3 | 3.5 | 0.5 | -0.50 |",
+        "| resnet20 | lit | finetune | 1 | 1 | 1 | 0 | - |",
+        "| resnet20 | lit | finetune | 2 | 2 | 2.5 | 0.5 | - |",
+        "| resnet20 | lit | finetune | 3 | 3 | 3.5 | 0.5 | - |",
+    ]
+    assert "(sections.png)" in text
+    assert (tmp_path / "run" / "sections.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("sections", [1, 2])
+def test_few_sections_and_several_ways_can_be_drawn_without_a_warning(
+    sections: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    runs = [with_looks(variant, 0, sections=sections) for variant in ("kd", "lit", "hint")]
+    draw_sections([result("scratch", 0, test=90.0), *runs], tmp_path / "sections.png")
+    assert (tmp_path / "sections.png").stat().st_size > 10_000
+    assert not [str(w.message) for w in recwarn]
+
+
+def test_without_looks_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run has section diagnostics"):
+        draw_sections([result("lit", 0, test=90.0)], tmp_path / "sections.png")
 
 
 # -- errors ----------------------------------------------------------------------------------------------------

@@ -56,10 +56,28 @@ def test_a_run_leaves_weights_results_and_logs(whole: Path) -> None:
     assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3]
 
 
+def test_the_sections_are_looked_at_every_so_often_and_after_each_epoch(whole: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "runs" / NAME / "log.jsonl").read_text().splitlines()]
+    looks = [(line["step"], line["epoch"], line["phase"]) for line in lines if line["event"] == "sections"]
+    assert looks == [(4, 2, "lit"), (8, 3, "finetune")]
+    teacher, student = json.loads((whole / "results.json").read_text())["results"]
+    assert not any("sections" in entry for entry in teacher["history"])  # it has none to be compared with
+    for entry in student["history"]:
+        found = entry["sections"]
+        assert [len(found[key]) for key in ("teacher_fed", "composed", "cosines")] == [3, 3, 3]
+        assert found["teacher_fed"][0] == found["composed"][0]
+        assert (found["cosine"] is None) == (entry["phase"] == "finetune")
+    without = run_experiment(tiny("logging.sections_every=0"), tmp_path / "run", console=quiet())[1]
+    assert not any("sections" in entry for entry in without["history"])
+    assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
+
+
 def test_the_loss_parts_logged_add_up_to_the_loss(whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "runs" / NAME / "log.jsonl").read_text().splitlines()]
     options = tiny().loss
     for line in lines:
+        if line["event"] == "sections":
+            continue
         kd = options.alpha * line["ce"] + (1 - options.alpha) * line["kl"]
         beta = options.beta if line["phase"] == "lit" else 1.0
         assert line["loss"] == pytest.approx(beta * kd + (1 - beta) * sum(line["ir"]), rel=1e-5)
@@ -90,7 +108,7 @@ def test_resuming_after_a_kill_at_any_step_is_bit_identical(
     assert results[1]["accuracy"] == before["accuracy"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "runs" / NAME / "log.jsonl").open()]
     assert steps == sorted(steps)
-    assert len(steps) == 7  # 4 step events, 3 epoch events: none missing, none twice
+    assert len(steps) == 9  # 4 steps, 2 looks at the sections, 3 epochs: none missing, none twice
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4])

@@ -25,6 +25,7 @@ TINY = (
     "batch_size=32",
     "epochs=3",
     "logging.every=2",
+    "logging.sections_every=4",
     "logging.tensorboard=false",
     "variants=[lit]",
 )

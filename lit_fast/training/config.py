@@ -200,6 +200,12 @@ class LoggingConfig(Strict):
     tensorboard: bool = True
 
 
+class ClassifierLoggingConfig(LoggingConfig):
+    """With what only a student with several sections has."""
+
+    sections_every: Annotated[int, Field(ge=0)] = 500
+
+
 class CheckpointConfig(Strict):
     """When a checkpoint is written, beside the end of every epoch, an interrupt and the end of a run."""
 
@@ -256,6 +262,7 @@ class Experiment(AnyExperiment):
     optimizer: OptimizerConfig = OptimizerConfig()
     phases: PhasesConfig
     step: StepConfig = StepConfig()
+    logging: ClassifierLoggingConfig = ClassifierLoggingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

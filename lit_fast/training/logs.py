@@ -28,17 +28,16 @@ class RunLog:
         self._board = _summary_writer(folder / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **fields: Any) -> None:
-        """Log ``fields`` under ``event`` (``step``, ``epoch``) at global step ``step``."""
+        """Log ``fields`` under ``event`` (``step``, ``sections``, ``epoch``) at global step ``step``."""
         self._file.write(json.dumps({"event": event, "step": step, **fields}) + "\n")
         self._file.flush()
         if self._board is None:
             return
         for key, value in fields.items():
-            if isinstance(value, list):
-                for i, item in enumerate(value):
-                    self._board.add_scalar(f"{event}/{key}{i + 1}", item, step)
-            elif isinstance(value, int | float):
-                self._board.add_scalar(f"{event}/{key}", value, step)
+            items = {f"{key}{i + 1}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+            for name, item in items.items():
+                if isinstance(item, int | float):
+                    self._board.add_scalar(f"{event}/{name}", item, step)
 
     def close(self) -> None:
         self._file.close()

@@ -8,6 +8,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lit_fast.training.curves import (
+    BLACK,
+    DASHES,
+    GREY,
+    SECTION_COLORS,
+    Points,
+    Runs,
+    curve,
+    finite,
+    history,
+    legend,
+    nothing,
+    phase_starts,
+    plain_log,
+    whole_epochs,
+)
 from lit_fast.training.files import atomic_write
 from lit_fast.training.results import Row, grouped, table
 
@@ -23,13 +39,8 @@ _COLORS = {
     "multi_ir": "#e69f00",
 }
 _MARKERS = {"scratch": "s", "kd": "^", "lit": "o", "hint": "D", "one_ir_teacher_input": "v", "multi_ir": "P"}
-_SECTION_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f")
-_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 3)))
-_BLACK, _GREY = "#000000", "#444444"
 
 Key = tuple[str, str, str]  # role, network, way of training
-Runs = Sequence[Mapping[str, Any]]
-Points = list[tuple[float, float]]
 
 
 _LEAST_SPAN = 2.0  # percentage points that the accuracy axis shows at least: a tenth is noise, and should look it
@@ -65,7 +76,7 @@ def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("Test accuracy against size (parameters, log scale)")
     rows = [row for row in table([run for runs in groups.values() for run in runs]) if row.last is not None]
     if not rows:
-        return _nothing(ax, "no accuracy yet")
+        return nothing(ax, "no accuracy yet")
     ax.set_ylabel("test accuracy, last epoch (%)")
     ax.set_xscale("log")
     ways = list(dict.fromkeys(row.training for row in rows if row.role != "teacher"))
@@ -82,7 +93,7 @@ def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
     nearest = min((math.log(b / a) for a, b in pairwise(sizes.values())), default=0.0)
     if span and nearest < 0.18 * span:  # their names would overlap
         ax.tick_params(axis="x", labelrotation=30)
-    _legend(ax, below=-0.2)
+    legend(ax, below=-0.2)
 
 
 def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:
@@ -95,7 +106,7 @@ def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:
         row.last.mean,
         yerr=row.last.deviation,
         fmt="*" if teacher else _MARKERS.get(row.training, "o"),
-        color=_BLACK if teacher else _COLORS.get(row.training, _BLACK),
+        color=BLACK if teacher else _COLORS.get(row.training, BLACK),
         markersize=14 if teacher else 8,
         capsize=3,
         label="teacher" if teacher else row.training,
@@ -106,23 +117,23 @@ def _losses(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("Training loss (each way of training has its own)")
     drawn = {key: runs for key, runs in groups.items() if any(map(_loss, runs))}
     if not drawn:
-        return _nothing(ax, "no training curve")
+        return nothing(ax, "no training curve")
     ax.set_xlabel("epoch")
     ax.set_ylabel("mean loss of the epoch (log scale)")
     dashes = _dashes(drawn)
     for key, runs in drawn.items():
-        _curve(ax, runs, _loss, _color(key), dashes[key])
-        for start in sorted({epoch for run in runs for epoch in _phase_starts(run)}):
+        curve(ax, runs, _loss, _color(key), dashes[key])
+        for start in sorted({epoch for run in runs for epoch in phase_starts(run)}):
             heights = [height for run in runs for epoch, height in _loss(run) if epoch == start]
             if heights:
                 middle = sum(heights) / len(heights)
                 ax.plot(start, middle, marker="|", markersize=14, markeredgewidth=2, color=_color(key))
-    _whole_epochs(ax)
-    _plain_log(ax)
+    whole_epochs(ax)
+    plain_log(ax)
     _keys(ax, drawn, dashes)
-    if any(_phase_starts(run) for runs in drawn.values() for run in runs):
-        ax.plot([], [], "|", color=_GREY, markersize=11, markeredgewidth=2, label="next phase begins")
-    _legend(ax)
+    if any(phase_starts(run) for runs in drawn.values() for run in runs):
+        ax.plot([], [], "|", color=GREY, markersize=11, markeredgewidth=2, label="next phase begins")
+    legend(ax)
 
 
 def _irs(ax: Any, groups: Mapping[Key, Runs]) -> None:
@@ -130,107 +141,79 @@ def _irs(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("IR loss per section")
     counts = {key: max(map(_ir_count, runs)) for key, runs in groups.items() if any(map(_ir_count, runs))}
     if not counts:
-        return _nothing(ax, "no run had an IR loss")
+        return nothing(ax, "no run had an IR loss")
     ax.set_xlabel("epoch")
     ax.set_ylabel("IR loss, mean over elements (log scale)")
     for name, color in dict(_section_style(i, count) for count in counts.values() for i in range(count)).items():
         ax.plot([], [], color=color, linewidth=1.8, label=name)
     networks = {network for _, network, _ in counts}
     for n, (key, count) in enumerate(counts.items()):
-        dash = _DASHES[n % len(_DASHES)]
+        dash = DASHES[n % len(DASHES)]
         for i in range(count):
-            _curve(ax, groups[key], _ir(i), _section_style(i, count)[1], dash)
+            curve(ax, groups[key], _ir(i), _section_style(i, count)[1], dash)
         if len(counts) > 1:
             name = f"{key[1]} {key[2]}" if len(networks) > 1 else key[2]
-            ax.plot([], [], color=_GREY, linestyle=dash, linewidth=1.8, label=name)
-    _whole_epochs(ax)
-    _plain_log(ax)
-    _legend(ax)
+            ax.plot([], [], color=GREY, linestyle=dash, linewidth=1.8, label=name)
+    whole_epochs(ax)
+    plain_log(ax)
+    legend(ax)
 
 
 def _times(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ax.set_title("Validation accuracy against training time")
     students = {key: runs for key, runs in groups.items() if key[0] != "teacher" and any(map(_accuracy, runs))}
     if not students:
-        return _nothing(ax, "no training curve of a student")
+        return nothing(ax, "no training curve of a student")
     ax.set_xlabel("seconds of training (evaluation not counted)")
     ax.set_ylabel("validation accuracy (%)")
     dashes = _dashes(students)
     for key, runs in students.items():
-        _curve(ax, runs, _accuracy, _color(key), dashes[key])
+        curve(ax, runs, _accuracy, _color(key), dashes[key])
     for (role, network, _), runs in groups.items():
         # The teacher's own training time would squeeze the students' curves: where it ended says enough.
         level = runs[0]["accuracy"].get("val_last")
         if role == "teacher" and level is not None:
-            ax.axhline(level, color=_BLACK, linewidth=1.1, linestyle=(0, (6, 4)), label=f"teacher {network}, trained")
+            ax.axhline(level, color=BLACK, linewidth=1.1, linestyle=(0, (6, 4)), label=f"teacher {network}, trained")
     ax.set_xlim(left=0)
     _keys(ax, students, dashes)
-    _legend(ax)
+    legend(ax)
 
 
-# -- curves ----------------------------------------------------------------------------------------------------
-
-
-def _curve(ax: Any, runs: Runs, series: Callable[[Mapping[str, Any]], Points], color: str, dash: Any) -> None:
-    """The mean over the seeds, and each seed thin behind it."""
-    lines = [points for run in runs if (points := series(run))]
-    if not lines:
-        return
-    if len(lines) > 1:
-        for points in lines:
-            ax.plot(*zip(*points), color=color, linestyle=dash, linewidth=0.7, alpha=0.4)
-    mean = [tuple(sum(part) / len(lines) for part in zip(*together)) for together in zip(*lines)]
-    ax.plot(*zip(*mean), color=color, linestyle=dash, linewidth=1.8, marker="o" if len(mean) == 1 else None)
-
-
-def _history(run: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return run.get("history") or ()
-
-
-def _finite(points: Iterable[tuple[float, float | None]]) -> Points:
-    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+# -- series and style ---------------------------------------------------------------------------------------------
 
 
 def _loss(run: Mapping[str, Any]) -> Points:
-    return _finite((entry["epoch"], entry["loss"]) for entry in _history(run))
+    return finite((entry["epoch"], entry["loss"]) for entry in history(run))
 
 
 def _accuracy(run: Mapping[str, Any]) -> Points:
-    return _finite((entry["seconds"], entry["val_accuracy"]) for entry in _history(run))
+    return finite((entry["seconds"], entry["val_accuracy"]) for entry in history(run))
 
 
 def _ir_count(run: Mapping[str, Any]) -> int:
-    return max((len(entry["ir"]) for entry in _history(run)), default=0)
+    return max((len(entry["ir"]) for entry in history(run)), default=0)
 
 
 def _ir(section: int) -> Callable[[Mapping[str, Any]], Points]:
-    return lambda run: _finite((e["epoch"], e["ir"][section]) for e in _history(run) if len(e["ir"]) > section)
-
-
-def _phase_starts(run: Mapping[str, Any]) -> list[int]:
-    """First epochs of every phase but the first."""
-    return [after["epoch"] for before, after in pairwise(_history(run)) if before["phase"] != after["phase"]]
-
-
-# -- style ----------------------------------------------------------------------------------------------------
+    return lambda run: finite((e["epoch"], e["ir"][section]) for e in history(run) if len(e["ir"]) > section)
 
 
 def _color(key: Key) -> str:
     role, _, way = key
-    return _BLACK if role == "teacher" else _COLORS.get(way, _BLACK)
+    return BLACK if role == "teacher" else _COLORS.get(way, BLACK)
 
 
 def _section_style(section: int, count: int) -> tuple[str, str]:
     """Name and colour of an IR, 0-based; where a run has a single one, it is the middle section's."""
     if count == 1:
-        return "middle section alone", _BLACK
-    return f"section {section + 1}", _SECTION_COLORS[section % len(_SECTION_COLORS)]
+        return "middle section alone", BLACK
+    return f"section {section + 1}", SECTION_COLORS[section % len(SECTION_COLORS)]
 
 
 def _dashes(keys: Iterable[Key]) -> dict[Key, Any]:
     """A dash pattern for each student network; solid where there is only one, and for teachers."""
     networks = list(dict.fromkeys(network for role, network, _ in keys if role != "teacher"))
-    return {key: "-" if key[0] == "teacher" else _DASHES[networks.index(key[1]) % len(_DASHES)] for key in keys}
+    return {key: "-" if key[0] == "teacher" else DASHES[networks.index(key[1]) % len(DASHES)] for key in keys}
 
 
 def _keys(ax: Any, keys: Iterable[Key], dashes: Mapping[Key, Any]) -> None:
@@ -241,38 +224,4 @@ def _keys(ax: Any, keys: Iterable[Key], dashes: Mapping[Key, Any]) -> None:
         ax.plot([], [], color=_color(key), linewidth=1.8, label=name)
     if len({key[1] for key in students}) > 1:
         for key in students:
-            ax.plot([], [], color=_GREY, linestyle=dashes[key], linewidth=1.8, label=key[1])
-
-
-def _whole_epochs(ax: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _plain_log(ax: Any) -> None:
-    """A log axis that reads 0.05, 0.1, 0.2 rather than powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _nothing(ax: Any, reason: str) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="#666666")
-
-
-def _legend(ax: Any, *, below: float = -0.16) -> None:
-    """One entry per label; a long legend goes below the panel, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    once: dict[str, Any] = {}
-    for label, handle in zip(labels, handles):
-        once.setdefault(label, handle)
-    place: dict[str, Any] = {"framealpha": 0.85}
-    if len(once) > 6:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 3, "frameon": False}
-    ax.legend(once.values(), once.keys(), fontsize=8, **place)
+            ax.plot([], [], color=GREY, linestyle=dashes[key], linewidth=1.8, label=key[1])

@@ -12,7 +12,9 @@ import yaml
 
 from lit_fast.training import plots
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import ReportError, Row, legend, load_results, table
+from lit_fast.training.results import ReportError, Row, legend, load_results, markdown_table, table
+from lit_fast.training.section_plots import draw_sections
+from lit_fast.training.section_table import SECTION_COLUMNS, looked_at, section_rows
 
 __all__ = ["ReportError", "ReportPaths", "load_results", "table", "write_report"]
 
@@ -31,6 +33,9 @@ _COLUMNS = (
 )
 
 
+SECTIONS_PNG = "sections.png"
+
+
 @dataclass(frozen=True)
 class ReportPaths:
     """What was written; ``figure`` is ``None`` where it could not be drawn, and ``note`` says why."""
@@ -42,6 +47,8 @@ class ReportPaths:
 
 def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     """Render ``report.md`` and ``report.png`` from ``run_dir/results.json``, replacing those of before.
+
+    Where students' sections were looked at (`section_diagnostics`), ``sections.png`` too.
 
     Without matplotlib the figure is left out, and the report says so.
 
@@ -55,6 +62,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     note = None
     try:
         plots.draw(content, folder / "report.png")
+        if looked_at(content["results"]):
+            draw_sections(content["results"], folder / SECTIONS_PNG)
     except ImportError:
         figure = None
         note = "no figure: matplotlib is not installed (pip install matplotlib), then `lit-fast report` draws it"
@@ -73,24 +82,39 @@ def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None)
     title = " on ".join(part for part in (experiment.get("recipe", ""), dataset) if part)
     parts = [
         f"# lit_fast: {title or 'results'}",
-        _md_table(_COLUMNS, [_cells(row) for row in rows]),
+        markdown_table(_COLUMNS, [_cells(row) for row in rows]),
         legend(rows) + " Compression: the first teacher's parameters over the network's own. MMACs: millions of "
         "multiply-accumulates for one image. Seconds and images/s: training alone, without evaluation.",
         "## Curves",
         f"![accuracy against size, losses, IR losses, accuracy against time]({figure.name})" if figure else f"({note})",
+        *_sections(results, figure),
         "## Runs",
-        _md_table(
+        markdown_table(
             ("run", "val %, last", "val %, best (epoch)", "test %, last", "test %, best", "epochs", "weights"),
             [_run_cells(result) for result in results],
         ),
         *_left_out(content.get("left_out") or ()),
         "## Environment",
-        _md_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()]),
+        markdown_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()], left=2),
         "## Config",
         "As resolved from recipe, file and command line; `lit-fast distill --config FILE` repeats it.",
         "```yaml\n" + yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).rstrip() + "\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(results: Sequence[Mapping[str, Any]], figure: Path | None) -> list[str]:
+    rows = section_rows(results)
+    if not rows:
+        return []
+    return [
+        "## Sections",
+        "On a batch of the validation split, in training mode, after the last epoch of each phase. Teacher-fed, "
+        "composed: IR error of a section that is given the teacher's IR, or the student's own, mean over the elements; "
+        "gap: their difference. Cosine: between the gradients of the KD and the IR loss in that section.",
+        markdown_table(SECTION_COLUMNS, rows, left=3),
+        *([f"![IR errors, assembly gaps, cosines]({SECTIONS_PNG})"] if figure else []),
+    ]
 
 
 def _left_out(files: Sequence[str]) -> list[str]:
@@ -132,11 +156,3 @@ def _inline(value: Any) -> str:
     if isinstance(value, Mapping):
         value = ", ".join(f"{key} {item}" for key, item in value.items())
     return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _md_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    rule = ["---" if i == 0 else "---:" for i in range(len(columns))] if len(columns) > 2 else ["---", "---"]
-    lines = [columns, rule, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

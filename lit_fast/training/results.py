@@ -18,6 +18,7 @@ __all__ = [
     "grouped",
     "legend",
     "load_results",
+    "markdown_table",
     "plain_table",
     "table",
 ]
@@ -182,6 +183,14 @@ def aligned(lines: Sequence[Sequence[str]], *, left: int, rule: int | None = Non
     if rule is not None:
         shown.insert(rule, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in shown)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """As ``aligned``, in Markdown; empty without rows."""
+    if not rows:
+        return ""
+    rule = ["---" if i < left else "---:" for i in range(len(columns))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *rows])
 
 
 def _text(value: Spread | None) -> str:

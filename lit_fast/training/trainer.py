@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -34,12 +35,14 @@ from lit_fast.training.phase_step import build_step
 from lit_fast.training.progress import RunProgress, describe, epoch_line
 from lit_fast.training.run_state import RunState, load_into
 from lit_fast.training.schedule import Phase
+from lit_fast.training.section_looks import SectionLooks
 from lit_fast.training.tally import LossTally, NotFinite, named
 from lit_fast.training.variants import VARIANTS
 
 __all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
 
 _EVAL_BATCH = 256
+_LEAST_ROWS = 2  # that BatchNorm can train on
 
 
 class NonFiniteLoss(RuntimeError):
@@ -116,6 +119,7 @@ class Trainer:
         self.state = RunState(folder, student, projector, workers)
         self.position = self.state.position
         self.step: LITStep | None = None
+        self.looks: SectionLooks | None = None
 
     # -- the whole run -----------------------------------------------------------------------------------------------
 
@@ -130,6 +134,7 @@ class Trainer:
         self._copy()
         pending = self.state.restore()
         self.log = self._open_log()
+        self.looks = self._section_looks()
         total = self.spec.epochs * self.steps_per_epoch
         try:
             with (
@@ -173,6 +178,13 @@ class Trainer:
             return None
         tensorboard = self.settings.logging.tensorboard
         return RunLog(self.folder, resume_step=self.position.total_steps, tensorboard=tensorboard)
+
+    def _section_looks(self) -> SectionLooks | None:
+        """Who looks at the sections: nobody without a teacher, or where a projector stands between the networks."""
+        every, rows = self.settings.logging.sections_every, min(self.settings.batch_size, len(self.data.val))
+        if self.teacher is None or self.projector is not None or every == 0 or rows < _LEAST_ROWS:
+            return None
+        return SectionLooks(self.data, rows, self.device, every)
 
     def _copy(self) -> None:
         if self.teacher is not None and self.switches.ir != "none":
@@ -229,6 +241,9 @@ class Trainer:
                 now = time.perf_counter()
                 self._log_step(phase, lr, row, (at.images - logged_images) / (now - logged_at))
                 logged_at, logged_images = now, at.images
+            if self.looks is not None and self.looks.due(at.total_steps):
+                spent = self._look(self.looks, phase)
+                started, logged_at = started + spent, logged_at + spent
             if at.step == self.steps_per_epoch:
                 continue  # the end of an epoch is saved with what belongs to it
             stop = self._asked_to_stop(at.total_steps % every == 0)
@@ -285,15 +300,29 @@ class Trainer:
         ends_lit = phase.name == "lit" and at.epoch == phase.epochs
         if ends_lit and self.settings.step.bn_policy == "recalibrate":
             self._recalibrate()
+        # Every worker looks: BatchNorm may be shared by all of them.
+        sections = None if self.looks is None or self.step is None else self.looks.look(self.step)
         if self.workers.leads:
-            self._record_epoch(phase)
+            self._record_epoch(phase, sections)
         self.state.tally = LossTally([], 0)
         if at.epoch < phase.epochs:  # the end of a phase is saved once the next one's position is known
             self.state.save(self.step)
             if self._asked_to_stop(at_meeting=True):
                 self._leave()
 
-    def _record_epoch(self, phase: Phase) -> None:
+    def _look(self, looks: SectionLooks, phase: Phase) -> float:
+        """Look at the sections and log what is seen; returns the seconds that it took."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps that are still under way are training
+        began = time.perf_counter()
+        assert self.step is not None
+        found = looks.look(self.step)
+        if self.log is not None:
+            at = self.position
+            self.log.write("sections", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, **found)
+        return time.perf_counter() - began
+
+    def _record_epoch(self, phase: Phase, sections: dict[str, Any] | None) -> None:
         """Evaluate on the validation split, keep the best weights, write and show it."""
         at = self.position
         scores = self.scores("val")
@@ -306,6 +335,7 @@ class Trainer:
             "val_loss": scores.loss,
             "seconds": at.seconds,
             "images": at.images,
+            **({} if sections is None else {"sections": sections}),
         }
         at.history.append(entry)
         if scores.accuracy > at.best_accuracy:

@@ -1,0 +1,136 @@
+"""``sections.png``: IR errors, assembly gaps and the cosine between the gradients, over the epochs of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_fast.training.curves import (
+    BLACK,
+    GREY,
+    SECTION_COLORS,
+    Points,
+    Runs,
+    curve,
+    finite,
+    history,
+    legend,
+    nothing,
+    phase_starts,
+    plain_log,
+    whole_epochs,
+)
+from lit_fast.training.files import atomic_write
+from lit_fast.training.section_table import looked_at
+
+__all__ = ["draw_sections"]
+
+_TITLES = ("IR error", "assembly gap", "KD and IR gradients")
+
+Series = Callable[[Mapping[str, Any]], Points]
+
+
+def draw_sections(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A row of three panels for each network and way of training whose sections were looked at.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no run's sections were looked at.
+    """
+    groups = looked_at(results)
+    if not groups:
+        raise ValueError("no run has section diagnostics")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15.0, 4.2 * len(groups)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
+    axes = figure.subplots(len(groups), 3, squeeze=False)
+    for row, ((network, way), runs) in zip(axes, groups.items()):
+        for ax, panel, what in zip(
+            row, (_errors, _gaps, _cosines), ("IR error", "assembly gap", "KD and IR gradients")
+        ):
+            ax.set_title(f"{network} {way}: {what}", fontsize=11)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.set_axisbelow(True)
+            ax.set_xlabel("epoch")
+            panel(ax, runs)
+    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+
+
+def _errors(ax: Any, runs: Runs) -> None:
+    ax.set_ylabel("mean over elements (log scale)")
+    for i in range(_count(runs)):
+        curve(ax, runs, _of("teacher_fed", i), _color(i), "-")
+        curve(ax, runs, _of("composed", i), _color(i), "--")
+        ax.plot([], [], color=_color(i), label=f"section {i + 1}")
+    ax.plot([], [], color=GREY, linestyle="-", label="teacher-fed")
+    ax.plot([], [], color=GREY, linestyle="--", label="composed")
+    plain_log(ax)
+    _finish(ax, runs)
+
+
+def _gaps(ax: Any, runs: Runs) -> None:
+    """As a ratio: errors of different sections differ by their scale. Section 1 has the same input in both passes."""
+    ax.set_ylabel("composed / teacher-fed error")
+    for i in range(1, _count(runs)):
+        curve(ax, runs, _ratio(i), _color(i), "-")
+        ax.plot([], [], color=_color(i), label=f"section {i + 1}")
+    ax.axhline(1.0, color=GREY, linewidth=0.8)
+    if _count(runs) == 1:
+        return nothing(ax, "one section: nothing to put together")
+    _finish(ax, runs)
+
+
+def _cosines(ax: Any, runs: Runs) -> None:
+    total = _cosine_of_all
+    if not any(map(total, runs)):
+        return nothing(ax, "trained on one of the two losses alone")
+    ax.set_ylabel("cosine between the gradients")
+    ax.axhline(0.0, color=GREY, linewidth=0.8)
+    for i in range(_count(runs)):
+        if any(map(_of("cosines", i), runs)):
+            curve(ax, runs, _of("cosines", i), _color(i), "-")
+            ax.plot([], [], color=_color(i), label=f"section {i + 1}")
+    curve(ax, runs, total, BLACK, ":")
+    ax.plot([], [], color=BLACK, linestyle=":", label="all together")
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(-1.05, min(low, -0.1)), min(1.05, max(high, 0.1)))
+    _finish(ax, runs)
+
+
+def _finish(ax: Any, runs: Runs) -> None:
+    for start in sorted({start for run in runs for start in phase_starts(run)}):
+        ax.axvline(start - 0.5, color=GREY, linewidth=1.0, linestyle=(0, (2, 3)))
+    whole_epochs(ax)
+    legend(ax)
+
+
+def _color(section: int) -> str:
+    return SECTION_COLORS[section % len(SECTION_COLORS)]
+
+
+def _looks(run: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(entry["epoch"], entry["sections"]) for entry in history(run) if "sections" in entry]
+
+
+def _count(runs: Runs) -> int:
+    return max(len(look["teacher_fed"]) for run in runs for _, look in _looks(run))
+
+
+def _of(field: str, section: int) -> Series:
+    return lambda run: finite((epoch, look[field][section]) for epoch, look in _looks(run))
+
+
+def _ratio(section: int) -> Series:
+    return lambda run: finite(
+        (epoch, look["composed"][section] / look["teacher_fed"][section])
+        for epoch, look in _looks(run)
+        if look["teacher_fed"][section] > 0.0
+    )
+
+
+def _cosine_of_all(run: Mapping[str, Any]) -> Points:
+    return finite((epoch, look["cosine"]) for epoch, look in _looks(run))
