@@ -156,7 +156,7 @@ def test_other_ir_losses_and_section_weights_are_the_step_s() -> None:
     plain = lf.section_diagnostics(step_of(teacher, student, ir="l1"), *batch())
     weighted = lf.section_diagnostics(step_of(teacher, student, ir="l1", section_weights=(1, 0, 0)), *batch())
     target, own = teacher.run(batch()[0])[0][0], student.run(batch()[0])[0][0]
-    assert plain.teacher_fed[0] == pytest.approx(float((own - target).abs().mean()), rel=1e-9)
+    assert plain.teacher_fed[0] == pytest.approx((own - target).abs().mean().item(), rel=1e-9)
     assert weighted.teacher_fed == plain.teacher_fed
     assert weighted.cosines[0] == pytest.approx(plain.cosines[0])
     assert weighted.cosines[1] is None
