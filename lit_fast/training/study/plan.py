@@ -221,10 +221,12 @@ def plan(
     if data_dir is not None and budget.set.get("data", {}).get("dir", data_dir) is not None:
         last.append({"data": {"dir": data_dir}})
     last += overrides
+    files = ("checkpoint", "discriminator") if study.task == "gan" else ("checkpoint",)
+    named = {"teacher": dict.fromkeys(files)}  # without its files, one of which may come from ``teacher``
     found = []
     for seed in range(count):
         for group in study.groups:
-            base = _load(group.recipe, [group.set, *last], own_objects=True).teacher.model
+            base = _load(group.recipe, [group.set, *last, named], own_objects=True).teacher.model
             if only is not None and _family(base) != only:
                 continue
             found += [run for arm in group.arms for run in _runs(group, arm, seed, budget, base, teacher, last)]
