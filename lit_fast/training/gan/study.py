@@ -112,6 +112,7 @@ _SCORES = {
     "reconstruction": (4, "reconstruction, mean absolute difference"),
     "teacher_l1": (4, "mean absolute difference to the teacher's images"),
 }
+_PAPERS_SCORES = ("inception_score", "fid")
 _COLUMNS = (
     "", "network", "training", "paper IS", "IS", "paper FID", "FID", "attributes %", "reconstruction", "to teacher",
     "seeds",
@@ -157,7 +158,8 @@ def view(content: dict[str, Any]) -> View:
     """The results file of a study of generators, ready to be written down."""
     found, unlike = lines(content), _unlike(content)
     below = [f"{LEGEND} Mean ± standard deviation over the seeds."]
-    if any("fid" in line.scores for line in found):
+    measured = any("fid" in line.scores for line in found)
+    if measured:
         if not unlike:
             below.append(
                 "The paper's inception scores and FIDs are of another tool: how networks compare within one tool may be"
@@ -165,13 +167,11 @@ def view(content: dict[str, Any]) -> View:
             )
     else:
         below.append("Inception score and FID have not been measured: they need Inception's weights.")
-    ended = [line for line in found if line.done]
-    groups = dict.fromkeys(line.group for line in ended)
     panels = [
-        partial(_panel, key=key, own=[line for line in ended if line.group == group])
-        for group in groups
-        for key in _SCORES
-        if any(line.group == group and key in line.scores for line in ended)
+        partial(_panel, key=key, own=own)
+        for group in dict.fromkeys(line.group for line in found)
+        for key in (_PAPERS_SCORES if measured else _SCORES)
+        if (own := [line for line in found if line.group == group and key in line.scores])
     ]
     warning = f"Not the paper's data or networks ({', '.join(unlike)}): its numbers are left out." if unlike else None
     return View(_COLUMNS, [(line.group, line.cells()) for line in found], warning, below, panels)
@@ -217,7 +217,6 @@ def _unlike(content: dict[str, Any]) -> list[str]:
 
 
 def _panel(ax: Any, key: str, own: Sequence[GanLine]) -> None:
-    there = [line for line in own if key in line.scores]
-    series = {"ours": [line.scores.get(key) for line in there], "paper": [line.paper.get(key) for line in there]}
+    ours, paper = [line.scores.get(key) for line in own], [line.paper.get(key) for line in own]
     ax.set_title(own[0].group, fontsize=11)
-    dots(ax, [line.arm for line in there], series, _SCORES[key][1])
+    dots(ax, [line.arm for line in own], {"ours": ours, "paper": paper}, _SCORES[key][1])
