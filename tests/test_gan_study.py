@@ -76,13 +76,17 @@ def test_arms_and_seeds_share_a_teacher_and_nothing_else(tmp_path: Path) -> None
     runs = planned(tmp_path, seeds=2)
     assert len({digest(run.teacher, teacher_alone=True) for run in runs if run.teacher}) == 1
     assert len({digest(run.experiment) for run in runs}) == len(runs) == 4
-    others = [
-        digest(run.teacher, teacher_alone=True)
-        for setting in ("loss.ir=l1", "phases.lit.lr=1", "discriminator_in_finetune=fixed", "loss.reconstruction=1")
-        for run in planned(tmp_path, overrides=[*SMALL, setting])[:1]
-        if run.teacher
-    ]
-    assert others[0] == others[1] == others[2] != others[3]  # only the last is a setting of the teacher's training
+
+
+def test_a_teacher_knows_nothing_of_its_students(tmp_path: Path) -> None:
+    """Its run folder is shared by studies whose students differ."""
+    settings = ("loss.ir=l1", "phases.lit.lr=1", "discriminator_in_finetune=fixed", "variants=[lit]")
+    one = planned(tmp_path)[0].teacher
+    assert [planned(tmp_path, overrides=[*SMALL, setting])[0].teacher for setting in settings] == [one] * 4
+    other = planned(tmp_path, overrides=[*SMALL, "loss.reconstruction=1"])[0].teacher
+    assert one is not None
+    assert other is not None
+    assert digest(one, teacher_alone=True) != digest(other, teacher_alone=True)
 
 
 def test_a_given_teacher_brings_its_discriminator(tmp_path: Path) -> None:

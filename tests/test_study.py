@@ -95,6 +95,15 @@ def test_arms_share_the_teacher_of_their_group_whatever_they_set() -> None:
     assert len({digest(run.experiment) for run in runs}) == len(runs)
 
 
+def test_a_teacher_knows_nothing_of_its_students() -> None:
+    """Its run folder, which refuses another experiment, is shared by studies whose students differ."""
+    teachers = [
+        planned(small_study(), overrides=[*SMALL, setting])[0].teacher
+        for setting in ("loss.tau=4", "phases.lit.lr=1", "student.models=[resnet32]", "variants=[scratch]")
+    ]
+    assert teachers == [planned(small_study())[0].teacher] * 4
+
+
 def test_studies_share_runs() -> None:
     by_study = [
         {digest(run.experiment) for run in planned(load_study(name), only="resnet")} for name in ("ablation", "ir-loss")

@@ -108,8 +108,8 @@ def found(folder: Path) -> dict[str, Any]:
 _SCORES = {
     "inception_score": (2, "inception score (higher is better)"),
     "fid": (2, "FID (lower is better)"),
-    "attributes": (1, "attributes that the teacher's discriminator sees (%)"),
-    "reconstruction": (4, "reconstruction, mean absolute difference"),
+    "attributes": (1, "attributes that the teacher's discriminator sees, % (higher is better)"),
+    "reconstruction": (4, "reconstruction, mean absolute difference (lower is better)"),
     "teacher_l1": (4, "mean absolute difference to the teacher's images"),
 }
 _PAPERS_SCORES = ("inception_score", "fid")
@@ -157,7 +157,11 @@ class GanLine(NamedTuple):
 def view(content: dict[str, Any]) -> View:
     """The results file of a study of generators, ready to be written down."""
     found, unlike = lines(content), _unlike(content)
-    below = [f"{LEGEND} Mean ± standard deviation over the seeds."]
+    below = [
+        f"{LEGEND} Mean ± standard deviation over the seeds.",
+        "That discriminator is the one LIT's students were fine-tuned from, and students from scratch never met it: the"
+        " attributes favour the former.",
+    ]
     measured = any("fid" in line.scores for line in found)
     if measured:
         if not unlike:

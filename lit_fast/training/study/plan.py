@@ -252,7 +252,7 @@ def _runs(
     # The teacher is the group's: what an arm sets (a precision, a loss) is not for it.
     trained = None
     if "checkpoint" not in changed:
-        trained = _load(group.recipe, [group.set, *common])
+        trained = _teacher_alone(_load(group.recipe, [group.set, *common]))
     if isinstance(whole, Experiment) and whole.student.sequence:
         return [Planned(group.name, arm, whole, trained)]
     single = [
@@ -274,16 +274,33 @@ def _load(
 
 
 # Settings that a teacher's training does not read.
-_OF_STUDENTS = ("student.", "variants", "seeds", "phases.kd.", "phases.lit.", "phases.finetune.")
-_LOSS_OF_STUDENTS = {Experiment: ("loss.",), GanExperiment: ("loss.ir", "discriminator_in_finetune")}
+_OF_STUDENTS: dict[type[Experiment | GanExperiment], tuple[str, ...]] = {
+    Experiment: ("student", "variants", "seeds", "loss", "phases.kd", "phases.lit", "phases.finetune"),
+    GanExperiment: (
+        "student", "variants", "seeds", "loss.ir", "discriminator_in_finetune", "phases.lit", "phases.finetune",
+    ),
+}  # fmt: skip
+
+
+def _teacher_alone(experiment: Experiment | GanExperiment) -> Experiment | GanExperiment:
+    """With the recipe's own settings of students: all who share a teacher agree on the experiment that trains it."""
+    plain = _load(experiment.recipe, [{"data": experiment.data.model_dump()}]).model_dump()
+    tree = experiment.model_dump()
+    for key in _OF_STUDENTS[type(experiment)]:
+        *above, last = key.split(".")
+        there, recipe = tree, plain
+        for part in above:
+            there, recipe = there[part], recipe[part]
+        there[last] = recipe[last]
+    return type(experiment).model_validate(tree)
 
 
 def digest(experiment: Experiment | GanExperiment, *, teacher_alone: bool = False) -> str:
     """A short hash of all that decides an experiment's results, or its teacher's alone."""
     identity = experiment.identity()
     if teacher_alone:
-        students = _OF_STUDENTS + _LOSS_OF_STUDENTS[type(experiment)]
-        identity = {key: value for key, value in identity.items() if not key.startswith(students)}
+        students = tuple(f"{key}." for key in _OF_STUDENTS[type(experiment)])
+        identity = {key: value for key, value in identity.items() if not f"{key}.".startswith(students)}
     identity.pop("step.device", None)  # where it runs
     identity |= experiment.teacher.hashes()
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
