@@ -74,7 +74,7 @@ def test_the_cpu_s_budget_is_that_of_the_short_run_in_the_docs(tmp_path: Path) -
 
 def test_arms_and_seeds_share_a_teacher_and_nothing_else(tmp_path: Path) -> None:
     runs = planned(tmp_path, seeds=2)
-    assert len({digest(run.teacher, teacher_alone=True) for run in runs if run.teacher}) == 1
+    assert len({digest(run.teacher) for run in runs if run.teacher}) == 1
     assert len({digest(run.experiment) for run in runs}) == len(runs) == 4
 
 
@@ -86,7 +86,7 @@ def test_a_teacher_knows_nothing_of_its_students(tmp_path: Path) -> None:
     other = planned(tmp_path, overrides=[*SMALL, "loss.reconstruction=1"])[0].teacher
     assert one is not None
     assert other is not None
-    assert digest(one, teacher_alone=True) != digest(other, teacher_alone=True)
+    assert digest(one) != digest(other)
 
 
 def test_a_given_teacher_brings_its_discriminator(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lit_fast.training.config import ConfigError, Experiment
 from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.files import write_json
-from lit_fast.training.study.plan import digest
+from lit_fast.training.study.plan import digest, teacher_alone
 from lit_fast.training.trainer import NonFiniteLoss
 
 __all__ = ["Found", "Space", "joint", "sequential"]
@@ -67,8 +67,9 @@ class _Trials:
         """The experiment with a trained teacher's weights."""
         if experiment.teacher.checkpoint is not None:
             return experiment
-        folder = self.folder / "teachers" / digest(experiment, teacher_alone=True)
-        result = train_model(experiment, folder, resume=True, console=self.console, score_test=False)
+        alone = teacher_alone(experiment)
+        folder = self.folder / "teachers" / digest(alone)
+        result = train_model(alone, folder, resume=True, console=self.console, score_test=False)
         weights = {"checkpoint": folder / str(result["files"]["last"])}
         return experiment.model_copy(update={"teacher": experiment.teacher.model_copy(update=weights)})
 

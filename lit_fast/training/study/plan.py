@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from lit_fast import recipes, studies
-from lit_fast.training.config import ConfigError, Experiment, Strict, load_any_experiment, read_yaml
+from lit_fast.training.config import AnyExperiment, ConfigError, Experiment, Strict, load_any_experiment, read_yaml
 from lit_fast.training.gan.config import GanExperiment
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "digest",
     "load_study",
     "plan",
+    "teacher_alone",
 ]
 
 Settings = dict[str, Any]
+AnExperiment = TypeVar("AnExperiment", bound=Experiment | GanExperiment)
 
 
 class GanScores(Strict):
@@ -252,7 +254,7 @@ def _runs(
     # The teacher is the group's: what an arm sets (a precision, a loss) is not for it.
     trained = None
     if "checkpoint" not in changed:
-        trained = _teacher_alone(_load(group.recipe, [group.set, *common]))
+        trained = teacher_alone(_load(group.recipe, [group.set, *common]))
     if isinstance(whole, Experiment) and whole.student.sequence:
         return [Planned(group.name, arm, whole, trained)]
     single = [
@@ -274,7 +276,7 @@ def _load(
 
 
 # Settings that a teacher's training does not read.
-_OF_STUDENTS: dict[type[Experiment | GanExperiment], tuple[str, ...]] = {
+_OF_STUDENTS: dict[type[AnyExperiment], tuple[str, ...]] = {
     Experiment: ("student", "variants", "seeds", "loss", "phases.kd", "phases.lit", "phases.finetune"),
     GanExperiment: (
         "student", "variants", "seeds", "loss.ir", "discriminator_in_finetune", "phases.lit", "phases.finetune",
@@ -282,8 +284,8 @@ _OF_STUDENTS: dict[type[Experiment | GanExperiment], tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _teacher_alone(experiment: Experiment | GanExperiment) -> Experiment | GanExperiment:
-    """With the recipe's own settings of students: all who share a teacher agree on the experiment that trains it."""
+def teacher_alone(experiment: AnExperiment) -> AnExperiment:
+    """The experiment with its recipe's settings of students: all who share a teacher agree on what trains it."""
     plain = _load(experiment.recipe, [{"data": experiment.data.model_dump()}]).model_dump()
     tree = experiment.model_dump()
     for key in _OF_STUDENTS[type(experiment)]:
@@ -292,15 +294,12 @@ def _teacher_alone(experiment: Experiment | GanExperiment) -> Experiment | GanEx
         for part in above:
             there, recipe = there[part], recipe[part]
         there[last] = recipe[last]
-    return type(experiment).model_validate(tree)
+    return cast(AnExperiment, type(experiment).model_validate(tree))
 
 
-def digest(experiment: Experiment | GanExperiment, *, teacher_alone: bool = False) -> str:
-    """A short hash of all that decides an experiment's results, or its teacher's alone."""
+def digest(experiment: Experiment | GanExperiment) -> str:
+    """A short hash of all that decides an experiment's results."""
     identity = experiment.identity()
-    if teacher_alone:
-        students = tuple(f"{key}." for key in _OF_STUDENTS[type(experiment)])
-        identity = {key: value for key, value in identity.items() if not f"{key}.".startswith(students)}
     identity.pop("step.device", None)  # where it runs
     identity |= experiment.teacher.hashes()
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -67,7 +67,7 @@ def run_study(
     for run in runs:
         experiment = run.experiment
         if run.teacher is not None:
-            key = digest(run.teacher, teacher_alone=True)
+            key = digest(run.teacher)
             if key not in given:
                 console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
                 given[key] = _train_teacher(run.teacher, folder / "teachers" / key, console)
