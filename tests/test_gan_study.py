@@ -99,6 +99,8 @@ def test_a_given_teacher_brings_its_discriminator(tmp_path: Path) -> None:
     one, other = (
         planned(tmp_path, teacher=given, overrides=[*SMALL, f"teacher.discriminator={file}"])[0] for file in files[1:]
     )
+    settings = [f"teacher.checkpoint={files[0]}", f"teacher.discriminator={files[1]}"]
+    assert planned(tmp_path, overrides=[*SMALL, *settings])[0] == one
     assert one.teacher is None
     assert digest(one.experiment) != digest(other.experiment)
 

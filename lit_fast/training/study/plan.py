@@ -253,7 +253,7 @@ def _runs(
     whole = _load(group.recipe, [group.set, arm.set, *common, {"seeds": [seed]}])
     # The teacher is the group's: what an arm sets (a precision, a loss) is not for it.
     trained = None
-    if "checkpoint" not in changed:
+    if whole.teacher.checkpoint is None:
         trained = teacher_alone(_load(group.recipe, [group.set, *common]))
     if isinstance(whole, Experiment) and whole.student.sequence:
         return [Planned(group.name, arm, whole, trained)]
