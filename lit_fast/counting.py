@@ -32,6 +32,11 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def count_nonzero(module: nn.Module) -> int:
+    """Number of parameters (elements) that are not zero, each shared one once."""
+    return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
+
+
 def count_layers(module: nn.Module) -> int:
     """Number of layers with a weight matrix, as in "ResNet-20": convolutions and linear layers off the shortcuts.
 

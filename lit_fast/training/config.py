@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from lit_fast import data, models, recipes
 from lit_fast.training.files import hashes
+from lit_fast.training.results import percent
 from lit_fast.training.schedule import Phase
 
 Variant = Literal["scratch", "kd", "hint", "one_ir_teacher_input", "multi_ir", "lit"]
@@ -32,6 +33,7 @@ _FREE_KEYS = frozenset(
         "teacher.discriminator",
         "samples",
         "metrics",
+        "pruning",  # further runs, which keep their own settings (`lit_fast.training.pruning`)
     }
 )
 
@@ -221,6 +223,20 @@ class PhasesConfig(Strict):
     finetune: Phase
 
 
+class PruningConfig(Strict):
+    """What each student is pruned to after its training, and how what is left is fine-tuned: as ``phases.finetune``."""
+
+    sparsities: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
+    finetune: Phase | None = None
+
+    @field_validator("sparsities")
+    @classmethod
+    def _no_twins(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(map(percent, values))) != len(values):  # the name of a run has its percentage
+            raise ValueError(f"sparsities repeats an entry: {list(values)}")
+        return values
+
+
 class AnyExperiment(Strict):
     """What every experiment has: a recipe, and an identity by which its run folder knows it."""
 
@@ -261,6 +277,7 @@ class Experiment(AnyExperiment):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     phases: PhasesConfig
+    pruning: PruningConfig = PruningConfig()
     step: StepConfig = StepConfig()
     logging: ClassifierLoggingConfig = ClassifierLoggingConfig()
 
@@ -274,6 +291,14 @@ class Experiment(AnyExperiment):
         """The phases a student of ``variant`` goes through, shortened in proportion when ``epochs`` is given."""
         names = {"scratch": ("scratch",), "kd": ("kd",)}.get(variant, ("lit", "finetune"))
         return self.shortened([getattr(self.phases, name).named(name) for name in names])
+
+    def pruned_plan(self) -> tuple[Phase, ...]:
+        """The fine-tuning of a pruned student: shortened as that of LIT is, whatever way the student was trained."""
+        phase = (self.pruning.finetune or self.phases.finetune).named("pruned")
+        if self.epochs is None:
+            return (phase,)
+        whole = self.phases.lit.epochs + self.phases.finetune.epochs
+        return (phase.scaled_to(max(1, round(self.epochs * phase.epochs / whole))),)
 
     def teacher_plan(self) -> tuple[Phase, ...]:
         """The teacher's schedule where no checkpoint is given: the recipe's ``scratch`` phase."""

@@ -29,7 +29,7 @@ __all__ = ["Distilled", "distill"]
 
 @dataclass(frozen=True)
 class Distilled:
-    """The trained ``student`` (the object that was given, with its last weights) and the ``results`` of both runs."""
+    """The trained ``student`` (the object that was given, with its last weights) and the ``results`` of all runs."""
 
     student: nn.Module
     results: list[dict[str, Any]]
@@ -110,9 +110,10 @@ def distill(
         spec = RunSpec(
             f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0])
         )
-        session.train(
-            spec, student_split, given, ModelConfig.model_construct(model=labels["student"], cardinality=None)
-        )
+        session.check_pruning(spec, student_split)
+        config = ModelConfig.model_construct(model=labels["student"], cardinality=None)
+        session.train(spec, student_split, given, config)
+        session.prune(spec, student_split, given, config)
     return Distilled(student_split.model, session.results)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from lit_fast import models
-from lit_fast.counting import count_layers, count_macs, count_parameters
+from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.parallel import ALONE, Workers, check_batches, join
@@ -25,6 +26,7 @@ from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
 from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.pruning import PrunedTrainer, claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.trainer import Outcome, RunSpec, Trainer
 from lit_fast.training.variants import VARIANTS
@@ -201,9 +203,23 @@ class Session:
                 trainer.check()
             if self.experiment.student.sequence:
                 teacher_config = config
+        if self.experiment.pruning.sparsities:
+            for spec, config in _specs(self.experiment):
+                self.check_pruning(spec, self.build(config, 0))
+
+    def check_pruning(self, spec: RunSpec, student: SplitModel) -> None:
+        """Whether ``student`` can be pruned once ``spec`` has trained it.
+
+        Raises:
+            ValueError: nothing to prune; or it was pruned here with other settings.
+        """
+        for pruned in pruned_specs(self.experiment, spec):
+            prunable(student, pruned, self.experiment)
+            refuse_others(self.folder.path / "runs" / pruned.name, pruned)
 
     def _trainer(self, spec: RunSpec, folder: Path, student: SplitModel, teacher: Teacher | None) -> Trainer:
-        return Trainer(
+        kind = Trainer if spec.sparsity is None else PrunedTrainer
+        return kind(
             spec,
             folder,
             self.loader,
@@ -231,6 +247,17 @@ class Session:
         self.workers.equalise(student.model)
         self._record(done)
         return done
+
+    def prune(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig) -> None:
+        """Run what follows ``spec``, with ``student`` pruned; it ends with the weights that it has now, its last."""
+        last = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+        for pruned in pruned_specs(self.experiment, spec):
+            self.workers.first(partial(self._claim, pruned))
+            self.train(pruned, student, teacher, config)
+            student.model.load_state_dict(last)
+
+    def _claim(self, pruned: RunSpec) -> None:
+        claim(self.folder.run(pruned.name), pruned)
 
     def _projector(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> Projectors | None:
         if not self.experiment.student.projector or teacher is None or VARIANTS[spec.variant].ir == "none":
@@ -260,7 +287,7 @@ class Session:
             "variant": spec.variant,
             "seed": spec.seed,
             "teacher": teacher.name if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
-            **self._size(student.model, None if teacher is None else teacher.parameters),
+            **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
             "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, tests["last"], tests["best"]),
             "epochs": spec.epochs,
             "seconds": outcome.seconds,
@@ -274,14 +301,19 @@ class Session:
     def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
         return Teacher(name, config.label, model, count_parameters(model.model))
 
-    def _size(self, model: nn.Module, teacher_parameters: int | None) -> dict[str, Any]:
-        parameters = count_parameters(model)
+    def _size(self, model: nn.Module, teacher_parameters: int | None, sparsity: float | None = None) -> dict[str, Any]:
+        parameters = left = count_parameters(model)
+        pruned: dict[str, Any] = {}
+        if sparsity is not None:
+            left = count_nonzero(model)
+            pruned = {"sparsity": sparsity, "nonzero_parameters": left}
         example = self.data.example(1).to(self.device)
         return {
             "layers": count_layers(model),
             "parameters": parameters,
+            **pruned,
             "mmacs": count_macs(model, example) / 1e6,
-            "compression": 1.0 if teacher_parameters is None else teacher_parameters / parameters,
+            "compression": 1.0 if teacher_parameters is None else teacher_parameters / left,
         }
 
     def _accuracy(self, model: SplitModel, which: str) -> float:
@@ -392,6 +424,7 @@ def run_experiment(
         for spec, config in _specs(experiment):
             student = session.build(config, spec.seed)
             session.train(spec, student, teachers[spec.seed], config)
+            session.prune(spec, student, teachers[spec.seed], config)
             if experiment.student.sequence:
                 next_teacher = Teacher(spec.name, config.label, student, teacher.parameters)
                 teachers[spec.seed] = next_teacher

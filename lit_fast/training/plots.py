@@ -60,8 +60,10 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(12.5, 9.0), dpi=110, layout=layout)
     FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
     axes = figure.subplots(2, 2)
-    groups = grouped(content["results"])
-    for ax, panel in zip(axes.flat, (_sizes, _losses, _irs, _times)):
+    everything = grouped(content["results"])
+    # The curves of a pruned student are those of its fine-tuning alone, and several for each student.
+    whole = grouped([result for result in content["results"] if result.get("sparsity") is None])
+    for ax, panel, groups in zip(axes.flat, (_sizes, _losses, _irs, _times), (everything, whole, whole, whole)):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.set_axisbelow(True)
@@ -82,7 +84,8 @@ def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ways = list(dict.fromkeys(row.training for row in rows if row.role != "teacher"))
     for row in rows:
         _point(ax, row, ways)
-    sizes = dict(sorted(((row.network, row.parameters) for row in rows), key=lambda item: item[1]))
+    whole = ((row.network, row.parameters) for row in rows if row.sparsity is None)
+    sizes = dict(sorted(whole, key=lambda item: item[1]))
     ax.set_xticks(list(sizes.values()), [f"{name}\n{size / 1e6:.2f} M" for name, size in sizes.items()])
     ax.minorticks_off()
     ax.margins(x=0.15, y=0.12)
@@ -107,9 +110,10 @@ def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:
         yerr=row.last.deviation,
         fmt="*" if teacher else _MARKERS.get(row.training, "o"),
         color=BLACK if teacher else _COLORS.get(row.training, BLACK),
+        markerfacecolor=None if row.sparsity is None else "none",
         markersize=14 if teacher else 8,
         capsize=3,
-        label="teacher" if teacher else row.training,
+        label="teacher" if teacher else row.training + ("" if row.sparsity is None else ", pruned"),
     )
 
 

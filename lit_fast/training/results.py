@@ -19,8 +19,10 @@ __all__ = [
     "legend",
     "load_results",
     "markdown_table",
+    "percent",
     "plain_table",
     "table",
+    "way_of",
 ]
 
 # Two lines each, so that the table stays readable on a terminal of 100 columns.
@@ -68,7 +70,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One network trained one way, over its seeds. Accuracies are percent of the test split."""
+    """One network trained one way, over its seeds. Accuracies are percent of the test split.
+
+    Of a pruned network (one with a ``sparsity``) ``parameters`` are those that are not zero.
+    """
 
     role: str
     network: str
@@ -82,12 +87,14 @@ class Row:
     best: Spread | None
     seconds: Spread | None
     images_per_second: Spread | None
+    sparsity: float | None = None
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of ``HEADERS``."""
+        way = way_of(self.training, self.sparsity)
         return (
             self.network,
-            "teacher" if self.role == "teacher" and self.training != "checkpoint" else self.training,
+            "teacher" if self.role == "teacher" and self.training != "checkpoint" else way,
             str(self.layers),
             f"{self.parameters / 1e6:.3f}M",
             f"{self.mmacs:.1f}",
@@ -127,32 +134,44 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     return content
 
 
+def percent(fraction: float) -> str:
+    """0.955 as "95.5"."""
+    return f"{100 * fraction:g}"
+
+
+def way_of(variant: str, sparsity: float | None) -> str:
+    """How a student came to be, as tables name it: "lit", "lit, 80 % pruned"."""
+    return variant if sparsity is None else f"{variant}, {percent(sparsity)} % pruned"
+
+
 def grouped(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
-    """Results of the same (role, model, variant) together: they differ by their seed. Teachers come first."""
+    """Results of the same (role, model, `way_of`) together: they differ by their seed. Teachers come first."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for result in sorted(results, key=lambda r: r["role"] != "teacher"):
-        groups.setdefault((result["role"], result["model"], result["variant"]), []).append(result)
+        way = way_of(result["variant"], result.get("sparsity"))
+        groups.setdefault((result["role"], result["model"], way), []).append(result)
     return groups
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One `Row` for each network and way of training it: means, and deviations over the seeds."""
     rows = []
-    for (role, model, variant), runs in grouped(results).items():
+    for (role, model, _), runs in grouped(results).items():
         rows.append(
             Row(
                 role=role,
                 network=model,
-                training=variant,
+                training=runs[0]["variant"],
                 seeds=len(runs),
                 layers=runs[0]["layers"],
-                parameters=runs[0]["parameters"],
+                parameters=runs[0].get("nonzero_parameters", runs[0]["parameters"]),
                 mmacs=runs[0]["mmacs"],
                 compression=runs[0]["compression"],
                 last=Spread.of(run["accuracy"].get("test_last") for run in runs),
                 best=Spread.of(run["accuracy"].get("test_best") for run in runs),
                 seconds=Spread.of(run.get("seconds") for run in runs),
                 images_per_second=Spread.of(run.get("images_per_second") for run in runs),
+                sparsity=runs[0].get("sparsity"),
             )
         )
     return rows
@@ -164,6 +183,8 @@ def legend(rows: Sequence[Row]) -> str:
     text = "last: after the last epoch; best: the weights best on validation; both on the untouched test split."
     if seeds:
         text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
+    if any(row.sparsity is not None for row in rows):
+        text += " Of pruned networks the parameters that are not zero; their MMACs are as if none were."
     return text
 
 

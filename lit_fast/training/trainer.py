@@ -51,12 +51,16 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run trains: its name, its variant, its seed and the phases it goes through."""
+    """What one run trains: its name, its variant, its seed and the phases it goes through.
+
+    With a ``sparsity`` it is the fine-tuning of a student that was trained and pruned (`lit_fast.training.pruning`).
+    """
 
     name: str
     variant: str
     seed: int
     phases: tuple[Phase, ...]
+    sparsity: float | None = None
 
     @property
     def epochs(self) -> int:
@@ -125,13 +129,13 @@ class Trainer:
 
     def check(self) -> None:
         """Build every phase's step once, so that what cannot work is refused before anything is trained."""
-        self._copy()
+        self._prepare()
         for phase in self.spec.phases:
             self._enter(phase, None)
 
     def run(self) -> Outcome:
         """Train what is left to train."""
-        self._copy()
+        self._prepare()
         pending = self.state.restore()
         self.log = self._open_log()
         self.looks = self._section_looks()
@@ -186,7 +190,8 @@ class Trainer:
             return None
         return SectionLooks(self.data, rows, self.device, every)
 
-    def _copy(self) -> None:
+    def _prepare(self) -> None:
+        """Give the student what it starts with."""
         if self.teacher is not None and self.switches.ir != "none":
             copy_parts(self.teacher, self.student, self.settings.student.copied)
 
@@ -372,7 +377,8 @@ class Trainer:
 
     def _advice(self, step: int, phase: Phase, lr: float, row: list[float]) -> str:
         precision = self.settings.step.precision
-        tries = [f"a smaller learning rate (phases.{phase.name}.lr, now {phase.lr:g}; {lr:g} at this point)"]
+        key = f"phases.{phase.name}" if self.spec.sparsity is None else "pruning.finetune"
+        tries = [f"a smaller learning rate ({key}.lr, now {phase.lr:g}; {lr:g} at this point)"]
         if precision != "fp32":
             tries.append(f"step.precision=fp32 (now {precision})")
         if phase.name == "lit":

@@ -52,6 +52,8 @@ class _Trials:
     def __init__(self, experiment: Experiment, folder: Path, mode: str, console: Console) -> None:
         if experiment.student.sequence or len(experiment.student.models) != 1:
             raise ConfigError("a search trains one student: give one, and student.sequence=false")
+        if experiment.pruning.sparsities:
+            raise ConfigError("a search prunes nothing: leave out pruning.sparsities")
         self.folder, self.console = folder, console
         self.path = folder / f"{mode}.json"
         self.rows: list[dict[str, Any]] = []

@@ -138,7 +138,7 @@ BUDGETS = {
 
 
 class Planned(NamedTuple):
-    """One run of a study: one student, trained one way, with one seed.
+    """One run of a study: one student, trained one way, with one seed; then what it is pruned to.
 
     Attributes:
         group, arm: names.
@@ -164,6 +164,11 @@ class Planned(NamedTuple):
     @property
     def seed(self) -> int:
         return self.experiment.seeds[0]
+
+    @property
+    def sparsities(self) -> tuple[float | None, ...]:
+        """Of its results, in their order: None is the student as it was trained."""
+        return (None, *(self.experiment.pruning.sparsities if isinstance(self.experiment, Experiment) else ()))
 
 
 def budgets(study: Study) -> Mapping[str, Budget]:

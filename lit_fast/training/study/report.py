@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 
 from lit_fast.training.files import atomic_write
 from lit_fast.training.gan import study as generators
-from lit_fast.training.results import ReportError, Spread, aligned
+from lit_fast.training.results import ReportError, Spread, aligned, way_of
 from lit_fast.training.study.view import COLORS, MARKERS, View, dots
 
 __all__ = ["Line", "StudyReport", "lines", "write_report"]
 
 _COLUMNS = ("", "network", "training", "paper %", "test %, last", "test %, best", "seeds", "difference")
+_PRUNED = "nonzero parameters"  # one more column, where anything is pruned
 
 
 class Line(NamedTuple):
     """One arm with one network, over its seeds.
 
     Attributes:
+        parameters: those that are not zero, where it is pruned to a ``sparsity``.
         last, best: test accuracy in % after the last epoch, and of the weights that were best on validation.
         done, planned: seeds that have ended, and all.
         status: of a run that did not end well; empty otherwise.
@@ -39,6 +41,7 @@ class Line(NamedTuple):
     done: int
     planned: int
     status: str
+    sparsity: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -90,11 +93,12 @@ def _tables(view: View) -> dict[str, list[tuple[str, ...]]]:
 def lines(content: dict[str, Any]) -> list[Line]:
     """The rows of the table, in the order of the study."""
     compared = not _other_data(content)
-    together: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    together: dict[tuple[str, str, str, str, float | None], list[dict[str, Any]]] = {}
     for run in content["runs"]:
-        together.setdefault((run["group"], run["arm"], run["network"], run["variant"]), []).append(run)
+        key = (run["group"], run["arm"], run["network"], run["variant"], run.get("sparsity"))
+        together.setdefault(key, []).append(run)
     found = []
-    for (group, arm, network, variant), runs in together.items():
+    for (group, arm, network, variant, sparsity), runs in together.items():
         done = [run for run in runs if run["status"] == "done"]
         odd = next((run["status"] for run in runs if run["status"] not in ("done", "not run")), "")
         first = runs[0]
@@ -105,13 +109,14 @@ def lines(content: dict[str, Any]) -> list[Line]:
                 network,
                 variant,
                 first["at"],
-                done[0]["parameters"] if done else None,
+                done[0].get("nonzero_parameters", done[0]["parameters"]) if done else None,
                 None if first["paper"] is None or not compared else Spread(first["paper"], first["paper_deviation"]),
                 Spread.of(run["accuracy"]["test_last"] for run in done),
                 Spread.of(run["accuracy"]["test_best"] for run in done),
                 len(done),
                 len(runs),
                 odd,
+                sparsity,
             )
         )
     order = _groups(found)
@@ -139,17 +144,19 @@ def _groups(found: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(line.group for line in found))
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: Line, *, pruned: bool) -> tuple[str, ...]:
+    """A row of the table, with the column of pruned networks where there are any."""
     last = line.status or ("not run" if line.last is None else str(line.last))
     return (
         line.arm,
         line.network,
-        line.variant,
+        way_of(line.variant, line.sparsity),
         "-" if line.paper is None else str(line.paper),
         last,
         "-" if line.best is None else str(line.best),
         str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
         "-" if line.difference is None else f"{line.difference:+.2f}",
+        *(["-" if line.parameters is None else f"{line.parameters:,}"] if pruned else []),
     )
 
 
@@ -193,6 +200,7 @@ def _draw(content: dict[str, Any], view: View, path: Path) -> Path:
 def _view(content: dict[str, Any]) -> View:
     """Of a study of classifiers."""
     found = lines(content)
+    pruned = any(line.sparsity for line in found)
     below = [
         "Test accuracy: last, after the last epoch; best, of the weights that were best on the validation split; mean ±"
         " standard deviation over the seeds. Difference: last minus the paper's, in points."
@@ -206,8 +214,8 @@ def _view(content: dict[str, Any]) -> View:
         below.append("Teachers:\n\n" + "\n".join(teachers))
     drawn = [line for line in found if line.last is not None]
     return View(
-        _COLUMNS,
-        [(line.group, _cells(line)) for line in found],
+        (*_COLUMNS, _PRUNED) if pruned else _COLUMNS,
+        [(line.group, _cells(line, pruned=pruned)) for line in found],
         "Another dataset than the paper's, whose numbers are left out." if _other_data(content) else None,
         below,
         [
@@ -223,10 +231,11 @@ def _panel(ax: Any, axis: str, own: Sequence[Line]) -> None:
     if all(line.at is not None for line in own):
         _curves(ax, own, {line.network: line.network for line in own}, "network", lambda line: line.at)
         ax.set_xlabel(axis)
+    elif any(line.sparsity for line in own):
+        _pruned_curves(ax, own)
     elif len({line.network for line in own}) > 1:
-        _curves(ax, own, {line.arm: line.arm for line in own}, "arm", lambda line: line.parameters / 1e6)
-        ax.set_xlabel("parameters, millions (log scale)")
-        ax.set_xscale("log")
+        _curves(ax, own, {line.arm: line.arm for line in own}, "arm", _millions)
+        _log_sizes(ax, "parameters")
     else:
         series = {"ours, last epoch": [line.last for line in own], "paper": [line.paper for line in own]}
         dots(ax, [line.arm for line in own], series, "test accuracy (%)")
@@ -234,15 +243,46 @@ def _panel(ax: Any, axis: str, own: Sequence[Line]) -> None:
 
 def _curves(ax: Any, own: Sequence[Line], labels: dict[str, str], field: str, x: Any) -> None:
     for number, label in enumerate(labels):
-        points = sorted((line for line in own if getattr(line, field) == label), key=x)
-        ax.errorbar(
-            [x(line) for line in points],
-            [line.last.mean for line in points if line.last is not None],
-            yerr=[(line.last.deviation or 0.0) for line in points if line.last is not None],
-            color=COLORS[number % len(COLORS)],
-            marker=MARKERS[number % len(MARKERS)],
-            capsize=3,
-            label=label,
-        )
+        _curve(ax, [line for line in own if getattr(line, field) == label], x, label, number, number)
     ax.set_ylabel("test accuracy, last epoch (%)")
     ax.legend(fontsize=8)
+
+
+def _pruned_curves(ax: Any, own: Sequence[Line]) -> None:
+    """For each network and arm, from the student as it was trained down to its sparsest."""
+    networks, arms = (list(dict.fromkeys(getattr(line, field) for line in own)) for field in ("network", "arm"))
+    for i, network in enumerate(networks):
+        for j, arm in enumerate(arms):
+            points = [line for line in own if (line.network, line.arm) == (network, arm)]
+            _curve(ax, points, _millions, f"{network}, {arm}", j, i)
+    _log_sizes(ax, "parameters that are not zero")
+    ax.set_ylabel("test accuracy, last epoch (%)")
+    ax.legend(fontsize=7, ncols=len(arms))
+
+
+def _curve(ax: Any, points: Sequence[Line], x: Any, label: str, color: int, marker: int) -> None:
+    points = sorted(points, key=x)
+    ax.errorbar(
+        [x(line) for line in points],
+        [line.last.mean for line in points if line.last is not None],
+        yerr=[(line.last.deviation or 0.0) for line in points if line.last is not None],
+        color=COLORS[color % len(COLORS)],
+        marker=MARKERS[marker % len(MARKERS)],
+        capsize=3,
+        label=label,
+    )
+
+
+def _log_sizes(ax: Any, what: str) -> None:
+    """A log axis that reads 0.05, 0.1, 0.2 rather than powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_xlabel(f"{what}, millions (log scale)")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _millions(line: Line) -> float:
+    return (line.parameters or 0) / 1e6

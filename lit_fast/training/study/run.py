@@ -145,14 +145,36 @@ def _device(place: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
 
 
-def _found(folder: Path) -> dict[str, Any]:
-    """What the results file keeps of a classifier's run."""
+def _found(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """What the results file keeps of a classifier's run, or of its student pruned; None where that has not ended."""
     results = load_results(folder)["results"]
+    wanted = ("student", entry["network"], entry.get("sparsity"))
+    student = next((r for r in results if (r["role"], r["model"], r.get("sparsity")) == wanted), None)
+    if student is None:
+        return None
     kept = ("layers", "parameters", "mmacs", "compression", "accuracy", "epochs", "seconds", "images_per_second")
+    pruned = {} if entry.get("sparsity") is None else {"nonzero_parameters": student["nonzero_parameters"]}
     teacher = next(r for r in results if r["role"] == "teacher")
     return {
-        **{key: results[-1][key] for key in kept},
+        **{key: student[key] for key in kept},
+        **pruned,
         "teacher": {"network": teacher["model"], "accuracy": teacher["accuracy"]},
+    }
+
+
+def _entry(run: Planned, sparsity: float | None) -> dict[str, Any]:
+    """What the results file says of a run, or of its student pruned, before it has ended."""
+    return {
+        "group": run.group,
+        "arm": run.arm.name,
+        "at": run.arm.at,
+        "paper": run.arm.paper.model_dump() if isinstance(run.arm.paper, GanScores) else run.arm.paper,
+        "paper_deviation": run.arm.paper_deviation,
+        "network": run.network,
+        "variant": run.variant,
+        **({} if sparsity is None else {"sparsity": sparsity}),
+        "seed": run.seed,
+        "status": "not run",
     }
 
 
@@ -176,29 +198,25 @@ class _Shown:
         }
         if study.task == "gan":
             self._head |= generators.head(study, runs)
-        self.runs: list[dict[str, Any]] = [
-            {
-                "group": run.group,
-                "arm": run.arm.name,
-                "at": run.arm.at,
-                "paper": run.arm.paper.model_dump() if isinstance(run.arm.paper, GanScores) else run.arm.paper,
-                "paper_deviation": run.arm.paper_deviation,
-                "network": run.network,
-                "variant": run.variant,
-                "seed": run.seed,
-                "status": "not run",
-            }
-            for run in runs
-        ]
+        self._entries = [[_entry(run, sparsity) for sparsity in run.sparsities] for run in runs]
+        self.runs = [entry for entries in self._entries for entry in entries]
         self._write()
 
     def done(self, number: int, status: str, folder: Path) -> None:
-        """A run has ended; its results are in ``folder``."""
-        entry = self.runs[number]
-        entry["status"], entry["folder"] = status, folder.name
-        if status == "done":
-            entry |= generators.found(folder) if self._head["task"] == "gan" else _found(folder)
+        """A run has ended; its results are in ``folder``: all of them, or of one that diverged those before."""
+        for entry in self._entries[number]:
+            entry["folder"] = folder.name
+            found = self._results(entry, status, folder)
+            if found is None:
+                entry["status"] = status
+                break
+            entry |= {"status": "done", **found}
         self._write()
+
+    def _results(self, entry: dict[str, Any], status: str, folder: Path) -> dict[str, Any] | None:
+        if self._head["task"] == "gan":
+            return generators.found(folder) if status == "done" else None
+        return None if status.startswith("failed") else _found(folder, entry)
 
     def _write(self) -> None:
         write_json(self.path, {**self._head, "runs": self.runs})
