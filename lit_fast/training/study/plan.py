@@ -282,7 +282,7 @@ def _load(
 
 # Settings that a teacher's training does not read.
 _OF_STUDENTS: dict[type[AnyExperiment], tuple[str, ...]] = {
-    Experiment: ("student", "variants", "seeds", "loss", "phases.kd", "phases.lit", "phases.finetune"),
+    Experiment: ("student", "variants", "seeds", "loss", "pruning", "phases.kd", "phases.lit", "phases.finetune"),
     GanExperiment: (
         "student", "variants", "seeds", "loss.ir", "discriminator_in_finetune", "phases.lit", "phases.finetune",
     ),
