@@ -61,7 +61,10 @@ class Group(Strict):
 
 
 class Study(Strict):
-    """A study as its file says it. ``axis`` names what the arms' ``at`` is; ``smoke``: digits will do for a trial."""
+    """A study as its file says it.
+
+    ``axis`` names what the arms' ``at`` is; ``smoke``: digits, or for generators a few faces, will do for a trial.
+    """
 
     title: str
     source: str
