@@ -421,7 +421,7 @@ SMOKE = ("smoke", BUDGETS["smoke"])
 
 
 def study(variant: str = "lit", *sparsities: float) -> Study:
-    arm = {"name": variant, "set": {"variants": [variant], "pruning": {"sparsities": list(sparsities)}}}
+    arm = {"name": variant, "set": {"variants": [variant], "pruning": {"sparsities": list(sparsities)}}, "paper": 93.0}
     group = {"name": "small", "recipe": "resnet-cifar10", "arms": [arm]}
     return Study.model_validate({"title": "A study", "source": "nowhere", "groups": [group]})
 
@@ -480,6 +480,7 @@ def test_studies_share_the_students_that_one_of_them_prunes(
     once, pruned = ran(study("lit", 0.7), folder)
     assert trained == [f"{LIT}-pruned70"]
     assert (once["status"], pruned["status"], pruned["sparsity"]) == ("done", "done", 0.7)
+    assert (once["paper"], pruned["paper"]) == (93.0, None)
     assert once == bare
     assert ran(study("lit"), folder) == [bare]
 

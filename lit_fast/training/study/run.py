@@ -164,11 +164,12 @@ def _found(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
 
 def _entry(run: Planned, sparsity: float | None) -> dict[str, Any]:
     """What the results file says of a run, or of its student pruned, before it has ended."""
+    paper = run.arm.paper if sparsity is None else None  # an arm's number is of the student as it was trained
     return {
         "group": run.group,
         "arm": run.arm.name,
         "at": run.arm.at,
-        "paper": run.arm.paper.model_dump() if isinstance(run.arm.paper, GanScores) else run.arm.paper,
+        "paper": paper.model_dump() if isinstance(paper, GanScores) else paper,
         "paper_deviation": run.arm.paper_deviation,
         "network": run.network,
         "variant": run.variant,
