@@ -26,7 +26,7 @@ class Block:
         text: without the fences.
         mark: what an HTML comment on the line above the fence says: "output" (what the block before prints),
             "error NAME" (a message of ``documented_errors``), "files DIR" (what a run leaves in DIR), "results DIR"
-            (the table of DIR/results.json beside the page); else "".
+            (the table of DIR/results.json beside the page), "study NAME" (its tables from results/studies); else "".
     """
 
     page: Path

@@ -55,6 +55,7 @@ from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.report import is_gan
 from lit_fast.training.gan.report import table as gan_table
 from lit_fast.training.results import HEADERS, load_results, plain_table, table
+from lit_fast.training.study.overview import overview
 from lit_fast.training.study.plan import load_study
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
@@ -200,6 +201,8 @@ class PageRun:
             folder = block.page.parent / argument
             found = json.loads((folder / "results.json").read_text()) if is_gan(folder) else load_results(folder)
             hold(block, gan_table(found["results"]) if is_gan(folder) else plain_table(table(found["results"])))
+        elif kind == "study":
+            hold(block, overview(block.page.parent / "results" / "studies")[argument])
         elif kind == "files":
             for line in block.text.splitlines():
                 pattern = re.sub(r"<[^>]+>|NNNNNNNNN", "*", line.split()[0])

@@ -40,6 +40,9 @@ def reproduce(
     run_dir: Annotated[
         Path, typer.Option("--run-dir", metavar="DIR", help="Where all studies lie; they share runs.")
     ] = Path("studies"),
+    overview: Annotated[
+        bool, typer.Option("--overview", help="Run nothing: all studies with the results in --run-dir.")
+    ] = False,
     settings: Settings = None,
 ) -> None:
     """Run a study of the paper, or go on with it, and render its table beside the paper's numbers."""
@@ -47,6 +50,13 @@ def reproduce(
 
     from lit_fast import studies
 
+    if overview:
+        from lit_fast.training.study.overview import overview as overview_of
+
+        if name is not None:
+            raise ValueError(f"--overview shows all studies: leave out {name}")
+        typer.echo("\n\n\n".join(f"{study}\n{tables}" for study, tables in overview_of(run_dir).items()))
+        return
     if name is None:
         width = max(map(len, studies.names()))
         for study_name in studies.names():

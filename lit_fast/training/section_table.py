@@ -14,9 +14,9 @@ SECTION_COLUMNS = ("network", "training", "end of phase", "section", "teacher-fe
 
 
 def looked_at(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The runs with section diagnostics, by network and way of training."""
+    """The runs with section diagnostics, by network and way of training; what followed by pruning is left out."""
     found = {}
-    for (_, network, way), runs in grouped(results).items():
+    for (_, network, way), runs in grouped([result for result in results if result.get("sparsity") is None]).items():
         seen = [run for run in runs if any("sections" in entry for entry in run.get("history") or ())]
         if seen:
             found[network, way] = seen

@@ -13,7 +13,7 @@ from lit_fast.training.gan import study as generators
 from lit_fast.training.results import ReportError, Spread, aligned, way_of
 from lit_fast.training.study.view import COLORS, MARKERS, View, dots
 
-__all__ = ["Line", "StudyReport", "lines", "write_report"]
+__all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
 
 _COLUMNS = ("", "network", "training", "paper %", "test %, last", "test %, best", "seeds", "difference")
 _PRUNED = "nonzero parameters"  # one more column, where anything is pruned
@@ -64,8 +64,8 @@ def write_report(path: Path) -> StudyReport:
     Raises:
         ReportError: it is not there, or not a study's.
     """
-    content = _read(path)
-    view = generators.view(content) if content.get("task") == "gan" else _view(content)
+    content = read_results(path)
+    view = view_of(content)
     note: str | None = None
     figure: Path | None = None
     if not view.panels:
@@ -75,14 +75,23 @@ def write_report(path: Path) -> StudyReport:
             figure = _draw(content, view, path.with_suffix(".png"))
         except ImportError:
             note = "no figure: matplotlib is not installed (pip install matplotlib)"
-    tables = _tables(view)
-    text = "\n".join(f"{group}\n{aligned([view.columns, *rows], left=3)}" for group, rows in tables.items())
+    text = plain_tables(view)
     markdown = path.with_suffix(".md")
     atomic_write(markdown, lambda p: p.write_text(_markdown(content, view, figure), encoding="utf-8"))
     return StudyReport(text, markdown, figure, note)
 
 
-def _tables(view: View) -> dict[str, list[tuple[str, ...]]]:
+def view_of(content: dict[str, Any]) -> View:
+    """The results file of a study, ready to be written down."""
+    return generators.view(content) if content.get("task") == "gan" else _view(content)
+
+
+def plain_tables(view: View) -> str:
+    """A table for each group, as aligned text."""
+    return "\n".join(f"{group}\n{aligned([view.columns, *rows], left=3)}" for group, rows in tables(view).items())
+
+
+def tables(view: View) -> dict[str, list[tuple[str, ...]]]:
     """The rows of each group."""
     tables: dict[str, list[tuple[str, ...]]] = {}
     for group, cells in view.rows:
@@ -123,7 +132,12 @@ def lines(content: dict[str, Any]) -> list[Line]:
     return sorted(found, key=lambda line: order.index(line.group))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a study's results file.
+
+    Raises:
+        ReportError: it is not there, or not a study's.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -170,7 +184,7 @@ def _markdown(content: dict[str, Any], view: View, figure: Path | None) -> str:
     if view.warning is not None:
         parts.append(f"**{view.warning}**")
     rule = "| --- | --- | --- | " + " | ".join(["---:"] * (len(view.columns) - 3)) + " |"
-    for group, cells in _tables(view).items():
+    for group, cells in tables(view).items():
         rows = [("setting", *view.columns[1:]), *cells]
         table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         parts += [f"## {group}", "\n".join([table[0], rule, *table[1:]])]

@@ -25,7 +25,7 @@ from lit_fast.training.results import load_results
 from lit_fast.training.study.plan import Budget, GanScores, Planned, Study, digest
 from lit_fast.training.trainer import NonFiniteLoss
 
-__all__ = ["StudyFailed", "run_study"]
+__all__ = ["StudyFailed", "planned_content", "run_study"]
 
 
 class StudyFailed(RuntimeError):
@@ -179,6 +179,25 @@ def _entry(run: Planned, sparsity: float | None) -> dict[str, Any]:
     }
 
 
+def planned_content(
+    name: str, study: Study, budget: tuple[str, Budget], runs: Sequence[Planned]
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """A results file before any run has ended: its head, and the entries of each run."""
+    head = {
+        "study": name,
+        "title": study.title,
+        "source": study.source,
+        "task": study.task,
+        "axis": study.axis,
+        "budget": {"name": budget[0], **budget[1].model_dump(mode="json")},
+        "dataset": sorted({run.experiment.data.name for run in runs}),
+        "environment": describe_environment(resolve_device(runs[0].experiment.step.device)),
+    }
+    if study.task == "gan":
+        head |= generators.head(study, runs)
+    return head, [[_entry(run, sparsity) for sparsity in run.sparsities] for run in runs]
+
+
 class _Shown:
     """The results file of a study: every run, whether it has ended or not."""
 
@@ -187,19 +206,7 @@ class _Shown:
     ) -> None:
         self.path = folder / f"{name}-{budget[0]}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        self._head = {
-            "study": name,
-            "title": study.title,
-            "source": study.source,
-            "task": study.task,
-            "axis": study.axis,
-            "budget": {"name": budget[0], **budget[1].model_dump(mode="json")},
-            "dataset": sorted({run.experiment.data.name for run in runs}),
-            "environment": describe_environment(resolve_device(runs[0].experiment.step.device)),
-        }
-        if study.task == "gan":
-            self._head |= generators.head(study, runs)
-        self._entries = [[_entry(run, sparsity) for sparsity in run.sparsities] for run in runs]
+        self._head, self._entries = planned_content(name, study, budget, runs)
         self.runs = [entry for entries in self._entries for entry in entries]
         self._write()
 
