@@ -107,6 +107,21 @@ def test_a_captured_run_repeats_bit_for_bit():
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
+def test_looking_at_the_sections_between_replays_changes_nothing():
+    runs = []
+    for looks in (False, True):
+        step = make(True)
+        for batch in batches():
+            captured_only(step, [batch])
+            if looks:
+                found = lf.section_diagnostics(step, *batch)
+        runs.append(step.student.model.state_dict())
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+    reference = lf.section_diagnostics(step, *batch)
+    assert found == reference
+    assert found.gaps[0] == 0.0
+
+
 def test_follows_the_learning_rate():
     eager, step = make(False), make(True)
 
