@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import functools
 import importlib
 import io
 import json
@@ -202,7 +203,7 @@ class PageRun:
             found = json.loads((folder / "results.json").read_text()) if is_gan(folder) else load_results(folder)
             hold(block, gan_table(found["results"]) if is_gan(folder) else plain_table(table(found["results"])))
         elif kind == "study":
-            hold(block, overview(block.page.parent / "results" / "studies")[argument])
+            hold(block, studies_at(block.page.parent / "results" / "studies")[argument])
         elif kind == "files":
             for line in block.text.splitlines():
                 pattern = re.sub(r"<[^>]+>|NNNNNNNNN", "*", line.split()[0])
@@ -212,6 +213,9 @@ class PageRun:
 
     def _bibtex(self, block: Block) -> None:
         assert block.text.count("{") == block.text.count("}")
+
+
+studies_at = functools.cache(overview)  # planning every study takes seconds
 
 
 def hold(block: Block, real: str) -> None:
