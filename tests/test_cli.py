@@ -24,6 +24,7 @@ import lit_fast
 from lit_fast import models, recipes
 from lit_fast.cli import app
 from lit_fast.cli.experiments import _rich_table
+from lit_fast.training import any_experiment
 from lit_fast.training import experiment as experiments
 from lit_fast.training.interrupt import Interrupted
 from lit_fast.training.results import table
@@ -218,7 +219,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(experiment=experiment, run_dir=run_dir, **options)
         raise Interrupted("stop here")
 
-    monkeypatch.setattr(experiments, "run_experiment", stand_in)
+    monkeypatch.setattr(any_experiment, "run_experiment", stand_in)
     monkeypatch.setattr(experiments, "train_model", stand_in)
     return calls
 
@@ -335,12 +336,12 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_each_kind_of_end_has_its_message_and_exit_code(
     error: BaseException, code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments, "run_experiment", raising(error))
+    monkeypatch.setattr(any_experiment, "run_experiment", raising(error))
     assert says in refused("distill", "--run-dir", tmp_path / "run", code=code)
 
 
 def test_a_defect_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments, "run_experiment", raising(KeyError("defect")))
+    monkeypatch.setattr(any_experiment, "run_experiment", raising(KeyError("defect")))
     assert isinstance(lit_fast_command("distill", "--run-dir", tmp_path / "run").exception, KeyError)
 
 
