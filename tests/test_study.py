@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lit_fast import studies
 from lit_fast.training import experiment as experiments
 from lit_fast.training.config import ConfigError
 from lit_fast.training.interrupt import Interrupted
+from lit_fast.training.study import run as running
 from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, digest, load_study, plan
 from lit_fast.training.study.report import lines, write_report
 from lit_fast.training.study.run import StudyFailed, run_study
@@ -236,6 +239,24 @@ def test_a_process_that_fails_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyFailed, match=r"1 of 1 runs failed; the first failed with status 2: see .*log"):
         run_study("small", small_study(), SMOKE, broken, tmp_path, jobs=2, console=quiet())
     assert "section_weights" in next((tmp_path / "runs").glob("*.log")).read_text()
+
+
+def test_runs_that_end_together_are_written_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "r32.th"
+    weights.write_bytes(b"weights")
+    runs = planned(load_study("ablation"), teacher=("resnet32", weights), only="resnet")
+    writing, write = threading.Lock(), running.write_json
+
+    def alone(path: Path, tree: Any) -> None:
+        assert writing.acquire(blocking=False), "two runs write the results file at the same time"
+        time.sleep(0.02)
+        write(path, tree)
+        writing.release()
+
+    monkeypatch.setattr(running, "write_json", alone)
+    monkeypatch.setattr(running.subprocess, "run", lambda *args, **options: subprocess.CompletedProcess((), 2))
+    with pytest.raises(StudyFailed, match="6 of 6 runs failed"):
+        run_study("ablation", load_study("ablation"), SMOKE, runs, tmp_path, jobs=6, console=quiet())
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,18 +209,20 @@ class _Shown:
         folder.mkdir(parents=True, exist_ok=True)
         self._head, self._entries = planned_content(name, study, budget, runs)
         self.runs = [entry for entries in self._entries for entry in entries]
+        self._one_at_a_time = threading.Lock()  # runs end in threads of their own
         self._write()
 
     def done(self, number: int, status: str, folder: Path) -> None:
         """A run has ended; its results are in ``folder``: all of them, or of one that diverged those before."""
-        for entry in self._entries[number]:
-            entry["folder"] = folder.name
-            found = self._results(entry, status, folder)
-            if found is None:
-                entry["status"] = status
-                break
-            entry |= {"status": "done", **found}
-        self._write()
+        with self._one_at_a_time:
+            for entry in self._entries[number]:
+                entry["folder"] = folder.name
+                found = self._results(entry, status, folder)
+                if found is None:
+                    entry["status"] = status
+                    break
+                entry |= {"status": "done", **found}
+            self._write()
 
     def _results(self, entry: dict[str, Any], status: str, folder: Path) -> dict[str, Any] | None:
         if self._head["task"] == "gan":
