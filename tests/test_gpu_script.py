@@ -56,7 +56,7 @@ def sources() -> dict[Path, int]:
     """Every file of the project that the script could touch, with the time of its last change."""
     folders = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build", "gpu-results")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    ignored = {"__pycache__", ".git", ".hypothesis"}  # git refreshes its index, tests beside this one hypothesis's folder
+    ignored = {"__pycache__", ".git", ".hypothesis"}  # git refreshes its index; tests beside this one write, too
     return {path: path.stat().st_mtime_ns for path in [*files, *ROOT.glob("*")] if not ignored & set(path.parts)}
 
 
