@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_fast.training.curves import plain_log
 from lit_fast.training.files import atomic_write
 from lit_fast.training.gan import study as generators
-from lit_fast.training.results import ReportError, Spread, aligned, way_of
+from lit_fast.training.results import ReportError, Spread, aligned, markdown_table, way_of
 from lit_fast.training.study.view import COLORS, MARKERS, View, dots
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
@@ -183,11 +184,9 @@ def _markdown(content: dict[str, Any], view: View, figure: Path | None) -> str:
     ]
     if view.warning is not None:
         parts.append(f"**{view.warning}**")
-    rule = "| --- | --- | --- | " + " | ".join(["---:"] * (len(view.columns) - 3)) + " |"
-    for group, cells in tables(view).items():
-        rows = [("setting", *view.columns[1:]), *cells]
-        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        parts += [f"## {group}", "\n".join([table[0], rule, *table[1:]])]
+    for group, rows in tables(view).items():
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        parts += [f"## {group}", markdown_table(("setting", *view.columns[1:]), cells, left=3)]
     parts += view.below
     if figure is not None:
         parts.append(f"![{content['title']}]({figure.name})")
@@ -249,7 +248,8 @@ def _panel(ax: Any, axis: str, own: Sequence[Line]) -> None:
         _pruned_curves(ax, own)
     elif len({line.network for line in own}) > 1:
         _curves(ax, own, {line.arm: line.arm for line in own}, "arm", _millions)
-        _log_sizes(ax, "parameters")
+        ax.set_xlabel("parameters, millions (log scale)")
+        plain_log(ax, "x")
     else:
         series = {"ours, last epoch": [line.last for line in own], "paper": [line.paper for line in own]}
         dots(ax, [line.arm for line in own], series, "test accuracy (%)")
@@ -269,7 +269,8 @@ def _pruned_curves(ax: Any, own: Sequence[Line]) -> None:
         for j, arm in enumerate(arms):
             points = [line for line in own if (line.network, line.arm) == (network, arm)]
             _curve(ax, points, _millions, f"{network}, {arm}", j, i)
-    _log_sizes(ax, "parameters that are not zero")
+    ax.set_xlabel("parameters that are not zero, millions (log scale)")
+    plain_log(ax, "x")
     ax.set_ylabel("test accuracy, last epoch (%)")
     ax.legend(fontsize=7, ncols=len(arms))
 
@@ -285,17 +286,6 @@ def _curve(ax: Any, points: Sequence[Line], x: Any, label: str, color: int, mark
         capsize=3,
         label=label,
     )
-
-
-def _log_sizes(ax: Any, what: str) -> None:
-    """A log axis that reads 0.05, 0.1, 0.2 rather than powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    ax.set_xlabel(f"{what}, millions (log scale)")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _millions(line: Line) -> float:
