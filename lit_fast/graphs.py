@@ -78,9 +78,11 @@ class CudaGraphs:
     def _on_stream(self) -> Iterator[None]:
         caller = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            yield
-        caller.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:  # also after an error: what it began still runs, on tensors that the caller goes on with
+            caller.wait_stream(self._stream)
 
 
 @contextmanager
@@ -101,9 +103,11 @@ def _no_waiting() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+        # torch's note that this mode is a prototype: once in a process, and an error under `python -W error`.
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
         warnings.showwarning = notice
-        torch.cuda.set_sync_debug_mode("warn")
         try:
+            torch.cuda.set_sync_debug_mode("warn")
             yield
         finally:
             torch.cuda.set_sync_debug_mode(mode)

@@ -26,6 +26,8 @@ __all__ = [
     "eager_step",
     "lit_step",
     "plain_step",
+    "repeated",
+    "replays",
     "runner_step",
     "steps_of",
     "work",
@@ -154,11 +156,18 @@ def captured_step(problem: Problem) -> Way:
     Raises:
         RuntimeError: it cannot be captured; says why.
     """
-    step = lit_step(problem, "runner", "auto", capture=True)
-    step(problem.images, problem.labels)
+    return replays(lit_step(problem, "runner", "auto", capture=True), problem)
+
+
+def replays(step: LITStep, problem: Problem) -> Way:
+    """Trains one step, which shows whether it is captured; the way's first call gives that step's result.
+
+    So the first call of every way is its first step, and `drift` compares the same steps.
+    """
+    first: list[object] = [step(problem.images, problem.labels)]
     if not step.captured:
         raise RuntimeError(f"not captured: {step.capture_reason}")
-    return lambda: step(problem.images, problem.labels)
+    return lambda: first.pop() if first else step(problem.images, problem.labels)
 
 
 def work(problem: Problem) -> tuple[int, int]:
@@ -185,6 +194,17 @@ def work(problem: Problem) -> tuple[int, int]:
     parameters = sum(p.numel() for p in student.parameters())
     moved = problem.batch * (image.nbytes + 7 * width * elements) + 4 * 7 * parameters
     return 2 * macs * problem.batch, moved
+
+
+def repeated(way: Way, steps: int) -> Several:
+    """`steps` calls of a way, one behind the other as in training, as one."""
+
+    def call() -> object:
+        for _ in range(steps - 1):
+            way()
+        return way()
+
+    return Several(steps * steps_of(way), call)
 
 
 def steps_of(way: Way) -> int:
