@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.choice import ALL, Choice
 from benchmarks.data_sources import OneByOne, Setting, arrays, settings
 from benchmarks.pairs import PAIRS, TINY
 from benchmarks.step import half_precision
@@ -41,36 +42,46 @@ WORKERS = 2  # processes of the DataLoader
 STEPS = 50  # of an epoch with the step
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure every setting until `deadline` (of ``time.monotonic``); settings that come later say so."""
     for setting in settings(tiny=tiny):
+        if not choice.setting("data", setting.name):
+            continue
         heading = _heading(setting, device)
         if time.monotonic() > deadline:
             yield {**heading, "variant": "all", "status": "out of time"}
             continue
         try:
-            yield from measured(setting, device, seconds, tiny=tiny)
+            yield from measured(setting, device, seconds, tiny=tiny, choice=choice)
         except Exception as error:
             yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}
 
 
-def measured(setting: Setting, device: str, seconds: float, *, tiny: bool = False) -> Iterator[Row]:
+def measured(
+    setting: Setting, device: str, seconds: float, *, tiny: bool = False, choice: Choice = ALL
+) -> Iterator[Row]:
     """The rows of one setting."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         absent: dict[str, str] = {}
-        if setting.family == "cifar":  # in rounds of their own: a step takes far longer than its batch
-            yield from _rows(setting, device, _steps(setting, device, stack, absent, tiny=tiny), seconds)
+        if setting.family == "cifar" and choice.variant("step"):  # in rounds of their own: a step takes far longer
+            yield from _rows(setting, device, _steps(setting, device, stack, absent, choice, tiny=tiny), seconds)
         data = setting.make(Path(folder))
         count = len(data.train)
-        epochs: dict[str, tuple[Epoch, int]] = {"pil": (_pil(setting, data, device, 0 if tiny else WORKERS), count)}
+        epochs: dict[str, tuple[Epoch, int]] = {}
+        if choice.variant("pil"):
+            epochs["pil"] = (_pil(setting, data, device, 0 if tiny else WORKERS), count)
         places = {"torch": device, "dali": device, "resident": device}
         if device == "cuda":
             places["dali-cpu"] = "cpu"
-        for name, where in places.items():
+        for name in filter(choice.variant, places):
+            where = places[name]
             loader = _opened(name, data, where, stack, absent)
             if loader is not None:
                 epochs[name] = (_epochs(loader, setting.batch, device), count)
-        yield from _rows(setting, device, epochs, seconds)
+        if epochs:
+            yield from _rows(setting, device, epochs, seconds)
         yield from ({**_heading(setting, device), "variant": name, "status": why} for name, why in absent.items())
 
 
@@ -115,7 +126,7 @@ def _epochs(loader: Loader, batch: int, device: str) -> Epoch:
 
 
 def _steps(
-    setting: Setting, device: str, stack: ExitStack, absent: dict[str, str], *, tiny: bool
+    setting: Setting, device: str, stack: ExitStack, absent: dict[str, str], choice: Choice, *, tiny: bool
 ) -> dict[str, tuple[Epoch, int]]:
     """The step on a fixed batch and, on CUDA, on the batches of each loader, which has `STEPS` of them."""
     capture = device == "cuda"
@@ -133,7 +144,7 @@ def _steps(
     if not capture and not tiny:
         return found
     data = arrays(count * batch, pair.image[1])
-    for name in ("step+resident", "step+torch", "step+dali"):
+    for name in filter(choice.variant, ("step+resident", "step+torch", "step+dali")):
         loader = _opened(name, data, device, stack, absent)
         if loader is not None:
             step = ways.lit_step(problem, "runner", "auto", capture=capture)

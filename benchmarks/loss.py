@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import settings, variants
+from benchmarks.choice import ALL, Choice
 from benchmarks.settings import Setting
 from lit_fast.bench import probes
 from lit_fast.bench.pairing import Pairs
@@ -27,20 +28,22 @@ class Measurement:
         missing: why a variant is not among them.
     """
 
-    def __init__(self, setting: Setting, device: str, deadline: float = float("inf")) -> None:
+    def __init__(self, setting: Setting, device: str, deadline: float = float("inf"), choice: Choice = ALL) -> None:
         self.setting, self.device = setting, device
         self.missing: dict[str, str] = {}
         self._compile_seconds: dict[str, float] = {}
         data = variants.problem(setting, device)
-        self._losses = {"eager": variants.eager_loss(data), "reference": variants.backend_loss(data, "eager")}
-        for name in variants.FUSED:
+        self._losses = {"eager": variants.eager_loss(data)}  # what all others are held to
+        if choice.variant("reference"):
+            self._losses["reference"] = variants.backend_loss(data, "eager")
+        for name in filter(choice.variant, variants.FUSED):
             why = variants.unavailable(name, device) or self._too_slow(name)
             if why is None:
                 self._losses[name] = variants.backend_loss(data, name)
             else:
                 self.missing[name] = f"not available: {why}"
         torch.compiler.reset()
-        for mode in setting.modes:
+        for mode in (mode for mode in setting.modes if choice.variant(f"compile:{mode}")):
             self._losses[f"compile:{mode}"] = variants.compiled_loss(data, mode)
         self._steps = {name: variants.step_of(data, loss) for name, loss in self._losses.items()}
         self.pairs = Pairs({"copy": variants.copy_step(setting, device), **self._steps}, device)
@@ -116,6 +119,8 @@ class Measurement:
             row[field] = ratio and (100 * ratio if field == "percent_of_copy" else ratio)
         if name != "copy":
             row |= _probed(self._steps[name], self._losses[name], self.device)
+        if "kernel_us" in row:
+            row["kernel_gb_s"] = one.bytes / row["kernel_us"] / 1e3
         return row
 
 
@@ -132,24 +137,28 @@ def _probed(step: variants.Step, loss: variants.Loss, device: str) -> Row:
     return found
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure every setting until `deadline` (of ``time.monotonic``); settings that come later say so.
 
     Args:
         seconds: of rounds at one setting; compiling comes on top.
     """
     for setting in settings.settings(device, tiny=tiny):
+        if not choice.setting("loss", setting.name):
+            continue
         heading = {"suite": "loss", "setting": setting.name, "device": device, "variant": "all", "mode": None}
         if time.monotonic() > deadline:
             yield {**heading, "status": "out of time"}
             continue
         try:
-            yield from _measured(setting, device, deadline, seconds)
+            yield from _measured(setting, device, deadline, seconds, choice)
         except Exception as error:
             yield {**heading, "status": f"{type(error).__name__}: {error}"[:500]}
 
 
-def _measured(setting: Setting, device: str, deadline: float, seconds: float) -> list[Row]:
-    measurement = Measurement(setting, device, deadline)
+def _measured(setting: Setting, device: str, deadline: float, seconds: float, choice: Choice) -> list[Row]:
+    measurement = Measurement(setting, device, deadline, choice)
     measurement.pairs.run(seconds)
     return list(measurement.rows())  # the tensors of this setting are freed before those of the next are made

@@ -10,6 +10,7 @@ import torch
 
 import lit_fast
 from benchmarks import variants
+from benchmarks.choice import ALL, Choice
 from benchmarks.settings import TINY, Setting
 from lit_fast.bench.pairing import spread
 
@@ -45,7 +46,9 @@ def calls(device: str, backend: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 3.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 3.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Microseconds of each call with each backend; the calls take turns."""
     timed: dict[tuple[str, str], Callable[[], object]] = {}
     for backend in ("native", "triton", "eager"):
@@ -53,7 +56,8 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 3.
         if why is not None:
             yield {**_heading(device, backend, "all"), "status": f"not available: {why}"}
             continue
-        timed |= {(backend, name): call for name, call in calls(device, backend).items()}
+        chosen = {name: call for name, call in calls(device, backend).items() if choice.setting("overhead", name)}
+        timed |= {(backend, name): call for name, call in chosen.items()}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     counts = {}
     for key, call in timed.items():

@@ -1,6 +1,7 @@
 """Runs suites without pytest, within a time limit: ``python -m benchmarks.run --out rows.json --seconds 300``.
 
-The results file is written anew after every row, so that a run that is cut short loses nothing.
+The results file is written anew after every row, so that a run that is cut short loses nothing; with ``--journal`` each
+row is a line there instead, and what the journal already has is not measured again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import journal, machine
+from benchmarks.choice import Choice
 from benchmarks.suites import SUITES
 
 
@@ -48,24 +50,57 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, required=True, help="results file")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="results file")
+    where.add_argument("--journal", type=Path, help="file of lines that rows are added to")
     parser.add_argument("--seconds", type=float, default=280.0, help="no setting is begun later")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--only", choices=SUITES, action="append", help="this suite; may be given more than once")
     parser.add_argument("--tiny", action="store_true", help="sizes that only try the code")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="these settings alone")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="these variants alone; compile: all its modes")
+    parser.add_argument("--group", default="", help="what rows of the journal are marked with, to tell runs apart")
+    parser.add_argument("--rounds", type=float, metavar="SECONDS", help="of timing at one setting (the suite's own)")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     if options.threads:
         torch.set_num_threads(options.threads)
-    content = results(options.device, f"python -m benchmarks.run {shlex.join(sys.argv[1:])}", [], tiny=options.tiny)
-    for suite in options.only or SUITES:
-        seconds = {"seconds": 0.3} if options.tiny else {}
-        module = importlib.import_module(SUITES[suite][0])
-        for row in module.run(options.device, deadline, tiny=options.tiny, **seconds):
-            content["rows"].append(row)
-            print(line(row), flush=True)
-            write(options.out, content)
+    if options.journal:
+        _into_journal(options, deadline)
+    else:
+        _into_file(options, deadline)
+
+
+def _into_file(options: argparse.Namespace, deadline: float) -> None:
+    command = f"python -m benchmarks.run {shlex.join(sys.argv[1:])}"
+    content = results(options.device, command, [], tiny=options.tiny)
+    for row in _rows(options, deadline, frozenset()):
+        content["rows"].append(row)
+        write(options.out, content)
     write(options.out, content)
+
+
+def _into_journal(options: argparse.Namespace, deadline: float) -> None:
+    mark = {"group": options.group} if options.group else {}
+    if not options.tiny and not any("copy_gb_s" in entry for entry in journal.read(options.journal, "facts")):
+        journal.append(options.journal, "facts", copy_gb_s=machine.copy_rate(options.device) / 1e9)
+    rows = [row for row in journal.read(options.journal, "row") if row["status"] == "measured"]
+    known = {(row["suite"], row["setting"], row["variant"]) for row in rows if row.get("group", "") == options.group}
+    for row in _rows(options, deadline, frozenset(known)):
+        journal.append(options.journal, "row", **row, **mark)
+
+
+def _rows(
+    options: argparse.Namespace, deadline: float, known: frozenset[tuple[str, str, str]]
+) -> Iterator[dict[str, Any]]:
+    chosen = (tuple(names) if names else None for names in (options.settings, options.variants))
+    choice = Choice(*chosen, known)
+    seconds = {"seconds": 0.3} if options.tiny else {} if options.rounds is None else {"seconds": options.rounds}
+    for suite in options.only or SUITES:
+        module = importlib.import_module(SUITES[suite][0])
+        for row in module.run(options.device, deadline, tiny=options.tiny, choice=choice, **seconds):
+            print(line(row), flush=True)
+            yield row
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.choice import ALL, Choice
 from benchmarks.pairs import PAIRS, TINY, Pair
 from lit_fast.bench import step
 from lit_fast.bench.step import Row
@@ -61,25 +62,32 @@ def half_precision() -> str:
     return "bf16" if torch.cuda.get_device_capability(0) >= (8, 0) else "fp16"
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure every setting until `deadline` (of ``time.monotonic``); settings that come later say so.
 
     Args:
         seconds: of rounds at one setting; compiling comes on top.
     """
     for setting in settings(device, tiny=tiny):
+        if not choice.setting("step", setting.name):
+            continue
         heading = setting.heading("step", device)
         if time.monotonic() > deadline:
             yield {**heading, "variant": "all", "mode": None, "status": "out of time"}
             continue
         try:
-            yield from measured(setting, device, deadline, seconds, compiled=not tiny)
+            yield from measured(setting, device, deadline, seconds, compiled=not tiny, choice=choice)
         except Exception as error:
             yield {**heading, "variant": "all", "mode": None, "status": f"{type(error).__name__}: {error}"[:500]}
 
 
-def measured(setting: Setting, device: str, deadline: float, seconds: float, *, compiled: bool = True) -> list[Row]:
+def measured(
+    setting: Setting, device: str, deadline: float, seconds: float, *, compiled: bool = True, choice: Choice = ALL
+) -> list[Row]:
     """The rows of one setting."""
     problem = setting.pair.problem(setting.batch, setting.precision, device)
-    rows = step.measured(problem, step.builders(problem, compiled=compiled), deadline=deadline, seconds=seconds)
+    ways = {name: way for name, way in step.builders(problem, compiled=compiled).items() if choice.variant(name)}
+    rows = step.measured(problem, ways, deadline=deadline, seconds=seconds)
     return [{**setting.heading("step", device), **row} for row in rows]

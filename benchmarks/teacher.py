@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import lit_fast as lf
+from benchmarks.choice import ALL, Choice
 from benchmarks.pairs import PAIRS, TINY, Pair
 from lit_fast.bench import probes
 from lit_fast.bench.pairing import Pairs
@@ -17,7 +18,9 @@ Row = dict[str, Any]
 TOLERANCE = 1e-4  # relative to the largest logit, float32
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 15.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 15.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure every network and batch until `deadline` (of ``time.monotonic``)."""
     pairs = (TINY,) if tiny else PAIRS[: 1 if device == "cpu" else 3]
     batches = (4,) if tiny else (32, 128) if device == "cpu" else (32, 128, 1024)
@@ -25,11 +28,15 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 15
         for batch in batches:
             heading = {"suite": "teacher", "setting": f"{_network(pair)}, batch {batch}", "family": _network(pair)}
             heading |= {"device": device, "batch": batch, "dtype": "fp32", "mode": None}
+            if not choice.setting("teacher", heading["setting"]):
+                continue
             if time.monotonic() > deadline:
                 yield {**heading, "variant": "all", "status": "out of time"}
                 continue
             try:
-                yield from _measured(heading, pair, batch, device, seconds, compiled=not tiny)
+                yield from _measured(
+                    heading, pair, batch, device, seconds, compiled=not tiny and choice.variant("compile")
+                )
             except Exception as error:
                 yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.choice import ALL, Choice
 from lit_fast.backends import native
 from lit_fast.bench.pairing import Pairs
 from lit_fast.data import reviews
@@ -18,7 +19,9 @@ LENGTH = 1014
 _LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure until `deadline` (of ``time.monotonic``); always on the CPU, whatever `device` is."""
     content = _reviews(200_000 if tiny else 20_000_000)
     threads = torch.get_num_threads()
@@ -26,6 +29,8 @@ def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 5.
         setting = f"{len(content) / 1e6:.1f} MB of reviews, {count} threads"
         heading = {"suite": "text", "setting": setting, "family": "reviews", "device": "cpu"}
         heading |= {"batch": None, "dtype": "uint8", "mode": None, "threads": count}
+        if not choice.setting("text", setting):
+            continue
         if time.monotonic() > deadline:
             yield {**heading, "variant": "all", "status": "out of time"}
             continue

@@ -20,12 +20,15 @@ Each of the others changes one thing about the rung `runner`:
 | joined | composed and teacher-fed pass of a section as one batch, BatchNorm with the statistics of each half |
 | compiled-student | the student's sections under torch.compile, which fuses BatchNorm, ReLU and addition |
 | parallel | the teacher-fed sections on streams of their own (CUDA) |
+| captured-side-by-side | the captured step; teacher, composed pass and teacher-fed sections on streams of their own |
+| cudnn-benchmark | the captured step; cuDNN tries its algorithms and takes the fastest |
 | fused-sgd, foreach-sgd | the optimizer's other implementations |
 | autocast-cache | autocast keeps the cast weights for the second pass (half precision) |
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -35,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.choice import ALL, Choice
 from benchmarks.pairs import PAIRS, TINY
 from benchmarks.step import Setting, half_precision
 from lit_fast.bench import step, ways
@@ -56,18 +60,21 @@ def settings(device: str, *, tiny: bool) -> list[Setting]:
     return [Setting(PAIRS[0], batch, half_precision()) for batch in (32, 128)]
 
 
-def run(device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0) -> Iterator[Row]:
+def run(
+    device: str, deadline: float, *, tiny: bool = False, seconds: float = 20.0, choice: Choice = ALL
+) -> Iterator[Row]:
     """Measure every setting until `deadline` (of ``time.monotonic``); settings that come later say so."""
     for setting in settings(device, tiny=tiny):
+        if not choice.setting("tricks", setting.name):
+            continue
         heading = setting.heading("tricks", device)
         if time.monotonic() > deadline:
             yield {**heading, "variant": "all", "mode": None, "status": "out of time"}
             continue
         try:
             problem = setting.pair.problem(setting.batch, setting.precision, device)
-            found = step.measured(
-                problem, tricks(problem, compiled=not tiny), against=LADDER, deadline=deadline, seconds=seconds
-            )
+            chosen = {k: v for k, v in tricks(problem, compiled=not tiny).items() if choice.variant(k)}
+            found = step.measured(problem, chosen, against=LADDER, deadline=deadline, seconds=seconds)
             yield from ({**heading, **row} for row in found)
         except Exception as error:
             yield {**heading, "variant": "all", "mode": None, "status": f"{type(error).__name__}: {error}"[:500]}
@@ -94,15 +101,19 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
     if problem.device == "cuda":
         found["parallel"] = lambda: _calling(built(problem, ParallelSections), problem)
         found["capture"] = lambda: ways.captured_step(problem)
+        found["captured-side-by-side"] = lambda: ways.replays(
+            built(problem, SideBySide, capture=True, fused=True), problem
+        )
+        found["cudnn-benchmark"] = lambda: chosen_algorithms_step(problem)
     return found
 
 
-def built(problem: Problem, kind: type[LITStep], **sgd: bool) -> LITStep:
+def built(problem: Problem, kind: type[LITStep], *, capture: bool = False, **sgd: bool) -> LITStep:
     """The fast step, or a variant of its class, with torch's SGD of another implementation."""
     teacher, student, _ = problem.networks()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **sgd)
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
-    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
+    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner", capture=capture)
 
 
 def _calling(one: LITStep, problem: Problem) -> Way:
@@ -153,6 +164,16 @@ def compiled_student_step(problem: Problem) -> Way:
     for section in one.student.sections:
         section.forward = torch.compile(section.forward)  # type: ignore[method-assign]
     return lambda: one(problem.images, problem.labels)
+
+
+def chosen_algorithms_step(problem: Problem) -> Way:
+    """The captured step, with the algorithms that cuDNN found fastest in the warm-ups."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        return ways.captured_step(problem)
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class CachingCasts(LITStep):
@@ -221,3 +242,47 @@ class ParallelSections(LITStep):
             caller.wait_stream(stream)
             ir.record_stream(caller)
         return [composed[0], *fed], self.student.head(h)
+
+
+class SideBySide(LITStep):
+    """Teacher, composed pass and teacher-fed sections on streams of their own, joined before the loss.
+
+    A section starts as soon as the teacher's one before it is done; backward follows on the same streams by itself.
+    """
+
+    def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        images, caller = self.laid_out(images), torch.cuda.current_stream()
+        assert self._frozen is not None
+        teachers, *sections = _streams(1 + self.student.num_sections)
+        with self._autocast():
+            *runs, head = self._frozen._prepare(images)
+            teachers.wait_stream(caller)
+            irs: list[Tensor] = []
+            fed: list[Tensor] = []
+            with torch.cuda.stream(teachers), torch.no_grad():
+                out = runs[0](self._frozen._converted(images))
+                for i, run in enumerate(runs[1:], 1):
+                    irs.append(out := run(out))
+                    if i in self.ir_sections:
+                        fed.append(self._fed_beside(i, out, sections[i], teachers))
+                teacher_logits = head(out)
+            h, first = self.student.stem(images), None
+            for section in self.student.sections:
+                h = section(h)
+                first = h if first is None else first
+            logits = self.student.head(h)
+        for stream in (teachers, *sections[1:]):
+            caller.wait_stream(stream)
+        assert first is not None
+        scale = None if self.scaler is None else self.scaler.scale(self._one)
+        return self.criterion([first, *fed], irs, logits, teacher_logits, labels, grad_scale=scale)
+
+    def _fed_beside(self, i: int, ir: Tensor, stream: torch.cuda.Stream, teachers: torch.cuda.Stream) -> Tensor:
+        stream.wait_stream(teachers)
+        with torch.cuda.stream(stream), torch.enable_grad():
+            return self._teacher_fed(i, ir)
+
+
+@functools.cache
+def _streams(count: int) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream() for _ in range(count)]

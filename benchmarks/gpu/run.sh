@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Proves lit_fast on a machine with PyTorch and an NVIDIA GPU; nothing is downloaded or installed.
-#   benchmarks/gpu/run.sh [OUT] [--minutes N] [--only STAGE ...] [--dry-run]
-# OUT (default: gpu-results) gets results.json, summary.md, log.txt and a figure. The dry run goes through every stage on
+#   benchmarks/gpu/run.sh [OUT] [--minutes N] [--only STAGE ...] [--again STAGE ...] [--dry-run] [--summary]
+# OUT (default: gpu-results) holds journal.jsonl, to which each row and verdict is added the moment it is known, and what is
+# made of it: results.json, summary.md, figures; and log.txt. A call goes on where the one before stopped; whatever killed
+# that one, --summary makes the results of the journal without running anything. The dry run goes through every stage on
 # the CPU, at tiny sizes, in a copy of the tree. PYTHON names the interpreter: the first of python3, python that has torch.
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

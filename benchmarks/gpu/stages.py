@@ -1,7 +1,8 @@
 """The stages, in order. A new one is a function (session, seconds it may take) -> fields, and a line in STAGES.
 
 Every function returns at least ``status``: "passed", "failed", "timed out", "not available" (a tool that is missing),
-"none yet" (nothing to run) or, for the bars, "missed"; and ``detail``, a line for the summary.
+"none yet" (nothing to run) or, for the bars, "missed"; and ``detail``, a line for the summary. What it finds it writes
+into the journal at once, so that a call which ends within a stage loses nothing and the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -13,35 +14,41 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.gpu import checkers, tests
-from benchmarks.gpu.session import Done, Session
-from benchmarks.suites import SUITES
+from benchmarks.gpu import checkers, measuring, results, tests
+from benchmarks.gpu.session import ROOT, Session
 
 Fields = dict[str, Any]
-GPU_ONLY = ("launches", "launches_forward", "kernel_us", "kernels")  # fields of rows
-_MARGIN = 30.0  # seconds from the last moment at which a benchmark begins to the time at which it is killed
+FINAL = ("passed", "skipped", "none yet")  # of an earlier call: not to be done again
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage; `share` of the whole time is the most that it may take."""
+    """One stage.
+
+    Attributes:
+        most: seconds that it may take.
+        run: see above.
+        every: whether each call runs it anew: what it finds is this call's own.
+    """
 
     name: str
-    share: float
+    most: float
     run: Callable[[Session, float], Fields]
+    every: bool = False
 
 
 def environment(session: Session, limit: float) -> Fields:
     if not session.dry_run:
         session.run(["nvidia-smi"], limit / 3)
     done = session.run(session.python("-m", "benchmarks.machine"), limit)
-    session.facts = last_json(done.output)
-    if done.status != 0 or not session.facts:
+    facts = last_json(done.output)
+    if done.status != 0 or not facts:
         return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    facts = session.facts
+    session.note("facts", **facts)
     versions = {name: facts["versions"][name] for name in ("python", "torch", "cuda", "triton", "nvcc")}
     detail = f"{facts['device']}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
     if facts["kind"] != session.device:
@@ -50,78 +57,57 @@ def environment(session: Session, limit: float) -> Fields:
 
 
 def build(session: Session, limit: float) -> Fields:
-    """In place; for this device's architecture alone."""
-    settings = {"MAX_JOBS": str(min(16, os.cpu_count() or 1))}
-    if session.facts.get("capability"):
-        settings["TORCH_CUDA_ARCH_LIST"] = session.facts["capability"]
-    built = session.run(session.python("setup.py", "build_ext", "--inplace"), limit, **settings)
-    if built.status != 0:
-        detail = first_error(built.output) or tail(built.output)
-        return {"status": "timed out" if built.status is None else "failed", "detail": detail}
+    """The extension: one that is there, if it was built from these sources for such a machine, else a new one."""
+    start = time.monotonic()
+    how, why = _ready_made(session, limit)
+    if not how:
+        settings = {"MAX_JOBS": str(min(16, os.cpu_count() or 1))}
+        if session.facts().get("capability"):
+            settings["TORCH_CUDA_ARCH_LIST"] = session.facts()["capability"]
+        built = session.run(session.python("setup.py", "build_ext", "--inplace"), limit, **settings)
+        if built.status != 0:
+            detail = first_error(built.output) or tail(built.output)
+            return {"status": "timed out" if built.status is None else "failed", "detail": detail}
+        refused = re.search(r"building for the CPU alone: .*", built.output)
+        how = "; ".join(filter(None, ["built here", why, refused and refused[0]]))
     code = "import json, lit_fast; print(json.dumps(lit_fast.build_info()))"
     info = last_json(session.run(session.python("-c", code), 60).output)
-    detail = (
-        f"{built.seconds:.0f} s; for {', '.join(info.get('cuda_archs') or ['the CPU alone'])}; {info.get('reason')}"
-    )
+    session.note("facts", build=info)
+    archs = ", ".join(info.get("cuda_archs") or ["the CPU alone"])
     right = info.get("extension") and (session.dry_run or info["cuda_archs"])
-    refused = re.search(r"building for the CPU alone: .*", built.output)
-    if refused:
-        detail += f"; {refused[0]}"
-    return {"status": "passed" if right else "failed", "detail": detail, "compile_s": built.seconds, "build": info}
+    detail = f"{how}, {time.monotonic() - start:.0f} s; for {archs}; {info.get('reason')}"
+    return {"status": "passed" if right else "failed", "detail": detail, "build": info}
 
 
-def benchmarks(session: Session, limit: float) -> Fields:
-    """Every suite in a process of its own, by the plain runner: it knows the time limit, and keeps what it has."""
-    rows: list[dict[str, Any]] = []
-    problems = []
-    cut = False
-    end = time.monotonic() + limit
-    parts = [part for _, part in SUITES.values()]
-    for number, name in enumerate(SUITES):
-        share = parts[number] / sum(parts[number:])
-        done, found = _suite(session, name, share * (end - time.monotonic()))
-        rows += found.pop("rows", [])
-        session.results |= {key: found[key] for key in ("copy_gb_s", "threads") if key in found}
-        cut |= done.status is None
-        if done.status:
-            problems.append(f"{name}: {tail(done.output)}")
-    measured, late, wrong = _sorted_rows(rows)
-    problems += [f"{row['setting']}, {row['variant']}: {row['status']}" for row in wrong]
-    if session.dry_run:
-        for row in rows:
-            row |= dict.fromkeys(GPU_ONLY, "not measured")
-        session.results["copy_gb_s"] = "not measured"
-    session.results |= {"rows": rows, "tiny": session.dry_run}
-    detail = f"{len(measured)} rows measured, {len(late)} out of time, {len(problems)} problems"
-    status = "failed" if problems or not measured else "timed out" if cut else "passed"
-    return {"status": status, "detail": "; first: ".join([detail, *problems[:1]]), "problems": problems}
+def _ready_made(session: Session, limit: float) -> tuple[str, str]:
+    """How an extension was had without building it, or empty and why none was."""
+    if session.dry_run:  # the copy of the tree has none
+        found = sorted((ROOT / "lit_fast").glob("_C*.so"))
+        for path in found:
+            shutil.copy(path, session.tree / "lit_fast")
+        return ("copied", "") if found else ("", "")
+    if not session.carry.is_dir():
+        return "", ""
+    done = session.run(session.python("-m", "benchmarks.gpu.carry", str(session.carry), str(session.scratch)), limit)
+    used = last_json(done.output)
+    session.extra |= used.get("environment", {})
+    return ("carried", "") if used.get("extension") else ("", str(used.get("reason") or tail(done.output)))
 
 
-def _suite(session: Session, name: str, limit: float) -> tuple[Done, Fields]:
-    """Run a suite; the end of its process and its results file, empty if there is none."""
-    out = session.scratch / f"{name}.json"
-    command = session.python("-m", "benchmarks.run", "--device", session.device, "--out", str(out), "--only", name)
-    begin = max(limit - min(_MARGIN, limit / 2), 0.0)
-    command += ["--seconds", f"{begin:.0f}", *(["--tiny"] if session.dry_run else [])]
+def probe(session: Session, limit: float) -> Fields:
+    """What no CPU can tell, in a minute."""
+    command = session.python("-m", "benchmarks.gpu.probe", *(["--tiny"] if session.dry_run else []))
     done = session.run(command, limit)
-    try:
-        return done, json.loads(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return done, {}
-
-
-def _sorted_rows(rows: list[dict[str, Any]]) -> tuple[list[Fields], list[Fields], list[Fields]]:
-    """Those that were measured, came too late, and failed; a backend that is not there is none of them."""
-    measured = [row for row in rows if row["status"] == "measured"]
-    late = [row for row in rows if row["status"].startswith("out of time")]
-    known = ("measured", "out of time", "not available")
-    return measured, late, [row for row in rows if not row["status"].startswith(known)]
+    found = session.entries("probe")
+    failed = [entry for entry in found if "failed" in entry]
+    detail = f"{len(found)} findings, {len(failed)} failed" + (f"; first: {failed[0]['name']}" if failed else "")
+    status = "timed out" if done.status is None else "failed" if done.status or failed else "passed"
+    return {"status": status, "detail": detail if done.status in (0, None) else f"{detail}; {tail(done.output)}"}
 
 
 def judge(session: Session, _limit: float) -> Fields:
     """The bars of a GPU, also where none is there to measure."""
-    verdicts = bars.judge({"rows": [], **session.results}, "cuda")
-    session.results["bars"] = verdicts
+    verdicts = results.write(session.out)["bars"]
     counts = {
         kind: sum(bar["verdict"] == kind for bar in verdicts) for kind in (bars.PASS, bars.FAIL, bars.NOT_MEASURED)
     }
@@ -130,53 +116,78 @@ def judge(session: Session, _limit: float) -> Fields:
 
 
 def timeline(session: Session, limit: float) -> Fields:
-    """Where the time of a step goes, as a picture and traces."""
+    """Where the time of a step goes, as a picture."""
     pair = ["--teacher", "resnet110", "--student", "resnet20", "--precision", "bf16"]
     if session.dry_run:
         pair = ["--teacher", "resnet20", "--student", "resnet20", "--batch-size", "2", "--image-size", "8"]
     drawn = session.scratch / "timeline.png"
     done = session.run(session.python("-m", "lit_fast", "bench", *pair, "--profile", str(drawn)), limit)
-    kept = sorted(session.scratch.glob("timeline*"))
-    for path in kept:
-        shutil.copy(path, session.out / path.name)
     if done.status != 0:
         return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    return {"status": "passed", "detail": ", ".join(path.name for path in kept)}
+    _bring(drawn, session.out)
+    return {"status": "passed", "detail": drawn.name}
 
 
 def figure(session: Session, limit: float) -> Fields:
-    command = session.python(
-        "-m", "benchmarks.plot", str(session.out / "results.json"), "--out", str(session.out / "loss.png")
+    drawn = session.scratch / "loss.png"
+    done = session.run(
+        session.python("-m", "benchmarks.plot", str(session.out / "results.json"), "--out", str(drawn)), limit
     )
-    done = session.run(command, limit)
     if "No module named 'matplotlib'" in done.output:
         return {"status": "not available", "detail": "matplotlib is not installed"}
     if done.status != 0:
         return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    return {"status": "passed", "detail": "loss.png"}
+    _bring(drawn, session.out)
+    return {"status": "passed", "detail": drawn.name}
 
 
+def _bring(path: Path, out: Path) -> None:
+    """A finished file into the results, whole or not at all."""
+    beside = out / f".{path.name}.{os.getpid()}"
+    beside.write_bytes(path.read_bytes())
+    os.replace(beside, out / path.name)
+
+
+# What is worth most comes first, and nothing waits for torch.compile before the last third.
 STAGES = (
-    Stage("environment", 0.10, environment),
-    Stage("build", 0.25, build),
-    Stage("tests", 0.25, tests.everything),
-    Stage("capture", 0.08, tests.capture),
-    Stage("memcheck", 0.10, checkers.memcheck),
-    Stage("racecheck", 0.10, checkers.racecheck),
-    Stage("benchmarks", 1.00, benchmarks),
-    Stage("bars", 1.00, judge),
-    Stage("timeline", 0.10, timeline),
-    Stage("figure", 1.00, figure),
+    Stage("environment", 40, environment, every=True),
+    Stage("build", 180, build, every=True),
+    Stage("probe", 110, probe),
+    Stage("tests", 150, tests.everything),
+    Stage("step", 100, measuring.step),
+    Stage("loss", 75, measuring.loss),
+    Stage("overhead", 20, measuring.overhead),
+    Stage("data", 40, measuring.data),
+    Stage("step-compile", 150, measuring.step_compile),
+    Stage("loss-compile", 120, measuring.loss_compile),
+    Stage("tricks", 60, measuring.tricks),
+    Stage("teacher", 40, measuring.teacher),
+    Stage("memcheck", 60, checkers.memcheck),
+    Stage("racecheck", 60, checkers.racecheck),
+    Stage("timeline", 40, timeline),
+    Stage("bars", 10, judge, every=True),
+    Stage("figure", 20, figure, every=True),
 )
-_LAST = 30.0  # seconds kept for what comes after the benchmarks
+_LAST = 8.0  # seconds kept for the bars and the figure
 
 
-def run_stage(stage: Stage, session: Session, whole: float) -> Fields:
-    """Run one stage within its share of the `whole` time; nothing that happens in it stops the script."""
-    after = _LAST if stage.name not in ("bars", "timeline", "figure") else 0.0
-    limit = min(stage.share * whole, session.left() - after)
+def run_stage(stage: Stage, session: Session) -> Fields:
+    """Run one stage within its time; nothing that happens in it stops the script. Returns its record."""
+    start = time.monotonic()
+    fields = _outcome(stage, session)
+    record = {"name": stage.name, **fields, "seconds": time.monotonic() - start}
+    session.note("stage", **record)
+    return record
+
+
+def _outcome(stage: Stage, session: Session) -> Fields:
+    known = [entry for entry in session.entries("stage") if entry["name"] == stage.name]
+    if known and not stage.every and known[-1]["status"] in FINAL and known[-1]["detail"] != OUT_OF_TIME:
+        return {key: known[-1][key] for key in known[-1] if key not in ("entry", "name", "seconds")}
+    most = stage.most * (10 if session.dry_run else 1)  # a CPU that does other things as well
+    limit = min(most, session.left() - (0.0 if stage.every else _LAST))
     if limit <= 0 and stage.name != "bars":
-        return {"status": "skipped", "detail": "out of time"}
+        return {"status": "skipped", "detail": OUT_OF_TIME}
     session.log(f"\n===== {stage.name} (at most {limit:.0f} s)")
     try:
         if session.fail == stage.name:
@@ -186,6 +197,9 @@ def run_stage(stage: Stage, session: Session, whole: float) -> Fields:
     except Exception as error:
         session.log(f"{type(error).__name__}: {error}")
         return {"status": "failed", "detail": f"{type(error).__name__}: {error}"}
+
+
+OUT_OF_TIME = "out of time"
 
 
 def last_json(output: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The summary, as Markdown: stages, bars, times of the loss."""
+"""The summary, as Markdown: stages, bars, probe, steps, losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Results = dict[str, Any]
 
 
 def sections(results: Results) -> list[str]:
-    """Heading, stages, bars and times, most important first."""
+    """Heading, stages, bars, findings and times, most important first."""
     versions = results.get("versions", {})
     known = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "cuda", "triton", "driver") if versions.get(name)
@@ -23,18 +23,61 @@ def sections(results: Results) -> list[str]:
     stages = ["| stage | status | seconds | |", "|---|---|---|---|"]
     for stage in results["stages"]:
         stages.append(f"| {stage['name']} | {stage['status']} | {stage['seconds']:.1f} | {_cell(stage['detail'])} |")
-    parts = ["\n".join(head), "\n".join(stages)]
-    if results.get("bars"):
-        parts.append(bars.table(results["bars"]))
-    if results.get("rows"):
-        parts.append(times(results["rows"]))
+    parts = ["\n".join(head), "\n".join(stages), bars.table(results["bars"])]
+    if results["tests"]["failures"]:
+        parts.append(failures(results["tests"]["failures"]))
+    if results["probe"]:
+        parts.append(probe(results["probe"]))
+    if results["rows"]:
+        parts += [steps(results["rows"]), times(results["rows"])]
     return parts
+
+
+def failures(tests: list[dict[str, Any]]) -> str:
+    """Tests that failed, with the end of what they said."""
+    lines = ["Tests that failed:", ""]
+    for test in tests:
+        said = [line for line in (test.get("why") or "").splitlines() if line.startswith("E ")]
+        lines.append(f"- `{test['id']}`: {_cell(' '.join(said[:2]))[:300]}")
+    return "\n".join(lines)
+
+
+def probe(findings: list[dict[str, Any]]) -> str:
+    """A line for each finding of the probe, without the lists of kernels."""
+    lines = ["| probe | |", "|---|---|"]
+    for finding in findings:
+        shown = {k: v for k, v in finding.items() if k not in ("name", "stage", "top", "seconds")}
+        if "parts" in shown:
+            shown["errors"] = [f"{part['error']:.1e}" for part in shown.pop("parts")]
+        words = ", ".join(f"{key} {_value(value)}" for key, value in shown.items())
+        lines.append(f"| {finding['name']} | {_cell(words)[:400]} |")
+    return "\n".join(lines)
+
+
+def steps(rows: list[dict[str, Any]]) -> str:
+    """The rows of the step, its tricks, the teacher and the loaders."""
+    lines = [
+        "| suite | setting | variant | us | images/s | x plain | x eager | x compile | launches | kernels, us | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["suite"] in ("loss", "overhead"):
+            continue
+        mode = f" ({row['mode']})" if row.get("mode") else ""
+        figures = ("median_us", "images_s", "times_plain", "times_eager", "times_compile", "launches", "kernel_us")
+        cells = [_number(row.get(figure)) for figure in figures]
+        lost = f"{row['percent_lost']:.1f} % lost" if "percent_lost" in row else ""
+        said = lost if row["status"] == "measured" else row["status"]
+        lines.append(
+            f"| {row['suite']} | {row['setting']} | {row['variant']}{mode} | {' | '.join(cells)} | {_cell(said)} |"
+        )
+    return "\n".join(lines)
 
 
 def times(rows: list[dict[str, Any]]) -> str:
     """The rows of the loss, a line for each variant that counts, and what is missing."""
     lines = [
-        "| setting | variant | us | GB/s | % of copy | x eager | x compile | launches | kernels, us | peak MB |",
+        "| setting | variant | us | kernels, GB/s | % of copy | x eager | x compile | launches | kernels, us | MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -44,7 +87,7 @@ def times(rows: list[dict[str, Any]]) -> str:
                 row["setting"],
                 row["variant"] + mode,
                 f"{row['median_us']:.1f}",
-                _number(row["gb_s"]),
+                _number(row.get("kernel_gb_s")),
                 _number(row.get("percent_of_copy")),
                 _number(row.get("times_eager")),
                 _number(row.get("times_compile")),
@@ -61,7 +104,13 @@ def times(rows: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float | str | None) -> str:
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + " ".join(map(_value, value)) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cell(text: str) -> str:

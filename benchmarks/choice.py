@@ -1,0 +1,34 @@
+"""What of a suite is measured: all of it, or some settings and variants by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Choice(NamedTuple):
+    """Names; ``None`` stands for all.
+
+    Attributes:
+        settings: names of settings.
+        variants: names of variants; "compile" stands for each of its modes.
+        known: (suite, setting, variant) of what an earlier run has measured.
+    """
+
+    settings: tuple[str, ...] | None = None
+    variants: tuple[str, ...] | None = None
+    known: frozenset[tuple[str, str, str]] = frozenset()
+
+    def setting(self, suite: str, name: str) -> bool:
+        """Whether a setting is asked for and not known yet; it is when all that is asked of it is."""
+        if self.settings is not None and name not in self.settings:
+            return False
+        known = {variant for of, setting, variant in self.known if (of, setting) == (suite, name)}
+        asked = {variant.partition(":")[0] for variant in self.variants or ()}
+        return not known or not asked <= known
+
+    def variant(self, name: str) -> bool:
+        """Whether a variant is asked for; "compile:default" is also by "compile"."""
+        return self.variants is None or name in self.variants or name.partition(":")[0] in self.variants
+
+
+ALL = Choice()
