@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_graphs import RecordedGraphs
 
 import lit_fast as lf
+from lit_fast import capture
 from lit_fast.bench import probes, step, timeline, ways
 from lit_fast.bench.pairing import FEWEST, MOST, Pairs, spread
 from lit_fast.bench.timeline import Bar
@@ -74,6 +76,33 @@ def test_peak_memory_is_what_was_held_at_a_time() -> None:
 
 
 # -- the ways ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_captured_way_is_compared_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeing that it captures takes a step; float32's band is narrower than what a step of training changes."""
+    monkeypatch.setattr(capture, "graphs_for", lambda device: RecordedGraphs())
+    given = problem()
+    assert ways.drift(ways.captured_step(given), ways.eager_step(given)) <= step.BANDS["fp32"]
+    late, behind = ways.eager_step(given), ways.eager_step(given)
+    late()
+    assert ways.drift(late, behind) > step.BANDS["fp32"]
+
+
+def test_a_repeated_way_trains_as_often_and_gives_the_last_result() -> None:
+    given = problem()
+    one, many = ways.eager_step(given), ways.repeated(ways.eager_step(given), 3)
+    assert ways.steps_of(many) == 3
+    assert ways.drift(many, one) == 0.0
+
+
+def test_float32_may_differ_more_where_cuda_multiplies_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem()
+    assert step.band(given) == step.BANDS["fp32"]
+    given.device = "cuda"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert step.band(given) == step.TF32_BAND
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert step.band(given) == step.BANDS["fp32"]
 
 
 def test_every_way_of_the_step_trains_the_same() -> None:
