@@ -1,0 +1,130 @@
+"""Compiles Triton's kernels for a GPU that need not be there: ``python -m benchmarks.gpu.precompile CACHE CAPABILITY``.
+
+Triton keeps what it compiled under a key of its own files, the kernel's source, the types and alignments of the
+arguments and the GPU's capability. Nothing else of a machine is in it, so the cache of one serves another with the same
+Triton. Kernels are asked for as ``tests/gpu`` and the benchmarks ask for them; what those ask for beyond that is
+compiled when it runs. The launchers, which Triton builds with the C compiler, are made as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loss_cases import Case
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+BATCH = 2  # kernels do not depend on it, as long as it is not 1
+CLASSES = (10, 100, 1000, 1025, 50257)
+SCALES = (None, 1024.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.precompile")
+    parser.add_argument("cache", type=Path, help="Triton's cache folder")
+    parser.add_argument("capability", help='of the GPU, as "9.0"')
+    chosen = parser.parse_args()
+    start = time.monotonic()
+    cache = chosen.cache.resolve()
+    os.environ |= {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "1"}
+    count = compile_all(int(chosen.capability.replace(".", "")), cache)
+    for source in cache.glob("*/*.source"):  # more than half of the cache, and nothing reads it
+        source.unlink()
+    print(f"Triton: {count} kernels for capability {chosen.capability} in {time.monotonic() - start:.0f} s")
+
+
+def compile_all(capability: int, cache: Path) -> int:
+    """Compile what is not in the cache; how many kernels there are."""
+    import triton
+    from named_gpu import Driver
+
+    from lit_fast.kernels.launch import Launch
+
+    triton.runtime.driver.set_active(Driver(capability))
+    launcher = _launcher_maker(cache)
+    compiled = {}
+
+    def compile_(one: Launch) -> None:
+        kernel = one.kernel.warmup(**one.arguments, grid=(one.programs,), num_warps=one.warps)
+        if kernel.hash not in compiled:
+            compiled[kernel.hash] = launcher(kernel.src, kernel.metadata)
+
+    Launch.run = compile_  # type: ignore[method-assign]
+    _ask_for_losses()
+    _ask_for_batches()
+    return len(compiled)
+
+
+def _ask_for_losses() -> None:
+    """Forward and backward; tensors of the CPU do: types, alignments and counts are what a kernel depends on."""
+    import loss_cases
+
+    from lit_fast.backends import triton
+
+    for case in (*loss_cases.matrix(), *_real_cases()):
+        loss_cases.run(triton.lit_loss, loss_cases.build(case), case.options)
+
+
+def _real_cases() -> Iterator[Case]:
+    """The sizes of ``tests/gpu`` and of the benchmarks."""
+    import loss_cases
+
+    from benchmarks import settings
+
+    sections = tuple((BATCH, *shape) for shape in settings.CIFAR)
+    for dtype, classes in itertools.product(loss_cases.DTYPES, CLASSES):
+        yield loss_cases.Case("real", dtype, shapes=sections, batch=BATCH, classes=classes)
+    measured = {(one.dtype, bool(one.sections), one.classes, one.beta) for one in settings.settings("cuda")}
+    for (dtype, with_irs, classes, beta), scale in itertools.product(measured, SCALES):
+        shapes, options = sections if with_irs else (), {"beta": beta, "alpha": 0.95, "tau": 6.0}
+        yield loss_cases.Case(
+            "measured", dtype, shapes=shapes, batch=BATCH, classes=classes, settings=options, grad_scale=scale
+        )
+
+
+def _ask_for_batches() -> None:
+    import gather_cases
+
+    from lit_fast.kernels.gather import gather_launch
+
+    for problem in map(gather_cases.build, gather_cases.CASES):
+        if len(problem.out) > 0:
+            gather_launch(*problem.arguments, problem.out, problem.labels).run()
+
+
+def _launcher_maker(cache: Path) -> Any:
+    """Triton's class of launchers, changed so that it builds them without NVIDIA's driver and does not load them."""
+    from triton import knobs
+    from triton.backends.nvidia import driver
+    from triton.runtime import build
+
+    library = cache.parent / "stand-in" / "libcuda.so.1"  # empty: names are looked up when a launcher is loaded
+    library.parent.mkdir(parents=True, exist_ok=True)
+    command = ["cc", "-shared", f"-Wl,-soname,{library.name}", "-o", str(library), "-x", "c", os.devnull]
+    subprocess.run(command, check=True)
+    knobs.nvidia.libcuda_path = str(library.parent)
+    build._load_module_from_path = lambda *_: _Anything()
+    driver.CudaUtils()
+    return driver.CudaLauncher
+
+
+class _Anything(SimpleNamespace):
+    """Has every attribute."""
+
+    def __getattr__(self, _name: str) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    main()
