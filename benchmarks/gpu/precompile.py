@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -109,14 +110,25 @@ def _launcher_maker(cache: Path) -> Any:
     from triton.backends.nvidia import driver
     from triton.runtime import build
 
-    library = cache.parent / "stand-in" / "libcuda.so.1"  # empty: names are looked up when a launcher is loaded
-    library.parent.mkdir(parents=True, exist_ok=True)
-    command = ["cc", "-shared", f"-Wl,-soname,{library.name}", "-o", str(library), "-x", "c", os.devnull]
-    subprocess.run(command, check=True)
-    knobs.nvidia.libcuda_path = str(library.parent)
+    knobs.nvidia.libcuda_path = str(_stand_in(cache.parent / "stand-in", Path(driver.dirname)))
     build._load_module_from_path = lambda *_: _Anything()
     driver.CudaUtils()
     return driver.CudaLauncher
+
+
+def _stand_in(folder: Path, triton_driver: Path) -> Path:
+    """A folder with a library to link with in place of NVIDIA's driver.
+
+    It has the functions that Triton calls: linkers may leave out a library of which nothing is used.
+    """
+    text = "".join((triton_driver / name).read_text(encoding="utf-8") for name in ("driver.c", "driver.py"))
+    names = sorted(set(re.findall(r"\b(cu[A-Z]\w+)\(", text)))
+    folder.mkdir(parents=True, exist_ok=True)
+    source, library = folder / "libcuda.c", folder / "libcuda.so.1"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in names), encoding="utf-8")
+    command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    return folder
 
 
 class _Anything(SimpleNamespace):

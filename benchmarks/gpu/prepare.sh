@@ -84,9 +84,10 @@ download_wheels() {
 
 # Kernels that are compiled there take time, so a failure here is no reason to take nothing along.
 compile_kernels() {
-  local sources cache
-  sources=$(cd "$root" && cat lit_fast/kernels/*.py tests/loss_cases.py tests/gather_cases.py | sha256sum | cut -c1-16)
-  cache=$build/triton/$sources-$arch-$torch
+  local cache key
+  key=$(cd "$root" && cat lit_fast/kernels/*.py tests/{loss,gather}_cases.py benchmarks/settings.py \
+    benchmarks/gpu/precompile.py - <<<"$torch $arch" | sha256sum | cut -c1-16)
+  cache=$build/triton/$key
   if [ ! -d "$cache" ]; then
     rm -rf "$build/triton"
     if ! (cd "$tree" && PYTHONPATH=$tree "$python" -m benchmarks.gpu.precompile "$cache.part" "$arch"); then
@@ -109,10 +110,14 @@ report() {
   echo "$folder: $size bytes of at most $limit"
 }
 
-choose_python
-rm -rf "$folder"/{carry.json,lit_fast,triton,wheels} # nothing of an earlier call stays where this one fails
-build_extension
-download_wheels
-compile_kernels
-(cd "$tree" && PYTHONPATH=$tree "$python" -m benchmarks.gpu.carry "$folder")
-report
+main() {
+  choose_python
+  rm -rf "$folder"/{carry.json,lit_fast,triton,wheels} # nothing of an earlier call stays where this one fails
+  build_extension
+  download_wheels
+  compile_kernels
+  (cd "$tree" && PYTHONPATH=$tree "$python" -m benchmarks.gpu.carry "$folder")
+  report
+}
+
+main
