@@ -157,10 +157,18 @@ def test_without_kernels_and_wheels_the_extension_is_used(folder: Path, tree: Pa
     assert (tree / "lit_fast" / LIBRARY).is_file()
 
 
+def test_kernels_and_wheels_are_of_use_where_the_extension_does_not_fit(
+    folder: Path, tree: Path, tmp_path: Path
+) -> None:
+    assert set(carry.use(folder, tree, tmp_path, extension=False)) == {"TRITON_CACHE_DIR", "PYTHONPATH"}
+    assert not (tree / "lit_fast" / LIBRARY).exists()
+
+
 def test_an_extension_that_is_there_is_replaced_and_not_written_over(folder: Path, tree: Path, tmp_path: Path) -> None:
     """A process may have loaded it."""
     target = tree / "lit_fast" / LIBRARY
     write(target, "an older one")
+    shutil.rmtree(folder / "wheels")  # pip takes seconds
     with target.open() as loaded:
         carry.use(folder, tree, tmp_path)
         assert loaded.read() == "an older one"
@@ -241,3 +249,50 @@ def test_prepare_leaves_nothing_of_an_earlier_call_where_the_build_fails(tmp_pat
     assert done.returncode == 1
     assert "ops.cpp:1: error: planted" in done.stderr
     assert not list(out.iterdir())
+
+
+# --- Triton's cache
+
+ONE_KERNEL = """
+import os
+from pathlib import Path
+import torch, triton
+from triton import knobs
+from benchmarks.gpu import precompile
+from named_gpu import Driver
+from lit_fast.kernels.rescale import rescale_launches
+
+found = []
+knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)
+triton.runtime.driver.set_active(Driver(90))
+make_launcher = precompile.launcher_maker(Path(os.environ["TRITON_CACHE_DIR"]))
+for one in rescale_launches([torch.zeros(64)], torch.tensor(2.0)):
+    kernel = one.kernel.warmup(**one.arguments, grid=(one.programs,), num_warps=one.warps)
+    make_launcher(kernel.src, kernel.metadata)
+print("hit" if found == [True] else "compiled" if found == [False] else found)
+"""
+
+
+def test_a_kernel_that_was_compiled_elsewhere_is_found_in_the_copied_cache(
+    folder: Path, tree: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+
+    def one_kernel(cache: Path) -> str:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(cache)}
+        environment.pop("TRITON_INTERPRET", None)
+        done = subprocess.run([sys.executable, "-c", ONE_KERNEL], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    cache = tmp_path / "made" / "triton"
+    assert one_kernel(cache) == "compiled"
+    libraries = {path.name.partition(".")[0] for path in cache.glob("*/*.so")}
+    assert "cuda_utils" in libraries  # newer versions of Triton have no launchers beside it
+
+    shutil.rmtree(folder / "triton")
+    cache.rename(folder / "triton")
+    shutil.rmtree(folder / "wheels")
+    used = carry.use(folder, tree, tmp_path)["TRITON_CACHE_DIR"]
+    assert one_kernel(Path(used)) == "hit"

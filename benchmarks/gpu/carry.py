@@ -83,11 +83,14 @@ def fits(folder: Path, tree: Path = ROOT, capability: str | None = None) -> str 
     return None
 
 
-def use(folder: Path, tree: Path, scratch: Path) -> dict[str, str]:
-    """Put a folder that fits to use.
+def use(folder: Path, tree: Path, scratch: Path, *, extension: bool = True) -> dict[str, str]:
+    """Put a folder to use.
 
     The extension goes into the tree's ``lit_fast/``; a copy of Triton's cache and the packages of the wheels go into
     `scratch`, since the folder may be read-only.
+
+    Args:
+        extension: whether it fits; kernels and packages are of use without it.
 
     Returns:
         Environment variables to run commands with, PYTHONPATH with what it holds already.
@@ -95,9 +98,10 @@ def use(folder: Path, tree: Path, scratch: Path) -> dict[str, str]:
     Raises:
         RuntimeError: the wheels cannot be installed.
     """
-    target = tree / "lit_fast" / _library()
-    target.unlink(missing_ok=True)  # a process that has loaded it keeps the file that it had
-    shutil.copy(folder / "lit_fast" / _library(), target)
+    if extension:
+        target = tree / "lit_fast" / _library()
+        target.unlink(missing_ok=True)  # a process that has loaded it keeps the file that it had
+        shutil.copy(folder / "lit_fast" / _library(), target)
     found = {}
     if (folder / "triton").is_dir():
         found["TRITON_CACHE_DIR"] = str(_copy_cache(folder / "triton", scratch / "carried-triton"))

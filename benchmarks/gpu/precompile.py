@@ -12,6 +12,7 @@ import argparse
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -39,32 +40,36 @@ def main() -> None:
     start = time.monotonic()
     cache = chosen.cache.resolve()
     os.environ |= {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "1"}
-    count = compile_all(int(chosen.capability.replace(".", "")), cache)
+    kernels = compile_all(int(chosen.capability.replace(".", "")), cache)
+    for earlier in {path.parent for path in cache.glob("*/*.cubin")} - kernels:
+        shutil.rmtree(earlier)
     for source in cache.glob("*/*.source"):  # more than half of the cache, and nothing reads it
         source.unlink()
-    print(f"Triton: {count} kernels for capability {chosen.capability} in {time.monotonic() - start:.0f} s")
+    print(f"Triton: {len(kernels)} kernels for capability {chosen.capability} in {time.monotonic() - start:.0f} s")
 
 
-def compile_all(capability: int, cache: Path) -> int:
-    """Compile what is not in the cache; how many kernels there are."""
+def compile_all(capability: int, cache: Path) -> set[Path]:
+    """Compile what is not in the cache; the folders of all kernels that are asked for."""
     import triton
     from named_gpu import Driver
 
     from lit_fast.kernels.launch import Launch
 
     triton.runtime.driver.set_active(Driver(capability))
-    launcher = _launcher_maker(cache)
-    compiled = {}
+    make_launcher = launcher_maker(cache)
+    found = set()
 
     def compile_(one: Launch) -> None:
         kernel = one.kernel.warmup(**one.arguments, grid=(one.programs,), num_warps=one.warps)
-        if kernel.hash not in compiled:
-            compiled[kernel.hash] = launcher(kernel.src, kernel.metadata)
+        folder = Path(next(iter(kernel.metadata_group.values()))).parent
+        if folder not in found:
+            make_launcher(kernel.src, kernel.metadata)
+        found.add(folder)
 
     Launch.run = compile_  # type: ignore[method-assign]
     _ask_for_losses()
     _ask_for_batches()
-    return len(compiled)
+    return found
 
 
 def _ask_for_losses() -> None:
@@ -104,8 +109,8 @@ def _ask_for_batches() -> None:
             gather_launch(*problem.arguments, problem.out, problem.labels).run()
 
 
-def _launcher_maker(cache: Path) -> Any:
-    """Triton's class of launchers, changed so that it builds them without NVIDIA's driver and does not load them."""
+def launcher_maker(cache: Path) -> Any:
+    """What makes a launcher of (source, metadata): as Triton does, without NVIDIA's driver; it is not loaded."""
     from triton import knobs
     from triton.backends.nvidia import driver
     from triton.runtime import build
@@ -113,6 +118,8 @@ def _launcher_maker(cache: Path) -> Any:
     knobs.nvidia.libcuda_path = str(_stand_in(cache.parent / "stand-in", Path(driver.dirname)))
     build._load_module_from_path = lambda *_: _Anything()
     driver.CudaUtils()
+    if not hasattr(driver, "make_launcher"):
+        return lambda _source, _metadata: None  # from Triton 3.7 on, CudaUtils launches every kernel
     return driver.CudaLauncher
 
 

@@ -84,19 +84,11 @@ download_wheels() {
 
 # Kernels that are compiled there take time, so a failure here is no reason to take nothing along.
 compile_kernels() {
-  local cache key
-  key=$(cd "$root" && cat lit_fast/kernels/*.py tests/{loss,gather}_cases.py benchmarks/settings.py \
-    benchmarks/gpu/precompile.py - <<<"$torch $arch" | sha256sum | cut -c1-16)
-  cache=$build/triton/$key
-  if [ ! -d "$cache" ]; then
-    rm -rf "$build/triton"
-    if ! (cd "$tree" && PYTHONPATH=$tree "$python" -m benchmarks.gpu.precompile "$cache.part" "$arch"); then
-      echo "prepare.sh: without Triton's kernels: they could not be compiled (see above)" >&2
-      return
-    fi
-    mv "$cache.part" "$cache"
+  if (cd "$tree" && PYTHONPATH=$tree "$python" -m benchmarks.gpu.precompile "$build/triton" "$arch"); then
+    cp -a "$build/triton" "$folder/triton"
+  else
+    echo "prepare.sh: without Triton's kernels: they could not be compiled (see above)" >&2
   fi
-  cp -a "$cache" "$folder/triton"
 }
 
 report() {
