@@ -239,6 +239,7 @@ def command(words: list[str]) -> str:
         "python": check_python,
         ".ci/run": check_script,
         "benchmarks/gpu/run.sh": check_script,
+        "benchmarks/gpu/prepare.sh": check_script,
         "ruff": check_tool,
         "mypy": check_tool,
     }

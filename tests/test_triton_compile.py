@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets in this process", allow_module_level=True)
 
 import triton
-from triton.backends.compiler import GPUTarget
+from named_gpu import Driver
 
 from lit_fast.kernels import launch
 from lit_fast.kernels.gather import gather_launch
@@ -38,22 +38,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # ptxas gives up to 4 registers for another program on a multiprocessor; a spilt block of numbers would be hundreds.
 FEW_BYTES = 16
 WIDE_LOAD, WIDE_STORE = r"ld\.global\.(v4\.b32|v2\.b64)", r"st\.global\.(v4\.b32|v2\.b64)"
-
-
-class Driver:
-    """Names a GPU."""
-
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return self.target.arch
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
 
 
 @pytest.fixture
