@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.gpu import checkers, measuring, results, tests
+from benchmarks.gpu import carry, checkers, measuring, results, tests
 from benchmarks.gpu.session import ROOT, Session
 
 Fields = dict[str, Any]
@@ -59,7 +59,7 @@ def environment(session: Session, limit: float) -> Fields:
 def build(session: Session, limit: float) -> Fields:
     """The extension: one that is there, if it was built from these sources for such a machine, else a new one."""
     start = time.monotonic()
-    how, why = _ready_made(session, limit)
+    how, why = _ready_made(session)
     if not how:
         settings = {"MAX_JOBS": str(min(16, os.cpu_count() or 1))}
         if session.facts().get("capability"):
@@ -79,7 +79,7 @@ def build(session: Session, limit: float) -> Fields:
     return {"status": "passed" if right else "failed", "detail": detail, "build": info}
 
 
-def _ready_made(session: Session, limit: float) -> tuple[str, str]:
+def _ready_made(session: Session) -> tuple[str, str]:
     """How an extension was had without building it, or empty and why none was."""
     if session.dry_run:  # the copy of the tree has none
         found = sorted((ROOT / "lit_fast").glob("_C*.so"))
@@ -88,10 +88,9 @@ def _ready_made(session: Session, limit: float) -> tuple[str, str]:
         return ("copied", "") if found else ("", "")
     if not session.carry.is_dir():
         return "", ""
-    done = session.run(session.python("-m", "benchmarks.gpu.carry", str(session.carry), str(session.scratch)), limit)
-    used = last_json(done.output)
-    session.extra |= used.get("environment", {})
-    return ("carried", "") if used.get("extension") else ("", str(used.get("reason") or tail(done.output)))
+    why = carry.fits(session.carry, session.tree, session.facts().get("capability"))
+    session.extra |= carry.use(session.carry, session.tree, session.scratch, extension=why is None)
+    return ("", why) if why else ("carried", "")
 
 
 def probe(session: Session, limit: float) -> Fields:
