@@ -17,6 +17,7 @@ import lit_fast as lf
 from lit_fast.backends import native
 from lit_fast.bench.ways import Problem, work
 from lit_fast.counting import count_macs
+from lit_fast.dryrun import untouched
 from lit_fast.training.export import export
 
 X, LABELS = (2, 3, 8, 8), torch.tensor([0, 1])
@@ -158,7 +159,8 @@ def counted(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
 
 
 def worked(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
-    work(Problem(teacher, student, x, LABELS))
+    with untouched(nn.Module()):  # copies of the networks run, and may draw
+        work(Problem(teacher, student, x, LABELS))
 
 
 def diagnosed(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
@@ -167,11 +169,8 @@ def diagnosed(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None
 
 
 def projected(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
-    state = torch.get_rng_state()
-    try:
+    with untouched(nn.Module()):  # projectors are drawn
         lf.make_projectors(teacher, student, x)
-    finally:
-        torch.set_rng_state(state)  # projectors are drawn
 
 
 def exported(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
