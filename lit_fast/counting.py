@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_fast.dryrun import untouched
+from lit_fast.dryrun import on_meta, untouched
 from lit_fast.parts import Part
 from lit_fast.tracing import set_mode
 
@@ -52,7 +51,7 @@ def count_macs(module: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates per image of one forward in eval mode.
 
     Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it
-    runs once on ``example``; the model, its buffers and the random state are left as they were.
+    runs once on ``example``. Nothing of the model is changed, nor the random state.
 
     Args:
         module: a model, a split model or one of its parts.
@@ -83,27 +82,12 @@ def _nothing_fused() -> Iterator[None]:
 
 
 def _flops(owner: nn.Module, module: nn.Module, example: Tensor) -> int:
-    from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
 
-    tensors = {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
-    shapes = {f"owner.{name}": torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     try:
-        with FlopCounterMode(display=False) as counter:
-            functional_call(_Call(owner, module), shapes, (torch.empty_like(example, device="meta"),))
+        with on_meta(owner), FlopCounterMode(display=False) as counter:
+            module(torch.empty_like(example, device="meta"))
     except Exception:  # whatever a forward raises when its tensors have no values
         with untouched(owner), FlopCounterMode(display=False) as counter:
             module(example)
     return int(counter.get_total_flops())
-
-
-class _Call(nn.Module):
-    """Calls ``module``, a part of ``owner``, so that functional_call can exchange the owner's tensors."""
-
-    def __init__(self, owner: nn.Module, module: nn.Module) -> None:
-        super().__init__()
-        self.owner = owner
-        self._module = (module,)
-
-    def forward(self, x: Tensor) -> Any:
-        return self._module[0](x)

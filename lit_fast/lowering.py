@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from lit_fast.dryrun import first_line
 
 __all__ = ["Instruction", "NotLowerable", "lower"]
 
@@ -28,7 +30,10 @@ class NotLowerable(Exception):
 
 @dataclass
 class Instruction:
-    """One step of a program; `numbers` and `floats` as csrc/teacher/program.cpp documents them for each op."""
+    """One step of a program; `numbers` and `floats` as csrc/teacher/program.cpp documents them for each op.
+
+    ``shape``: of its output, for the example that was traced.
+    """
 
     op: str
     input: int
@@ -37,6 +42,14 @@ class Instruction:
     numbers: list[int] = field(default_factory=list)
     floats: list[float] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+
+    def unfused(self) -> Instruction:
+        """The same with bias, residual and ReLU of a convolution as calls of their own."""
+        numbers = list(self.numbers)
+        if self.op == "convolution":
+            numbers[_FUSED] = 0
+        return replace(self, numbers=numbers)
 
     def spec(self) -> tuple[str, list[int], list[int], list[float], list[Tensor]]:
         """As the C++ class takes it."""
@@ -51,15 +64,18 @@ def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
         example: an input of it, with a batch of at least two.
 
     Raises:
-        NotLowerable: the part does something that has no instruction.
+        NotLowerable: the part does something that has no instruction, or that cannot be traced.
     """
-    with torch.no_grad():
-        graph = make_fx(lambda x: part(x), pre_dispatch=True)(example)
+    try:
+        with torch.no_grad():
+            graph = make_fx(lambda x: part(x), pre_dispatch=True)(example)
+    except Exception as error:  # whatever the user's modules and hooks do to a tensor without a value
+        raise NotLowerable(f"it cannot be traced to operations ({first_line(error)})") from error
     return _Lowering(graph, batch=example.shape[0]).run()
 
 
-# numbers[0] and numbers[1] of a convolution, numbers[0] of an op that can end in a ReLU (program.cpp)
-_RELU, _OVERWRITE = 0, 1
+# Of a convolution's numbers; numbers[0] also of the other ops that can end in a ReLU (program.cpp).
+_RELU, _OVERWRITE, _FUSED = 0, 1, 4
 _ENDS_IN_RELU = ("convolution", "linear", "scale_shift", "instance_norm", "add")
 _SAME = (aten.detach.default, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.dropout.default)
 
@@ -102,6 +118,7 @@ class _Lowering:
 
     def _emit(self, node: fx.Node, op: str, source: Any, other: Any = None, **fields: Any) -> None:
         step = Instruction(op, self._of(source), len(self.steps) + 1, _NONE if other is None else self._of(other))
+        step.shape = tuple(getattr(node.meta["val"], "shape", ()))
         step.numbers = list(fields.get("numbers", ()))
         step.floats = list(fields.get("floats", ()))
         step.tensors = [tensor.detach() for tensor in fields.get("tensors", ()) if tensor is not None]
@@ -161,7 +178,7 @@ class _Lowering:
         if isinstance(padding, str):
             padding = _padding_in_numbers(padding, value.shape[2:], _each(dilation, dims))
         sizes = [n for numbers in (stride, padding, dilation, outside or [0]) for n in _each(numbers, dims)]
-        numbers = [0, 0, int(outside is not None), groups, *sizes]
+        numbers = [0, 0, int(outside is not None), groups, 1, *sizes]
         self._emit(node, "convolution", x, numbers=numbers, tensors=(value, self._value(bias)))
 
     def transposed(
@@ -206,6 +223,7 @@ class _Lowering:
         for sum_in, residual in ((x, y), (y, x)):
             writer = self._writer(sum_in)
             fits = writer is not None and writer.op == "convolution" and writer.other == _NONE
+            fits = fits and _alike(sum_in, residual, node)
             if writer is not None and fits and not writer.numbers[_RELU] and self._comes_before(residual, writer):
                 writer.other = self._of(residual)
                 self.register[node] = writer.output
@@ -213,7 +231,7 @@ class _Lowering:
         self._emit(node, "add", x, y, numbers=[0])
 
     def _comes_before(self, residual: Any, writer: Instruction) -> bool:
-        """Whether a residual does not itself need what the convolution computes; it has the result's shape."""
+        """Whether a residual does not itself need what the convolution computes."""
         needed = {self._of(residual)}
         for step in reversed(self.steps):
             if step.output in needed:
@@ -392,6 +410,13 @@ def _padding_in_numbers(word: str, kernel: Sequence[int], dilation: Sequence[int
 
 def _dims(node: Any) -> int:
     return node.meta["val"].dim()
+
+
+def _alike(*nodes: Any) -> bool:
+    """Whether they are all tensors of one shape and dtype: a residual that a convolution takes in is not broadcast."""
+    values = [node.meta["val"] if isinstance(node, fx.Node) else None for node in nodes]
+    kinds = {(value.shape, value.dtype) if isinstance(value, Tensor) else None for value in values}
+    return len(kinds) == 1 and None not in kinds
 
 
 def _numel(node: Any) -> int:

@@ -30,7 +30,8 @@ def inspect(
 ) -> Report:
     """Run a pair once, as a training step would, and report on it or say all that is wrong with it.
 
-    Nothing is changed: the run is without gradients, and modes, buffers and random state are restored.
+    Nothing is changed: the run is without gradients, and models and random state are then what they were, also where
+    it raises.
 
     Args:
         teacher, student: split models.
@@ -90,9 +91,9 @@ def inspect(
                 problems += _own_forward(model, role, x, w)
         if loader is not None and not teacher_walk.problems:
             problems += _chance(teacher, loader, example.device)
-    if problems:
-        raise PairError(problems)
-    return make_report(teacher, student, teacher_walk, student_walk, projector)
+        if problems:
+            raise PairError(problems)
+        return make_report(teacher, student, teacher_walk, student_walk, projector)
 
 
 def _teacher_state(teacher: SplitModel) -> list[str]:

@@ -54,8 +54,10 @@ class LITStep:
         projector: `lit_fast.Projectors` where the widths of teacher and student differ.
         engine: ``"runner"`` runs the teacher as a `lit_fast.FrozenTeacher` (a lowered copy, made from the parameters it
             has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
-            layouts alone; ``"auto"`` takes the runner where the compiled extension is there. The attributes ``engine``
-            and ``engine_reason`` tell what was taken. Results agree to rounding.
+            layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
+            checked against its module; one that fails runs as its module under ``"auto"``, with a warning, and raises
+            `lit_fast.teacher.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
+            what was taken. Results agree to rounding.
         capture: replay the whole step, optimizer and scaler included, as one CUDA graph, captured when a shape of batch
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
             with ``fused=True, capturable=True``. Where it cannot be, steps run eagerly. ``captured`` and
@@ -109,13 +111,15 @@ class LITStep:
             self.scaler = torch.amp.GradScaler(self.device.type)
         self._one = torch.ones((), device=self.device)
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.engine, self.engine_reason = _choose_engine(engine)
+        self.engine, self._engine_reason = _choose_engine(engine)
         self._frozen: FrozenTeacher | None = None
         self._ahead: list[tuple[Tensor, Tensor]] = []  # prefetched images, as given and in the student's layout
         self._channels_last = False
         if self.engine == "runner":
             if teacher is not None and self._needs_teacher:
-                self._frozen = FrozenTeacher(teacher, self.amp_dtype, logits=self.options.beta > 0)
+                self._frozen = FrozenTeacher(
+                    teacher, self.amp_dtype, logits=self.options.beta > 0, strict=engine == "runner"
+                )
             self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
             if self._channels_last:
                 student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -132,6 +136,13 @@ class LITStep:
         if workers.size > 1:
             trained = (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
             self._mean = GradientMean(workers, trained, 3 + len(self.ir_sections))
+
+    @property
+    def engine_reason(self) -> str:
+        """Why this engine was taken; after the first batch also which parts of the teacher run as modules, and why."""
+        parts = () if self._frozen is None else self._frozen.parts
+        modules = ", ".join(f"{plan.name} ({plan.reason})" for plan in parts if not plan.lowered)
+        return f"{self._engine_reason}; not lowered: {modules}" if modules else self._engine_reason
 
     @property
     def captured(self) -> bool:

@@ -30,9 +30,11 @@ from torch.utils.data import Dataset
 
 import lit_fast as lf
 from lit_fast import backends, parallel
+from lit_fast import teacher as frozen
 from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
 from lit_fast.data.loaders import resident
+from lit_fast.lowering import Instruction
 from lit_fast.training import checkpoint, export
 from lit_fast.training.config import load_experiment
 from lit_fast.training.experiment import Session, run_experiment
@@ -174,6 +176,25 @@ def _() -> None:
 
 
 CAUSES["step-sections"] = lambda: step(ir_sections=[3])
+
+
+def frozen_teacher(run: Callable[[tuple[int, ...]], Tensor], strict: bool) -> None:
+    """One whose programs do ``run`` with the shape of their results."""
+
+    def program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        return lambda x: run(steps[output - 1].shape)
+
+    present = mock.patch.object(native, "EXTENSION", native.EXTENSION._replace(loaded=True))
+    with present, mock.patch.object(frozen, "_program", program):
+        lf.FrozenTeacher(teacher(), strict=strict).run(torch.randn(2, 3, 8, 8))
+
+
+def no_engine(shape: tuple[int, ...]) -> Tensor:
+    raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+CAUSES["step-lowered-wrong"] = lambda: frozen_teacher(torch.zeros, strict=True)
+CAUSES["step-lowered-fails"] = lambda: frozen_teacher(no_engine, strict=False)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------

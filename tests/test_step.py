@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lit_fast as lf
+from lit_fast import teacher as teacher_module
+from lit_fast.backends import native
+from lit_fast.teacher import LoweringError
 from lit_fast.training.variants import VARIANTS
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
@@ -426,3 +430,54 @@ def test_prefetching_is_no_matter_for_modules() -> None:
     images, labels = batch(torch.float32)
     step.prefetch(images)
     assert step(images, labels).total.isfinite()
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.mean() > 0 else x
+
+
+def gated() -> lf.SplitModel:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), Gate(), nn.Conv2d(4, 4, 3), nn.Flatten(1))
+    return lf.split(layers.append(nn.Linear(16, 5)), at=["1", "3"])
+
+
+@pytest.mark.skipif(not native.EXTENSION.loaded, reason="no compiled extension")
+@pytest.mark.parametrize("engine", ["auto", "runner"])
+def test_a_teacher_that_looks_at_a_value_runs_as_its_module(engine: str) -> None:
+    images, labels = batch(torch.float32)
+    losses = []
+    for way in (engine, "eager"):
+        torch.manual_seed(0)
+        teacher, student = gated(), gated().train()
+        step = lf.LITStep(teacher, student, criterion(), sgd(student), engine=way)
+        losses.append(step(images, labels).total)
+        if way == engine:
+            assert "; not lowered: section2 (it cannot be traced to operations (RuntimeError: " in step.engine_reason
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.skipif(not native.EXTENSION.loaded, reason="no compiled extension")
+def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unavailable(x: Tensor) -> Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(teacher_module, "_program", lambda steps, output, dtype: unavailable)
+    images, labels = batch(torch.float32)
+    losses = []
+    for engine in ("auto", "eager"):
+        teacher, student = pair(torch.float32)
+        step = lf.LITStep(teacher, student, criterion(), sgd(student), engine=engine)
+        reason = step.engine_reason
+        expected = pytest.warns(UserWarning, match="teacher, section1: lowered, it fails .*; it runs as its modules")
+        with expected if engine == "auto" else contextlib.nullcontext():
+            losses.append(step(images, labels).total)
+        if engine == "auto":
+            assert step.engine_reason.startswith(f"{reason}; not lowered: stem (it fails (RuntimeError: GET was")
+    torch.testing.assert_close(*losses)
+    teacher, student = pair(torch.float32)
+    step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
+    with pytest.raises(LoweringError, match=r"teacher, stem: lowered, it fails .*unable to find an engine"):
+        step(images, labels)

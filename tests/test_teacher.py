@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from teacher_networks import IMAGES, NETWORKS, network
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lit_fast as lf
 from lit_fast import lowering
+from lit_fast import teacher as teacher_module
 from lit_fast.backends import native
+from lit_fast.float32 import tf32
 from lit_fast.lowering import NotLowerable, lower
 from lit_fast.teacher import FrozenTeacher, LoweringError
 
@@ -225,6 +232,217 @@ def test_a_wrong_lowering_is_found(monkeypatch):
         FrozenTeacher(model).run(images)
 
 
+class Tf32(TorchDispatchMode):
+    """Convolutions as a GPU computes them where TF32 is allowed: of operands with 10 bits of mantissa."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default and torch.backends.cudnn.conv.fp32_precision == "tf32":
+            args = (*(self.rounded(tensor) for tensor in args[:2]), *args[2:])
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(tensor: Tensor) -> Tensor:
+        bits = tensor.contiguous().view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+needs_names = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
+
+
+@needs_names
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_teacher_is_built_and_checked_without_tf32(monkeypatch, mended):
+    model, images = network("resnet20")
+    if not mended:
+        monkeypatch.setattr(teacher_module, "full_float32", contextlib.nullcontext)
+    expected = contextlib.nullcontext() if mended else pytest.raises(LoweringError, match="differs from the module")
+    # Without oneDNN, whose packed weights the mode could not round.
+    with torch.backends.mkldnn.flags(enabled=False), tf32(True), Tf32(), expected:
+        teacher = FrozenTeacher(model)
+        teacher.run(images)
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert all(plan.lowered and plan.error < 1e-5 for plan in teacher.parts)
+
+
+def broken(monkeypatch, wrong: Callable[[list[lowering.Instruction], torch.dtype, Tensor], Tensor]) -> None:
+    """Programs whose results go through ``wrong``, which may raise."""
+    program = teacher_module._program
+
+    def make(steps, output, dtype):
+        run = program(steps, output, dtype)
+        return lambda x: wrong(steps, dtype, run(x))
+
+    monkeypatch.setattr(teacher_module, "_program", make)
+
+
+def unavailable(steps, dtype, out):
+    raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+def fused(steps) -> bool:
+    return any(step.op == "convolution" and step.numbers[lowering._FUSED] for step in steps)
+
+
+FAILURES = [
+    (unavailable, r"it fails \(RuntimeError: GET was unable to find an engine to execute this computation\)"),
+    (lambda steps, dtype, out: out + 1, "it differs from the module by .* of the largest output in float32"),
+    (lambda steps, dtype, out: out * torch.nan, "it differs from the module by nan"),
+    (lambda steps, dtype, out: out[:1], "it gives .*, the module "),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), FAILURES)
+def test_a_part_that_fails_its_check_raises_or_runs_as_its_module(monkeypatch, wrong, message):
+    model, images = network("resnet20")
+    irs, logits = model.run(images)
+    broken(monkeypatch, wrong)
+    with pytest.raises(LoweringError, match=f"teacher, stem: lowered, {message}.* run it as it is"):
+        FrozenTeacher(model).run(images)
+    teacher = FrozenTeacher(model, strict=False)
+    with pytest.warns(UserWarning, match=f"teacher, section2: lowered, {message}.*; it runs as its modules"):
+        own_irs, own_logits = teacher.run(images)
+    assert not any(plan.lowered for plan in teacher.parts)
+    for ours, right in zip([*own_irs, own_logits], [*irs, logits], strict=True):
+        close(ours, right, 1e-6)
+
+
+@pytest.mark.parametrize(("wrong", "message"), FAILURES)
+def test_convolutions_that_fail_fused_run_unfused(monkeypatch, wrong, message):
+    model, images = network("resnet20")
+    broken(monkeypatch, lambda steps, dtype, out: wrong(steps, dtype, out) if fused(steps) else out)
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert all(plan.lowered for plan in teacher.parts)
+    assert re.search(f"section1: 6 instructions: convolutions are not fused: fused, {message}", teacher.describe())
+
+
+def test_what_a_fused_convolution_reads_of_dirty_memory_is_found(monkeypatch):
+    """As an engine that multiplies what lies in its output with zero: right until that is NaN."""
+    model, images = network("resnet20")
+    dirty = []
+    monkeypatch.setattr(teacher_module, "_poison", lambda steps, device, dtype: dirty.append(dtype))
+    broken(monkeypatch, lambda steps, dtype, out: out * torch.nan if dirty and fused(steps) else out)
+    teacher = FrozenTeacher(model, torch.bfloat16)
+    assert teacher.run(images)[1].isfinite().all()
+    assert {torch.float32, torch.bfloat16} == set(dirty)
+    assert all(plan.lowered for plan in teacher.parts)
+    assert "stem: 1 instructions: convolutions are not fused: fused, it differs" in teacher.describe()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_unfused_convolutions_give_what_the_module_gives(monkeypatch, name):
+    model, images = network(name)
+    monkeypatch.setattr(teacher_module, "lower", lambda part, x: _unfused(*lower(part, x)))
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert all(plan.lowered for plan in teacher.parts)
+
+
+def _unfused(steps, output):
+    return [step.unfused() for step in steps], output
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_program_is_checked_in_its_own_dtype(monkeypatch, dtype):
+    model, images = network("resnet20")
+    broken(monkeypatch, lambda steps, own, out: out * 1.2 if own == dtype else out)
+    with pytest.raises(LoweringError, match=rf"differs from the module by 0.2 .* in {str(dtype)[6:]}"):
+        FrozenTeacher(model, dtype).run(images)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_part_is_lowered_in_half_precision_too(name, dtype):
+    model, images = network(name)
+    teacher = FrozenTeacher(model, dtype)
+    teacher.run(images)
+    assert all(plan.lowered and not plan.reason for plan in teacher.parts), teacher.describe()
+
+
+def test_running_out_of_memory_is_no_failed_check(monkeypatch):
+    def out_of_memory(steps, dtype, out):
+        raise torch.OutOfMemoryError
+
+    model, images = network("resnet20")
+    broken(monkeypatch, out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        FrozenTeacher(model, strict=False).run(images)
+
+
+class Looks(nn.Module):
+    """Sections that look at values, each in its own way."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.how, self.fc = nn.Conv2d(3, 4, 3), Applies(how), how, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(x)).mean((2, 3)))
+
+
+class Applies(nn.Module):
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(x)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x + x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def prints(x: Tensor) -> Tensor:
+    str(x)
+    return F.relu(x)
+
+
+def raises(x: Tensor) -> Tensor:
+    """Only while it is traced."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None or _pre_dispatch():
+        raise KeyError("odd")
+    return F.relu(x)
+
+
+def _pre_dispatch() -> bool:
+    return torch._ops._get_dispatch_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+LOOKS = {
+    "if": lambda x: x + x if x.mean() > 0 else F.relu(x),
+    "item": lambda x: F.leaky_relu(x, x.abs().max().item()),
+    "shape": lambda x: F.relu(x) + x[x > 0].mean(),
+    "numpy": lambda x: x + torch.from_numpy(x.detach().numpy().copy()),
+    "numpy number": lambda x: F.leaky_relu(x, float(x.detach().numpy().max())),
+    "tolist": lambda x: F.leaky_relu(x, x.flatten().tolist()[0]),
+    "function": Doubled.apply,
+    "print": prints,
+    "raise": raises,
+}
+
+
+@pytest.mark.parametrize("how", LOOKS)
+def test_a_part_that_looks_at_values_runs_as_its_module(how):
+    torch.manual_seed(0)
+    model = lf.split(Looks(LOOKS[how]).eval(), at=["first", "second"])
+    teacher = FrozenTeacher(model, strict=False)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        teacher.run(torch.randn(IMAGES))
+    harmless = ("function", "print")
+    assert teacher.parts[2].lowered == (how in harmless), teacher.describe()
+    for images in (torch.randn(IMAGES), -torch.rand(IMAGES)):
+        close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+
+
 class Two(nn.Module):
     """One tensor read under two names, and by two: fusing would change what the second reader gets."""
 
@@ -248,6 +466,43 @@ def test_what_is_read_twice_is_not_fused():
     program = torch.classes.lit_fast.Program([step.spec() for step in steps], output)
     with torch.no_grad():
         close(program.run(x.contiguous(memory_format=torch.channels_last)), module(x), 1e-5)
+
+
+class Sum(nn.Module):
+    """A convolution's result and what is added to it: shapes that broadcast, in either order."""
+
+    def __init__(self, residual: Callable[[Tensor], Tensor], turned: bool, pooled: bool) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.residual, self.turned, self.pooled = residual, turned, pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv(x.mean((2, 3), keepdim=True) if self.pooled else x)
+        residual = self.gate(self.residual(x))
+        return F.relu(residual + conv if self.turned else conv + residual)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    "residual",
+    [lambda x: x, lambda x: x.mean((2, 3), keepdim=True), lambda x: x.mean(2, keepdim=True), lambda x: x[:1]],
+)
+def test_a_residual_is_fused_only_where_it_has_the_results_shape(residual, turned, pooled):
+    torch.manual_seed(0)
+    module = Sum(residual, turned, pooled).eval()
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), module, nn.Flatten(), nn.LazyLinear(2)), at=["1"])
+    images = torch.randn(5, 3, 8, 8)
+    model.model(images)
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert all(plan.lowered for plan in teacher.parts), teacher.describe()
+    (steps, _) = lower(module, torch.randn(2, 4, 8, 8))
+    adds = sum(step.op == "add" for step in steps)
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        conv, gate = (module.conv(x.mean((2, 3), keepdim=True) if pooled else x), module.gate(residual(x)))
+    assert adds == int(conv.shape != gate.shape)
 
 
 @pytest.mark.parametrize(

@@ -58,15 +58,15 @@ at::Tensor mkldnn_convolution_add(const Convolution& c, const at::Tensor& input,
 }
 
 bool cudnn_fuses(const Convolution& c, const at::Tensor& input) {
-  return c.relu && !c.transposed && input.is_cuda() && input.dim() == 4 && input.scalar_type() != at::kDouble &&
-         at::globalContext().userEnabledCuDNN();
+  return c.fused && c.relu && !c.transposed && input.is_cuda() && input.dim() == 4 &&
+         input.scalar_type() != at::kDouble && at::globalContext().userEnabledCuDNN();
 }
 
 }  // namespace
 
 void prepare(Convolution& c) {
   const bool plain = !c.transposed && c.weight.dim() == 4 && c.weight.is_cpu() && c.weight.scalar_type() == at::kFloat;
-  if (plain && at::globalContext().userEnabledMkldnn() && at::hasMKLDNN()) {
+  if (c.fused && plain && at::globalContext().userEnabledMkldnn() && at::hasMKLDNN()) {
     c.packed = mkldnn_pack(c);
   }
 }

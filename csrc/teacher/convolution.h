@@ -17,6 +17,7 @@ struct Convolution {
   bool transposed;
   bool relu;       // of the result, after the residual
   bool overwrite;  // the result may take the residual's memory
+  bool fused;      // by oneDNN or cuDNN where they can; else bias, residual and ReLU are calls of their own
 
   // oneDNN's: the weight in the blocks that it wants, undefined where it cannot be used.
   at::Tensor packed;

@@ -26,7 +26,8 @@ Numbers take(const Numbers& numbers, size_t& at, size_t count) {
   return taken;
 }
 
-// numbers: relu, overwrite, transposed, groups, then stride, padding, dilation and output padding of each dimension.
+// numbers: relu, overwrite, transposed, groups, fused, then stride, padding, dilation and output padding of each
+// dimension.
 Run convolution(const Numbers& numbers, const Tensors& tensors) {
   Convolution c;
   c.weight = tensors.at(0);
@@ -35,8 +36,9 @@ Run convolution(const Numbers& numbers, const Tensors& tensors) {
   c.overwrite = numbers.at(1) != 0;
   c.transposed = numbers.at(2) != 0;
   c.groups = numbers.at(3);
+  c.fused = numbers.at(4) != 0;
   const size_t dims = c.weight.dim() - 2;
-  size_t at = 4;
+  size_t at = 5;
   c.stride = take(numbers, at, dims);
   c.padding = take(numbers, at, dims);
   c.dilation = take(numbers, at, dims);

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import lit_fast
+from lit_fast.float32 import tf32
 
 __all__ = ["describe_environment", "resolve_device", "tf32"]
 
@@ -30,18 +29,6 @@ def resolve_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"step.device: {wanted!r} is not usable here ({reason}); 'cpu' always is") from error
     return device
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether CUDA may compute float32 convolutions and matrix products in TF32, inside; afterwards as before."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.data.alphabet import SYMBOLS
+from lit_fast.dryrun import untouched
 from lit_fast.training.files import atomic_write
 from lit_fast.training.weights import WeightInfo, save_weights
 
@@ -57,8 +58,8 @@ def export(
     program. Both are read back from the written file and compared with PyTorch on random input of several batch sizes.
 
     Args:
-        model: images [B, C, H, W] fp32, or tokens [B, L] int64, -> logits [B, classes] or images; put on the CPU and
-            in eval mode here.
+        model: images [B, C, H, W] fp32, or tokens [B, L] int64, -> logits [B, classes] or images; put on the CPU here,
+            exported as it is in eval mode, otherwise left as it was.
         shape: (C, H, W) of an image, or (L,) of a text.
         to: one of ``FORMATS``.
         out: the file; its folder is made if absent.
@@ -77,8 +78,14 @@ def export(
         raise ValueError(f"{out} is a folder: give the name of a file in it")
     if to == "onnx":
         _require_onnx()
-    model.cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
+    with untouched(model.cpu()):
+        return _export(model.eval(), shape, to, out, info, output)
+
+
+def _export(
+    model: nn.Module, shape: tuple[int, ...], to: str, out: Path, info: WeightInfo | None, output: str
+) -> Exported:
     if to == "safetensors":
         difference, tolerance = _export_safetensors(model, out, info), 0.0
     else:
