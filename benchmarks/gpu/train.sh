@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# ResNet-20 from ResNet-56 on CIFAR-10 by lit, kd and scratch, in calls of limited time: a table at equal epochs and at
+# equal time.
+#   benchmarks/gpu/train.sh DATA TEACHER OUT SECONDS [--seeds N] [--epochs N] [--set KEY=VALUE ...]
+#   benchmarks/gpu/train.sh --dry-run OUT [SECONDS]
+# DATA: CIFAR-10 as published, or folders with what benchmarks/gpu/pack.py makes of it, colons between them. TEACHER: the
+# weights of a ResNet-56. OUT gets table.md, results.json, report.png, plan.json, log.txt and weights.safetensors; the
+# next call goes on there. Runs and checkpoints lie in OUT, too, or in the folder that LIT_FAST_STATE names. The exit
+# status is 0 once every run has ended, 75 while there is more to do. PYTHON names the interpreter.
+set -euo pipefail
+if [ $# -eq 0 ] || [ "$1" = --help ]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+export LIT_FAST_STARTED=${LIT_FAST_STARTED:-$(date +%s)}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+exec "${PYTHON:-python3}" -m benchmarks.gpu.train "$@"
