@@ -57,7 +57,7 @@ def pack(splits: Mapping[str, Images], out: Path, *, per_sheet: int = PER_SHEET)
         PackError: Pillow cannot write WebP, or a part is larger than `LIMIT`.
     """
     _needs_webp()
-    half = -(-len(splits["train"].labels) // per_sheet) // 2
+    half = (-(-len(splits["train"].labels) // per_sheet) + 1) // 2
     sheets = [
         (f"{split}_{number:02d}", splits[split].pixels[first : first + per_sheet], split == "train" and number >= half)
         for split in SPLITS
@@ -98,7 +98,7 @@ def unpack(folders: Sequence[Path]) -> Unpacked:
         raise PackError(f"{', '.join(map(str, folders))}: expected sheets and {LABELS}, as `benchmarks.gpu.pack` makes")
     labels = _labels(parts[0])
     sheets: dict[str, np.ndarray] = {}
-    checked, per_sheet = True, PER_SHEET
+    checked = True
     for part in parts:
         manifest = _manifest(part)
         per_sheet = manifest.get("per_sheet", PER_SHEET)
@@ -108,12 +108,14 @@ def unpack(folders: Sequence[Path]) -> Unpacked:
             if manifest and hashlib.sha256(pixels.tobytes()).hexdigest() != expected:
                 raise PackError(f"{part / name}.webp does not hold the pixels that were packed; copy the part again")
             sheets[name] = pixels
-    train, test = (_joined(split, sheets, labels[split], per_sheet) for split in SPLITS)
-    if len(test.labels) < len(labels["test"]) or not len(train.labels):
+    test = _joined("test", sheets, labels["test"])
+    if len(test.labels) < len(labels["test"]) or "train_00" not in sheets:
         raise PackError(
             f"{', '.join(map(str, parts))}: {len(test.labels):,} of {len(labels['test']):,} test images and "
-            f"{len(train.labels):,} training images; part1, which has all test images, is needed"
+            f"{sum(name.startswith('train') for name in sheets)} sheets of training images; part1, which has all test "
+            "images and the first sheets, is needed"
         )
+    train = _joined("train", sheets, labels["train"])
     return Unpacked(train, test, len(labels["train"]), checked)
 
 
@@ -122,11 +124,11 @@ def is_part(folder: Path) -> bool:
     return (folder / LABELS).is_file() and any(folder.glob("t*_*.webp"))
 
 
-def _joined(split: str, sheets: Mapping[str, np.ndarray], labels: np.ndarray, per_sheet: int) -> Images:
+def _joined(split: str, sheets: Mapping[str, np.ndarray], labels: np.ndarray) -> Images:
     names = sorted(name for name in sheets if name.startswith(split))
     expected = [f"{split}_{number:02d}" for number in range(len(names))]
     if names != expected:
-        missing = sorted(set(expected) - set(names))[0]
+        missing = min(set(expected) - set(names))
         raise PackError(f"sheet {missing}.webp is missing, while {names[-1]}.webp is there; copy it, too")
     if not names:
         return Images(np.empty((0, 3, SIDE, SIDE), np.uint8), labels[:0])

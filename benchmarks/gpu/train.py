@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import gc
 import hashlib
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,25 +38,24 @@ from lit_fast.data.cifar import FAMILIES
 from lit_fast.models.resnet import ResNet
 from lit_fast.sections import SplitModel
 from lit_fast.training.config import Experiment, load_experiment
-from lit_fast.training.files import write_json
+from lit_fast.training.files import atomic_write, write_json
 from lit_fast.training.interrupt import Interrupted
 from lit_fast.training.weights import normalization_of
 
 RECIPE = "resnet-cifar10"
 TEACHER, STUDENT = "resnet56", "resnet20"
-# Nothing that a run does not need is done between its epochs. The learning rates are the recipe's: 0.1 is also what the
-# authors of ResNet use at batch 128.
-SETTINGS = (
-    "batch_size=128",
+MORE_TO_DO = 75
+_TRIAL_STEPS, _DRY_TRIAL_STEPS, _TRIAL_EPOCHS = 50, 2, 3
+# Beside the batch. Nothing that a run does not need is done between its epochs. The learning rates are the recipe's:
+# 0.1 is also what the authors of ResNet use at batch 128.
+_SETTINGS = (
     "step.precision=bf16",
     "step.capture=true",
     "logging.every=100",
     "logging.sections_every=0",
     "logging.tensorboard=false",
 )
-DRY_SETTINGS = ("batch_size=96", "logging.every=2")
-MORE_TO_DO = 75
-_TRIAL_STEPS, _TRIAL_EPOCHS = 50, 3
+_BATCH, _DRY_BATCH = 128, 48
 _CARRIED = (
     "plan.json",
     "results.json",
@@ -106,8 +107,14 @@ class Deadline:
         self._timer.cancel()
 
     @staticmethod
-    def _stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # what is being written now is written to its end
+    def ignore() -> None:
+        """Let what is written now be written to its end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    @classmethod
+    def _stop(cls, number: int, frame: FrameType | None) -> None:
+        cls.ignore()
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
@@ -143,6 +150,9 @@ class Students:
         self.state.mkdir(parents=True, exist_ok=True)
         self._adopt()
         self.lines = Lines(self.out / "log.txt")
+        warnings.showwarning = lambda message, *_: print(
+            f"warning: {message}", file=self.lines
+        )  # why not captured, say
         self.console = Console(file=self.lines, width=200)  # type: ignore[arg-type]
         self.data = self.cifar.data(self.normalisation)
 
@@ -184,6 +194,8 @@ class Students:
     def save(self, *, figure: bool = False) -> None:
         """Write the results as they are now; each file is there whole or not at all."""
         self._saved_at = time.monotonic()
+        if not self.given:
+            self._find_teacher()
         content = {
             **self.facts,
             "data": self.cifar.share,
@@ -204,6 +216,12 @@ class Students:
                 write_json(folder / "plan.json", self.plan)
         train_report.write(content, self.out, figure=figure)
 
+    def _find_teacher(self) -> None:
+        """What the teacher was measured at, from the first run, whether it has ended or not."""
+        for file in (self.state / "runs").glob("*/results.json"):
+            self.given = json.loads(file.read_text(encoding="utf-8"))["results"][0]
+            return
+
     def _after_epoch(self) -> None:
         if time.monotonic() - self._saved_at > 5.0:  # an epoch may take less than a second
             self.save()
@@ -223,9 +241,7 @@ class Students:
 
         self.weights |= {f"{name}/{key}": tensor for key, tensor in load_file(file).items()}
         for folder in {self.out, self.state}:
-            beside = folder / ".weights.tmp"
-            save_file(self.weights, beside)
-            os.replace(beside, folder / "weights.safetensors")
+            atomic_write(folder / "weights.safetensors", lambda path: save_file(self.weights, path))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -266,7 +282,7 @@ class Students:
     def trial(self, way: str) -> Speed:
         """A few short epochs: how fast a way of training is here."""
         batch = self._experiment(way, 1).batch_size
-        size = min(len(self.data.train), _TRIAL_STEPS * batch)
+        size = min(len(self.data.train), (_DRY_TRIAL_STEPS if self.dry_run else _TRIAL_STEPS) * batch)
         data = self.cifar.data(self.normalisation, train_size=size // batch * batch or size, test_size=2 * batch)
         began, ends = time.monotonic(), []
         self.lines.after_epoch = lambda: ends.append(time.monotonic())
@@ -342,6 +358,8 @@ class Students:
 def main() -> int:
     """Exit status: 0 once every run of the first seed has ended, 75 while there is more to do, 1 after an error."""
     options = _options()
+    if scratch := os.environ.get("LIT_FAST_SCRATCH"):  # of train.sh, which this process replaced
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     started = float(os.environ.get("LIT_FAST_STARTED", time.time()))
     try:
         with Deadline(options.seconds, started) as deadline, _students(options) as students:
@@ -353,6 +371,9 @@ def main() -> int:
     except (TrainError, train_data.pack.PackError) as error:
         print(f"train.sh: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:  # before there was anything to keep
+        print(f"train.sh: {stop}", file=sys.stderr)
+        return MORE_TO_DO
     if students.failed:
         return 1
     return 0 if students.complete else MORE_TO_DO
@@ -361,17 +382,19 @@ def main() -> int:
 @contextlib.contextmanager
 def _students(options: argparse.Namespace) -> Iterator[Students]:
     """The students; however it ends, by time or by an error, what there is has been written."""
-    students = _open(options)
+    students = open_students(options)
     try:
         yield students
     except Interrupted as stop:
         students.console.print(f"{stop}", highlight=False, markup=False)
     finally:
+        Deadline.ignore()
         students.save(figure=True)
         print((students.out / "table.md").read_text(encoding="utf-8"))
 
 
-def _open(options: argparse.Namespace) -> Students:
+def open_students(options: argparse.Namespace) -> Students:
+    """The students of a call, with what earlier calls left."""
     out = options.out.resolve()
     state = Path(os.environ.get("LIT_FAST_STATE") or out).resolve()
     if options.dry_run:
@@ -399,7 +422,7 @@ def _open(options: argparse.Namespace) -> Students:
         train_data.read(options.data),
         lf.split(teacher),
         normalization_of(options.teacher) or (family.mean, family.std),
-        (*SETTINGS, *(DRY_SETTINGS if options.dry_run else ()), *options.set),
+        (f"batch_size={_DRY_BATCH if options.dry_run else _BATCH}", *_SETTINGS, *options.set),
         options.dry_run,
         facts,
     )
@@ -426,7 +449,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_intermixed_args()
     given = options.arguments
     if options.dry_run and len(given) in (1, 2):
-        options.out, options.seconds = Path(given[0]), float(given[1]) if len(given) == 2 else 120.0
+        options.out, options.seconds = Path(given[0]), float(given[1]) if len(given) == 2 else 40.0
     elif not options.dry_run and len(given) == 4:
         options.data, options.teacher, options.out = given[0], Path(given[1]), Path(given[2])
         options.seconds = float(given[3])

@@ -82,7 +82,7 @@ def read(folders: str) -> Cifar:
 
 # -- a dry run's -------------------------------------------------------------------------------------------------------
 
-_TRAIN, _TEST, _SHEET = 480, 120, 120
+_TRAIN, _TEST, _SHEET = 160, 80, 40
 STUDENT_DEPTH, TEACHER_DEPTH = 8, 14
 
 
@@ -96,7 +96,7 @@ def make_dry(folder: Path) -> tuple[str, Path]:
         splits = {}
         for split, count in (("train", _TRAIN), ("test", _TEST)):
             labels = np.arange(count) % 10
-            noisy = patterns[labels] + generator.normal(0, 40, (count, 3, pack.SIDE, pack.SIDE))
+            noisy = patterns[labels] + generator.normal(0, 30, (count, 3, pack.SIDE, pack.SIDE))
             splits[split] = pack.Images(noisy.clip(0, 255).astype(np.uint8), labels.astype(np.uint8))
         pack.pack(splits, beside, per_sheet=_SHEET)
         torch.save({"state_dict": _trained(splits["train"]).state_dict(), "best_prec1": 0.0}, beside / "teacher.th")

@@ -91,18 +91,18 @@ def _all(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if not plan:
         return
     finished = {run["name"]: run for run in content["runs"]}
-    planned = list(runs(plan, content["seeds"]))
-    for run in planned:
+    rows = []
+    for run in runs(plan, content["seeds"]):
         done, begun = finished.get(run.name), content["begun"].get(run.name)
         if done is not None or begun or run.seed == 0:
-            yield _row(content, run, done, begun or [])
+            rows.append(_row(content, run, done, begun or []))
     for way in ("kd", "scratch"):
         epochs = plan["equal_time"].get(way)
         if epochs is None or epochs <= plan["epochs"]:
-            reason = (
-                "missing: LIT's time is not known yet" if epochs is None else "took no less time: as at equal epochs"
-            )
-            yield {**_row(content, Run(way, 0, 0, TIME), None, []), "state": reason}
+            reason = "missing: LIT's time is not known yet" if epochs is None else "as above: no faster than LIT"
+            rows.append({**_row(content, Run(way, 0, 0, TIME), None, []), "state": reason})
+    order = [(at, way) for at in (EPOCHS, TIME) for way in WAYS]
+    yield from sorted(rows, key=lambda row: (row["run"].seed, order.index((row["run"].compared_at, row["run"].way))))
 
 
 def _row(
@@ -114,7 +114,11 @@ def _row(
     if begun:
         last = begun[-1]
         best = max(begun, key=lambda entry: entry["val_accuracy"])
-        row |= {"images": last["images"], "seconds": last["seconds"], "state": f"stopped after epoch {last['epoch']}"}
+        row |= {
+            "images": last["images"],
+            "seconds": last["seconds"],
+            "state": f"epoch {last['epoch']} of {run.epochs} so far",
+        }
         row |= {"accuracy": {"val_best": best["val_accuracy"], "best_epoch": best["epoch"]}}
     return {**row, **({"state": "failed"} if run.name in content["failed"] else {})}
 
@@ -143,7 +147,7 @@ def _schedules(content: Mapping[str, Any]) -> list[str]:
     for way, phases in content["schedules"].items():
         said = []
         for phase in phases:
-            drops = ", ".join(f"{milestone:g}" for milestone in phase["milestones"])
+            drops = ", ".join(f"{milestone:.3g}" for milestone in phase["milestones"])
             said.append(f"{phase['lr']:g} for {phase['epochs']} epochs, a tenth after {drops}")
         lines.append(f"{way}: {'; then '.join(said)}")
     if not lines:
