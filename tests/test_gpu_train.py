@@ -143,6 +143,49 @@ def test_another_teacher_does_not_go_on_with_these_students(whole: Path, tmp_pat
         train.open_students(options)
 
 
+def test_results_alone_are_enough_to_go_on_with_the_next_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, state = tmp_path / "out", tmp_path / "state"
+    out.mkdir()
+    for name in ("plan.json", "results.json", "weights.safetensors"):
+        shutil.copy(whole / name, out)
+    shutil.copytree(whole / "dry-data", state / "dry-data")
+    monkeypatch.setenv("LIT_FAST_STATE", str(state))
+
+    students = train.open_students(argparse.Namespace(out=out, dry_run=True, seeds=2, set=[]))
+
+    assert students.complete
+    assert list(students.finished.values()) == results(whole)["runs"]
+    assert set(students.weights) == set(load_file(whole / "weights.safetensors"))
+    assert (state / "plan.json").exists()
+    another_seed = students.next_run(left=1e6)
+    assert another_seed == Run("lit", 2, 1, EPOCHS)
+    assert students.next_run(left=0.0) is None
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(whole / "plan.json", out)
+    shutil.copytree(whole / "dry-data", out / "dry-data")
+    students = train.open_students(argparse.Namespace(out=out, dry_run=True, seeds=1, set=[]))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(students, "distill", fail)
+    students.train(Run("lit", 2, 0, EPOCHS))
+
+    assert students.next_run(left=0.0) == Run("kd", 2, 0, EPOCHS)
+    table = (out / "table.md").read_text()
+    assert "Failed: lit-2-epochs-seed0: RuntimeError: no memory" in table
+    assert "| failed |" in table
+    assert not students.complete
+
+
 # -- packed images -----------------------------------------------------------------------------------------------------
 
 

@@ -150,9 +150,6 @@ class Students:
         self.state.mkdir(parents=True, exist_ok=True)
         self._adopt()
         self.lines = Lines(self.out / "log.txt")
-        warnings.showwarning = lambda message, *_: print(
-            f"warning: {message}", file=self.lines
-        )  # why not captured, say
         self.console = Console(file=self.lines, width=200)  # type: ignore[arg-type]
         self.data = self.cifar.data(self.normalisation)
 
@@ -363,6 +360,8 @@ def main() -> int:
     started = float(os.environ.get("LIT_FAST_STARTED", time.time()))
     try:
         with Deadline(options.seconds, started) as deadline, _students(options) as students:
+            # Among them is why steps are not captured.
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=students.lines)
             students.console.print(_opening(students), highlight=False)
             if not students.plan:
                 students.make_plan(deadline.left(), options.epochs)
