@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -143,6 +143,7 @@ class Students:
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     _saved_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -205,6 +206,7 @@ class Students:
             "runs": list(self.finished.values()),
             "begun": self._begun(),
             "failed": self.failed,
+            "warnings": self.warnings,
         }
         folders = {self.out, self.state}
         for folder in folders:
@@ -222,6 +224,12 @@ class Students:
     def _after_epoch(self) -> None:
         if time.monotonic() - self._saved_at > 5.0:  # an epoch may take less than a second
             self.save()
+
+    def warn(self, message: str) -> None:
+        """Note a warning, once: that steps are not captured, say."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.lines.write(f"warning: {message}\n")
 
     def _begun(self) -> dict[str, list[dict[str, Any]]]:
         """The epochs so far of runs that have not ended."""
@@ -296,6 +304,8 @@ class Students:
         """Decide on the epochs, by trials, and keep that for all calls."""
         began = time.monotonic()
         speeds = {way: self.trial(way) for way in reversed(train_plan.WAYS)}  # the simplest first
+        # The first trial has started CUDA, too; from scratch is never slower to begin than with a teacher.
+        speeds["scratch"] = replace(speeds["scratch"], start=min(speeds["scratch"].start, speeds["kd"].start))
         images = len(self.data.train)
         fitting = train_plan.epochs_that_fit(speeds, images, seconds - (time.monotonic() - began))
         self.plan = {
@@ -360,8 +370,7 @@ def main() -> int:
     started = float(os.environ.get("LIT_FAST_STARTED", time.time()))
     try:
         with Deadline(options.seconds, started) as deadline, _students(options) as students:
-            # Among them is why steps are not captured.
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=students.lines)
+            warnings.showwarning = lambda message, *_: students.warn(str(message))
             students.console.print(_opening(students), highlight=False)
             if not students.plan:
                 students.make_plan(deadline.left(), options.epochs)

@@ -18,6 +18,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 if [ -n "${LIT_FAST_CARRY:-}" ]; then
   LIT_FAST_SCRATCH=$(mktemp -d)
+  trap 'rm -rf "$LIT_FAST_SCRATCH"' EXIT # Python removes it once it runs
   use='
 import shlex, sys
 from pathlib import Path

@@ -70,6 +70,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         "images/s: training alone, with the capture of its graphs, without evaluation. Last: after the last epoch; "
         "best: the weights best on validation; both measured on the test images once, at the end.",
         *_schedules(content),
+        "" if content["plan"] else "Nothing is planned yet: the trials that decide on the epochs have not ended.",
+        *(f"Warning: {message}" for message in content["warnings"]),
         *(f"Failed: {name}: {message}" for name, message in content["failed"].items()),
         f"{content['device']}; Python {content['versions']['python']}, torch {content['versions']['torch']}, CUDA "
         f"{content['versions']['cuda'] or 'none'}; commit {content['commit']}; {content['date']}. "
