@@ -226,7 +226,8 @@ def test_the_first_part_alone_says_in_the_table_how_many_images_there_are(cifar:
     content = {
         "networks": ["resnet56", "resnet20"], "data": found.share, "partial": found.partial, "dry_run": False,
         "splits": {"train": 108, "val": 12, "test": 20}, "plan": {}, "teacher": {}, "runs": [], "begun": {},
-        "schedules": {}, "failed": {}, "warnings": ["not captured"], "device": "a device", "versions": {"python": "3", "torch": "2", "cuda": None},
+        "schedules": {}, "failed": {}, "warnings": ["not captured"],
+        "device": "a device", "versions": {"python": "3", "torch": "2", "cuda": None},
         "commit": "abc", "date": "today", "settings": ["batch_size=128"], "command": "train.sh", "seeds": 1,
     }  # fmt: skip
     assert "**120 of 200 training images**" in train_report.markdown(content)

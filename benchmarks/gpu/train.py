@@ -373,7 +373,8 @@ def main() -> int:
             warnings.showwarning = lambda message, *_: students.warn(str(message))
             students.console.print(_opening(students), highlight=False)
             if not students.plan:
-                students.make_plan(deadline.left(), options.epochs)
+                later = max(0.0, (options.in_all or 0.0) - options.seconds)
+                students.make_plan(deadline.left() + later, options.epochs)
             while (run := students.next_run(deadline.left())) is not None:
                 students.train(run)
     except (TrainError, train_data.pack.PackError) as error:
@@ -449,6 +450,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--dry-run", action="store_true", help="a tiny network on images made here, through all of it")
+    parser.add_argument("--in-all", type=float, metavar="S", help="plan for calls of S seconds together, not this one")
     parser.add_argument("--epochs", type=int, help="of LIT, KD and scratch; default: as many as SECONDS allow")
     parser.add_argument(
         "--seeds", type=int, help="at most, while time is left after the first (default: 3; dry run: 1)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ResNet-20 from ResNet-56 on CIFAR-10 by lit, kd and scratch, in calls of limited time: a table at equal epochs and at
 # equal time.
-#   benchmarks/gpu/train.sh DATA TEACHER OUT SECONDS [--seeds N] [--epochs N] [--set KEY=VALUE ...]
+#   benchmarks/gpu/train.sh DATA TEACHER OUT SECONDS [--in-all S] [--seeds N] [--epochs N] [--set KEY=VALUE]
 #   benchmarks/gpu/train.sh --dry-run OUT [SECONDS]
 # DATA: CIFAR-10 as published, or folders with what benchmarks/gpu/pack.py makes of it, colons between them. TEACHER: the
 # weights of a ResNet-56. OUT gets table.md, results.json, report.png, plan.json, log.txt and weights.safetensors; the
