@@ -13,11 +13,25 @@ constexpr int kMaxSections = 64;
 constexpr int kMaxTensors = 64;          // of a rescaling
 constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
 constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
+constexpr int kStrip = 4;                // classes that a thread looks at together
 constexpr int kBytesInFlight = 64;       // of each tensor, that a thread loads before it uses any
 
 enum class DType : unsigned char { f16, bf16, f32, f64 };
 
 LIT_HD constexpr int bytes_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+// Threads that share a row of logits: as many lanes of a warp as have a strip each, so that a warp takes several rows
+// of few classes; all threads of the block for many classes.
+LIT_HD constexpr int lanes_of_row(int classes, int threads) {
+  if (classes > kClassesOfAWarp) {
+    return threads;
+  }
+  int lanes = 1;
+  while (lanes < kWarp && lanes * kStrip < classes) {
+    lanes *= 2;
+  }
+  return lanes;
+}
 
 // One section: tensors of one memory layout, so that the order of the elements plays no role. The section works with
 // the blocks from first_block to the next section's.

@@ -155,6 +155,20 @@ class Emulator:
         )
         return list(shares)
 
+    def plan(
+        self, numels: list[int], batch: int, classes: int, dtype: torch.dtype, threads: int, blocks: int
+    ) -> tuple[list[int], int]:
+        """Blocks of the rows and of each section, and the threads that share a row, for tensors of `dtype`."""
+        sections = (Section * len(numels))()
+        for section, numel in zip(sections, numels):
+            section.numel, section.grad = numel, 16  # any address: there are gradients
+            section.student_dtype = section.teacher_dtype = DTYPES[dtype]
+        rows = Rows(batch=batch, classes=classes, has_labels=True, has_teacher=True)
+        rows.student_dtype = rows.teacher_dtype = DTYPES[dtype]
+        found, lanes = (INT * (1 + len(numels)))(), INT()
+        self.library.plan_on_cpu(sections, len(numels), ctypes.byref(rows), threads, blocks, found, ctypes.byref(lanes))
+        return list(found), lanes.value
+
     def rescale_(self, grads: list[Tensor], factor: Tensor) -> None:
         tensors = (Scaled * len(grads))()
         for tensor, grad in zip(tensors, grads):

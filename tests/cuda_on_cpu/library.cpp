@@ -66,6 +66,20 @@ void share_blocks_on_cpu(const Index* wanted, const double* work, int count, int
   std::copy(found.begin(), found.end(), shares);
 }
 
+// found: blocks of the rows, then of each section; threads that share a row.
+void plan_on_cpu(const Section* sections, int count, const Rows* rows, int threads, int blocks, int* found,
+                 int* lanes) {
+  Problem common{};
+  common.rows = *rows;
+  const Problem problem = plan({sections, sections + count}, common, {threads, blocks}).front().problem;
+  *found++ = problem.rows.blocks;
+  for (int i = 0; i < count; ++i) {
+    const int end = i + 1 < count ? problem.sections[i + 1].first_block : problem.blocks;
+    *found++ = end - problem.sections[i].first_block;
+  }
+  *lanes = lanes_of_row(rows->classes, threads);
+}
+
 // The conversions that stand in for the device's instructions.
 float half_to_float(unsigned short half) { return cuda_on_cpu::half_to_float(half); }
 unsigned short float_to_half(float number) { return cuda_on_cpu::float_to_half(number); }
