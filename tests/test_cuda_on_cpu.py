@@ -133,6 +133,35 @@ def test_threads_that_share_a_row_have_a_strip_each(kernels, classes, lanes):
     assert kernels.plan([], 8, classes, torch.float32, 128, 660)[1] == lanes
 
 
+# --- counters of finished blocks
+
+
+def test_calls_of_one_stream_share_a_counter_and_others_have_their_own(kernels):
+    streams = [(0, 1), (0, 2), (1, 1)]
+    first = kernels.counters(streams)
+    assert len(set(first)) == 3
+    assert kernels.counters([*streams, *streams[::-1]]) == first + first[::-1]
+
+
+def test_captured_calls_have_counters_to_themselves(kernels):
+    calls = [(0, 1 + i // 2 if i % 2 else 0) for i in range(2048)]  # every second one captured, each stream once
+    found = kernels.counters(calls)
+    assert len(set(found)) == 2048
+    assert 0 <= min(found) <= max(found) < 16384
+
+
+def test_counters_that_run_out_are_handed_out_again(kernels):
+    found = kernels.counters([(0, i) for i in range(1, 1026)] + [(0, 1)])
+    assert len(set(found[:1024])) == 1024
+    assert found[1024] == found[0]  # the oldest stream's, which then gets the next
+    assert found[1025] == found[1]
+    captured = kernels.counters([(0, 0)] * 15361)
+    assert len(set(captured)) == 15360
+    assert captured[0] == captured[-1]
+    assert min(captured) == 1024
+    assert max(captured) == 16383
+
+
 # --- rescaling
 
 

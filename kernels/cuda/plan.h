@@ -131,28 +131,24 @@ inline std::vector<Launch> plan(const std::vector<Section>& sections, const Prob
   return launches;
 }
 
-// --- the workspace: one counter per launch, which must be 0, then what is carried, then the partial sums
-
-inline std::size_t counter_bytes(std::size_t launches) {
-  return (launches * sizeof(unsigned) + alignof(Carried) - 1) / alignof(Carried) * alignof(Carried);
-}
+// --- the workspace: what is carried, then the partial sums
 
 inline std::size_t workspace_bytes(const std::vector<Launch>& launches) {
   int blocks = 0;
   for (const Launch& launch : launches) {
     blocks = std::max(blocks, launch.blocks);
   }
-  return counter_bytes(launches.size()) + sizeof(Carried) + 2 * sizeof(double) * static_cast<std::size_t>(blocks);
+  return sizeof(Carried) + 2 * sizeof(double) * static_cast<std::size_t>(blocks);
 }
 
-// workspace: workspace_bytes, aligned as a double is.
-inline void use_workspace(std::vector<Launch>& launches, void* workspace) {
-  unsigned* counters = static_cast<unsigned*>(workspace);
-  Carried* carried = reinterpret_cast<Carried*>(static_cast<char*>(workspace) + counter_bytes(launches.size()));
-  for (std::size_t i = 0; i < launches.size(); ++i) {
-    launches[i].problem.counter = counters + i;
-    launches[i].problem.carried = carried;
-    launches[i].problem.partials = reinterpret_cast<double*>(carried + 1);  // launches follow each other
+// workspace: workspace_bytes, aligned as a double is, of any content. The launches share it, and the counter, since
+// they follow each other.
+inline void use_workspace(std::vector<Launch>& launches, void* workspace, int counter) {
+  Carried* carried = static_cast<Carried*>(workspace);
+  for (Launch& launch : launches) {
+    launch.problem.counter = counter;
+    launch.problem.carried = carried;
+    launch.problem.partials = reinterpret_cast<double*>(carried + 1);
   }
 }
 

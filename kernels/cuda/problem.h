@@ -13,8 +13,10 @@ constexpr int kMaxSections = 64;
 constexpr int kMaxTensors = 64;          // of a rescaling
 constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
 constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
-constexpr int kStrip = 4;                // classes that a thread looks at together
-constexpr int kBytesInFlight = 64;       // of each tensor, that a thread loads before it uses any
+constexpr int kStreamCounters = 1024;    // of the device's counters, those of launches that are not captured
+constexpr int kCounters = 16384;
+constexpr int kStrip = 4;           // classes that a thread looks at together
+constexpr int kBytesInFlight = 64;  // of each tensor, that a thread loads before it uses any
 
 enum class DType : unsigned char { f16, bf16, f32, f64 };
 
@@ -73,9 +75,9 @@ struct Problem {
   const void* grad_scale;  // one number that multiplies every gradient before it is rounded, or null
   double alpha, beta, tau;
   void* parts;        // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
-  unsigned* counter;  // 0 when the launch starts: how many blocks have finished
   Carried* carried;   // one
   double* partials;   // [blocks, 2]: sums of IR losses, or of ce and kl
+  int counter;        // of finished blocks: which of the device's, no other running launch's
   int section_count;  // in this launch
   int first_section;  // how many sections the launches before had
   int blocks;         // that have work; the grid has at least one

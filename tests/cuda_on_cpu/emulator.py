@@ -169,6 +169,13 @@ class Emulator:
         self.library.plan_on_cpu(sections, len(numels), ctypes.byref(rows), threads, blocks, found, ctypes.byref(lanes))
         return list(found), lanes.value
 
+    def counters(self, calls: list[tuple[int, int]]) -> list[int]:
+        """The counters of calls, in order: each (device, stream's id), or id 0 for a captured one."""
+        devices, ids = ((INT * len(calls))(*column) for column in zip(*calls))
+        found = (INT * len(calls))()
+        self.library.counters_on_cpu(devices, ids, len(calls), found)
+        return list(found)
+
     def rescale_(self, grads: list[Tensor], factor: Tensor) -> None:
         tensors = (Scaled * len(grads))()
         for tensor, grad in zip(tensors, grads):

@@ -1,5 +1,7 @@
 // The kernels on the CPU as a shared library, for tests/test_cuda_on_cpu.py to call with the memory of CPU tensors.
 #include "tests/cuda_on_cpu/kernels.h"
+//
+#include "csrc/cuda/counters.h"
 
 using namespace lit_fast::cuda;
 
@@ -78,6 +80,14 @@ void plan_on_cpu(const Section* sections, int count, const Rows* rows, int threa
     *found++ = end - problem.sections[i].first_block;
   }
   *lanes = lanes_of_row(rows->classes, threads);
+}
+
+// The counters of calls on streams of the given ids, or, for the id 0, of captured calls, in this order.
+void counters_on_cpu(const int* devices, const int* ids, int count, int* found) {
+  Counters counters;
+  for (int i = 0; i < count; ++i) {
+    found[i] = ids[i] == 0 ? counters.of_capture() : counters.of_stream(devices[i], ids[i]);
+  }
 }
 
 // The conversions that stand in for the device's instructions.
