@@ -146,11 +146,16 @@ struct Row {
   int classes;  // 0: the group has no row, and only takes part in what the warp does together
 };
 
+// Classes that a thread loads before it looks at any: a strip, or half of one in float64, which takes twice the
+// registers.
+template <typename C>
+constexpr int kAtOnce = sizeof(C) == sizeof(double) ? kStrip / 2 : kStrip;
+
 // The classes first, first + lanes, ... of a row; -inf, which counts for nothing, beyond its end.
 template <typename C, typename Logits>
-__device__ __forceinline__ void load_strip(Logits logits, int first, int lanes, int classes, C (&z)[kStrip]) {
+__device__ __forceinline__ void load_strip(Logits logits, int first, int lanes, int classes, C (&z)[kAtOnce<C>]) {
 #pragma unroll
-  for (int i = 0; i < kStrip; ++i) {
+  for (int i = 0; i < kAtOnce<C>; ++i) {
     const int c = first + i * lanes;
     z[i] = c < classes ? logits.template read<C>(c) : minus_infinity<C>();
   }
@@ -178,11 +183,11 @@ __device__ __forceinline__ void shift_to(RowState<C>& state, C max, C inverse_ta
 
 // Some more classes of the thread: where the maximum grows, the sums so far shrink.
 template <typename C>
-__device__ __forceinline__ void add_strip(RowState<C>& state, const C (&z)[kStrip], bool hard, bool soft,
+__device__ __forceinline__ void add_strip(RowState<C>& state, const C (&z)[kAtOnce<C>], bool hard, bool soft,
                                           C inverse_tau) {
   C max = state.max;
 #pragma unroll
-  for (int i = 0; i < kStrip; ++i) {
+  for (int i = 0; i < kAtOnce<C>; ++i) {
     max = z[i] > max ? z[i] : max;
   }
   if (max > state.max) {
@@ -190,7 +195,7 @@ __device__ __forceinline__ void add_strip(RowState<C>& state, const C (&z)[kStri
   }
   const C shift = is_masked(max) ? C(0) : max;
 #pragma unroll
-  for (int i = 0; i < kStrip; ++i) {
+  for (int i = 0; i < kAtOnce<C>; ++i) {
     state.hard += hard ? exp(z[i] - shift) : C(0);
     state.soft += soft ? exp((z[i] - shift) * inverse_tau) : C(0);
   }
@@ -227,8 +232,8 @@ template <typename C, typename Logits>
 __device__ __forceinline__ Softmaxes<C> softmaxes(const KdContext<C>& kd, const Row<Logits>& row, bool hard) {
   const bool soft = kd.rows.has_teacher;
   RowState<C> s{minus_infinity<C>(), 0, 0}, t = s;
-  for (int first = kd.lane(); first < row.classes; first += kStrip * kd.lanes) {
-    C z_s[kStrip], z_t[kStrip];
+  for (int first = kd.lane(); first < row.classes; first += kAtOnce<C> * kd.lanes) {
+    C z_s[kAtOnce<C>], z_t[kAtOnce<C>];
     load_strip(row.student, first, kd.lanes, row.classes, z_s);
     load_strip(row.teacher, first, kd.lanes, soft ? row.classes : 0, z_t);
     add_strip(s, z_s, hard, soft, kd.inverse_tau);
@@ -272,12 +277,12 @@ __device__ __forceinline__ void kd_row(const KdContext<C>& kd, const Row<Logits>
   const Softmaxes<C> softmax = softmaxes(kd, row, hard);
   const C label_slope = kd.ce_scale * targets.label_target;
   C ce = 0, every_log = 0, kl = 0;
-  for (int first = kd.lane(); first < row.classes; first += kStrip * kd.lanes) {
-    C z_s[kStrip], z_t[kStrip];
+  for (int first = kd.lane(); first < row.classes; first += kAtOnce<C> * kd.lanes) {
+    C z_s[kAtOnce<C>], z_t[kAtOnce<C>];
     load_strip(row.student, first, kd.lanes, row.classes, z_s);
     load_strip(row.teacher, first, kd.lanes, soft ? row.classes : 0, z_t);
 #pragma unroll
-    for (int i = 0; i < kStrip; ++i) {
+    for (int i = 0; i < kAtOnce<C>; ++i) {
       const int c = first + i * kd.lanes;
       if (c >= row.classes) {
         break;
