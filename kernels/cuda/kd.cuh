@@ -246,8 +246,7 @@ __device__ __forceinline__ Softmaxes<C> softmaxes(const KdContext<C>& kd, const 
   double totals[3] = {s.hard, s.soft, t.soft};
   kd.reduce(totals, Add());
   const double inverse_s = inverse_of<C>(totals[1]), inverse_t = inverse_of<C>(totals[2]);
-  // Logarithms of 1 + x, rounded once x is known: a confident row has a sum near 1, and rows that agree have a ratio
-  // so.
+  // Logarithms of 1 + x, rounded once x is known: a confident row has a sum near 1, rows that agree a ratio near 1.
   const double excess = totals[1] - totals[2];
   const C log_ratio =
       excess >= 0 ? log1p(static_cast<C>(excess * inverse_t)) : -log1p(static_cast<C>(-excess * inverse_s));

@@ -140,11 +140,12 @@ class Emulator:
         options.threads, options.blocks, options.all_blocks_at_once = threads, blocks, at_once
         if grad_scale is not None:
             options.grad_scale, options.grad_scale_dtype = grad_scale.data_ptr(), DTYPES[grad_scale.dtype]
-        trapped = self.library.lit_loss_on_cpu(
+        status = self.library.lit_loss_on_cpu(
             sections, len(sections), ctypes.byref(rows), ctypes.byref(options), POINTER(parts.data_ptr())
         )
-        if trapped:
+        if status == 1:
             raise RuntimeError("device-side assert")
+        assert status == 0, "what is wrong is printed"
         return parts, ir_grads, logits_grad
 
     def share_blocks(self, wanted: list[int], work: list[float], blocks: int) -> list[int]:

@@ -20,6 +20,9 @@ int trapped(F&& run) {
     run();
   } catch (const cuda_on_cpu::Trap&) {
     return 1;
+  } catch (const std::logic_error& error) {
+    std::puts(error.what());
+    return 2;
   }
   return 0;
 }
@@ -35,7 +38,7 @@ int size_of(int which) {
                       : sizeof(Options);
 }
 
-// 1 if a kernel trapped, else 0.
+// 1 if a kernel trapped, 2 if it did what no kernel may, else 0.
 int lit_loss_on_cpu(const Section* sections, int count, const Rows* rows, const Options* options, void* parts) {
   Problem problem{};
   problem.rows = *rows;
