@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,61 @@ def test_blocks_are_shared_out_by_work_and_none_waits_for_another(kernels, piece
             assert share == number
         elif 0 < share < number:
             assert abs(share - (blocks - working) * amount / sum(work)) <= 2 or blocks < working
+
+
+IR_SIZES = [16 * 32 * 32, 32 * 16 * 16, 64 * 8 * 8]  # of a CIFAR ResNet, per image
+H100_BLOCKS, H100_THREADS, H100_BYTES_PER_SECOND = 132 * 5, 128, 3e12
+SECONDS_OF_ROW, SECONDS_OF_STRIP, SECONDS_OF_LABELS = 2e-6, 1e-6, 0.6e-6  # of a warp: estimates, not measured
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=loss_cases.short)
+@pytest.mark.parametrize("classes", [10, 1000, 50257])
+@pytest.mark.parametrize("batch", [32, 128, 512, 1024, 8192])
+def test_no_warp_walks_rows_for_longer_than_the_irs_take(kernels, batch, classes, dtype):
+    """Rows in turn, one after the other, are for launches whose IRs take as long; else every group has one row."""
+    numels = [batch * size for size in IR_SIZES]
+    (of_rows, *of_sections), lanes = kernels.plan(numels, batch, classes, dtype, H100_THREADS, H100_BLOCKS)
+    moved = [3 * numel * dtype.itemsize for numel in numels]  # student, teacher, gradient
+    of_block = H100_BYTES_PER_SECOND / H100_BLOCKS
+    irs = max(amount / blocks / of_block for amount, blocks in zip(moved, of_sections))
+    turns = math.ceil(batch / (of_rows * H100_THREADS // lanes))
+    turn = SECONDS_OF_ROW + SECONDS_OF_STRIP * math.ceil(classes / (lanes * 4))
+    rows = math.ceil(batch / (H100_THREADS * 8)) * SECONDS_OF_LABELS + turns * turn
+    assert turns == 1 or rows <= irs
+
+
+@pytest.mark.parametrize(("classes", "lanes"), [(1, 1), (4, 1), (5, 2), (10, 4), (100, 32), (1024, 32), (1025, 128)])
+def test_threads_that_share_a_row_have_a_strip_each(kernels, classes, lanes):
+    assert kernels.plan([], 8, classes, torch.float32, 128, 660)[1] == lanes
+
+
+# --- counters of finished blocks
+
+
+def test_calls_of_one_stream_share_a_counter_and_others_have_their_own(kernels):
+    streams = [(0, 1), (0, 2), (1, 1)]
+    first = kernels.counters(streams)
+    assert len(set(first)) == 3
+    assert kernels.counters([*streams, *streams[::-1]]) == first + first[::-1]
+
+
+def test_captured_calls_have_counters_to_themselves(kernels):
+    calls = [(0, 1 + i // 2 if i % 2 else 0) for i in range(2048)]  # every second one captured, each stream once
+    found = kernels.counters(calls)
+    assert len(set(found)) == 2048
+    assert 0 <= min(found) <= max(found) < 16384
+
+
+def test_counters_that_run_out_are_handed_out_again(kernels):
+    found = kernels.counters([(0, i) for i in range(1, 1026)] + [(0, 1)])
+    assert len(set(found[:1024])) == 1024
+    assert found[1024] == found[0]  # the oldest stream's, which then gets the next
+    assert found[1025] == found[1]
+    captured = kernels.counters([(0, 0)] * 15361)
+    assert len(set(captured)) == 15360
+    assert captured[0] == captured[-1]
+    assert min(captured) == 1024
+    assert max(captured) == 16383
 
 
 # --- rescaling

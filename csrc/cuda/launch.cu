@@ -1,5 +1,6 @@
 #include <atomic>
 
+#include "csrc/cuda/counters.h"
 #include "csrc/cuda/launch.h"
 #include "kernels/cuda/lit_loss.cuh"
 #include "kernels/cuda/rescale.cuh"
@@ -31,6 +32,29 @@ cudaError_t limits_of(Kernel kernel, std::atomic<int> (&blocks)[kMaxDevices], Li
   return cudaSuccess;
 }
 
+// The counter for a call that is about to be launched on `stream`, or captured there.
+cudaError_t counter_of(cudaStream_t stream, int* counter) {
+  static Counters counters;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (const cudaError_t error = cudaStreamIsCapturing(stream, &status)) {
+    return error;
+  }
+  if (status != cudaStreamCaptureStatusNone) {
+    *counter = counters.of_capture();
+    return cudaSuccess;
+  }
+  int device = 0;
+  unsigned long long id = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) {
+    return error;
+  }
+  if (const cudaError_t error = cudaStreamGetId(stream, &id)) {
+    return error;
+  }
+  *counter = counters.of_stream(device, id);
+  return cudaSuccess;
+}
+
 }  // namespace
 
 cudaError_t limits_of_loss(bool doubles, Limits* limits) {
@@ -44,10 +68,11 @@ cudaError_t limits_of_rescaling(Limits* limits) {
 }
 
 cudaError_t run(std::vector<Launch>& launches, bool doubles, void* workspace, cudaStream_t stream) {
-  use_workspace(launches, workspace);
-  if (const cudaError_t error = cudaMemsetAsync(workspace, 0, counter_bytes(launches.size()), stream)) {
+  int counter = 0;
+  if (const cudaError_t error = counter_of(stream, &counter)) {
     return error;
   }
+  use_workspace(launches, workspace, counter);
   for (const Launch& launch : launches) {
     if (doubles) {
       lit_loss<double><<<launch.blocks, kThreads, 0, stream>>>(launch.problem);

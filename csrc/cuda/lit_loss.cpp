@@ -1,5 +1,5 @@
-// lit_fast::lit_loss on CUDA: one launch for all sections and the logits (kernels/cuda/lit_loss.cuh) behind one memset
-// of a few bytes. Nothing here waits for the device, reads a number from it, or allocates by what tensors hold.
+// lit_fast::lit_loss on CUDA: one launch for all sections and the logits (kernels/cuda/lit_loss.cuh). Nothing here
+// waits for the device, reads a number from it, or allocates by what tensors hold.
 #include "csrc/lit_loss.h"
 
 #include <ATen/ops/empty.h>

@@ -20,6 +20,10 @@ template <typename C>
 constexpr int kBlocksOfSm = sizeof(C) == sizeof(double) ? 4 : 5;
 #endif
 
+// How many blocks of a launch have finished. The last block's increment wraps around to 0, so that the counter is ready
+// for the next launch. Zero when the module is loaded.
+static __device__ unsigned counters[kCounters];
+
 __device__ __forceinline__ double written_by_another_block(const double* number) {
   return *static_cast<const volatile double*>(number);
 }
@@ -54,7 +58,7 @@ __device__ __forceinline__ bool is_last_block(const Problem& problem, const doub
     problem.partials[2 * blockIdx.x] = sums[0];
     problem.partials[2 * blockIdx.x + 1] = sums[1];
     __threadfence();
-    scratch.finishes = atomicAdd(problem.counter, 1u) == gridDim.x - 1;
+    scratch.finishes = atomicInc(&counters[problem.counter], gridDim.x - 1) == gridDim.x - 1;
   }
   __syncthreads();
   __threadfence();

@@ -52,18 +52,60 @@ inline Index blocks_wanted(const Section& section, int threads) {
   return blocks_wanted(section.numel, static_cast<Index>(threads) * kBytesInFlight / wider);
 }
 
-inline Index blocks_wanted(const Rows& rows, int threads) {
-  return blocks_wanted(rows.batch, rows.classes > kClassesOfAWarp ? 1 : threads / kWarp);
+// Rows of logits that a warp works on at a time; where a block shares a row, each of its warps has a part of one.
+inline int rows_of_warp(const Rows& rows, int threads) {
+  return std::max(1, kWarp / lanes_of_row(rows.classes, threads));
 }
 
-inline double bytes_moved(const Section& section) {
+inline Index blocks_wanted(const Rows& rows, int threads) {
+  return blocks_wanted(rows.batch, threads / lanes_of_row(rows.classes, threads));
+}
+
+// Blocks that a device runs one after the other, where rows of many classes are a block each: it is their number that
+// evens out, as a block that is done makes room for the next, and no block waits for another. More would not even out
+// better, and each reads all labels.
+constexpr int kWavesOfRows = 4;
+
+// Work in bytes of IRs, which a block streams with nothing to wait for in between. On an H100 one of its 660 x 4 warps
+// moves 1 KB a microsecond. A row of logits moves next to nothing, but its loads, exponentials and sums wait for each
+// other: some 2 us, and 1 more for each strip of classes. The costs here are higher: rows that end early cost a few
+// blocks some bandwidth, rows that end late keep the whole device waiting.
+constexpr double kBytesOfRow = 8192;    // for the rows that a warp works on at a time
+constexpr double kBytesOfStrip = 2048;  // for each strip of a lane, likewise
+
+inline double bytes_of_work(const Section& section) {
   return static_cast<double>(section.numel) *
          (bytes_of(section.student_dtype) * (section.grad == nullptr ? 1 : 2) + bytes_of(section.teacher_dtype));
 }
 
-inline double bytes_moved(const Rows& rows) {  // the rows are read twice, and their exponentials take as long again
-  return 4.0 * static_cast<double>(rows.batch) * rows.classes *
-         (bytes_of(rows.student_dtype) + bytes_of(rows.teacher_dtype));
+inline double bytes_of_work(const Rows& rows, int threads) {
+  const int lanes = lanes_of_row(rows.classes, threads);
+  const double turns = static_cast<double>(blocks_wanted(rows.batch, rows_of_warp(rows, threads)));  // of warps
+  const double warps = static_cast<double>(std::max(1, lanes / kWarp));                              // for one row
+  return turns * warps *
+         (kBytesOfRow + kBytesOfStrip * static_cast<double>(blocks_wanted(rows.classes, lanes * kStrip)));
+}
+
+// Which blocks of a launch work on the rows and which on each section.
+//
+// Rows that a block shares have blocks of their own, beyond those that the device runs at a time.
+inline void share_launch(Problem& problem, Limits limits) {
+  const Index wanted_by_rows = blocks_wanted(problem.rows, limits.threads);
+  const bool rows_of_block = problem.rows.classes > kClassesOfAWarp;
+  std::vector<Index> wanted{rows_of_block ? 0 : wanted_by_rows};
+  std::vector<double> work{rows_of_block ? 0 : bytes_of_work(problem.rows, limits.threads)};
+  for (int i = 0; i < problem.section_count; ++i) {
+    wanted.push_back(blocks_wanted(problem.sections[i], limits.threads));
+    work.push_back(bytes_of_work(problem.sections[i]));
+  }
+  const std::vector<int> shares = share_blocks(wanted, work, limits.blocks);
+  const Index most = static_cast<Index>(kWavesOfRows) * limits.blocks;
+  problem.rows.blocks = rows_of_block ? static_cast<int>(std::min(wanted_by_rows, most)) : shares[0];
+  problem.blocks = problem.rows.blocks;
+  for (int i = 0; i < problem.section_count; ++i) {
+    problem.sections[i].first_block = problem.blocks;
+    problem.blocks += shares[i + 1];
+  }
 }
 
 // The launches of one call, each with up to kMaxSections sections; the last has the rows too.
@@ -81,47 +123,32 @@ inline std::vector<Launch> plan(const std::vector<Section>& sections, const Prob
     if (!problem.is_last) {
       problem.rows = {};
     }
-    std::vector<Index> wanted{blocks_wanted(problem.rows, limits.threads)};
-    std::vector<double> work{bytes_moved(problem.rows)};
-    for (int i = 0; i < problem.section_count; ++i) {
-      problem.sections[i] = sections[first + i];
-      wanted.push_back(blocks_wanted(problem.sections[i], limits.threads));
-      work.push_back(bytes_moved(problem.sections[i]));
-    }
-    const std::vector<int> shares = share_blocks(wanted, work, limits.blocks);
-    problem.blocks = problem.rows.blocks = shares[0];
-    for (int i = 0; i < problem.section_count; ++i) {
-      problem.sections[i].first_block = problem.blocks;
-      problem.blocks += shares[i + 1];
-    }
+    std::copy_n(sections.begin() + static_cast<std::ptrdiff_t>(first), problem.section_count, problem.sections);
+    share_launch(problem, limits);
     launches.back().blocks = std::max(1, problem.blocks);  // an empty grid is an error
     first += problem.section_count;
   } while (first < sections.size());
   return launches;
 }
 
-// --- the workspace: one counter per launch, which must be 0, then what is carried, then the partial sums
-
-inline std::size_t counter_bytes(std::size_t launches) {
-  return (launches * sizeof(unsigned) + alignof(Carried) - 1) / alignof(Carried) * alignof(Carried);
-}
+// --- the workspace: what is carried, then the partial sums
 
 inline std::size_t workspace_bytes(const std::vector<Launch>& launches) {
   int blocks = 0;
   for (const Launch& launch : launches) {
     blocks = std::max(blocks, launch.blocks);
   }
-  return counter_bytes(launches.size()) + sizeof(Carried) + 2 * sizeof(double) * static_cast<std::size_t>(blocks);
+  return sizeof(Carried) + 2 * sizeof(double) * static_cast<std::size_t>(blocks);
 }
 
-// workspace: workspace_bytes, aligned as a double is.
-inline void use_workspace(std::vector<Launch>& launches, void* workspace) {
-  unsigned* counters = static_cast<unsigned*>(workspace);
-  Carried* carried = reinterpret_cast<Carried*>(static_cast<char*>(workspace) + counter_bytes(launches.size()));
-  for (std::size_t i = 0; i < launches.size(); ++i) {
-    launches[i].problem.counter = counters + i;
-    launches[i].problem.carried = carried;
-    launches[i].problem.partials = reinterpret_cast<double*>(carried + 1);  // launches follow each other
+// workspace: workspace_bytes, aligned as a double is, of any content. The launches share it, and the counter, since
+// they follow each other.
+inline void use_workspace(std::vector<Launch>& launches, void* workspace, int counter) {
+  Carried* carried = static_cast<Carried*>(workspace);
+  for (Launch& launch : launches) {
+    launch.problem.counter = counter;
+    launch.problem.carried = carried;
+    launch.problem.partials = reinterpret_cast<double*>(carried + 1);
   }
 }
 

@@ -13,11 +13,27 @@ constexpr int kMaxSections = 64;
 constexpr int kMaxTensors = 64;          // of a rescaling
 constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
 constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
-constexpr int kBytesInFlight = 64;       // of each tensor, that a thread loads before it uses any
+constexpr int kStreamCounters = 1024;    // of the device's counters, those of launches that are not captured
+constexpr int kCounters = 16384;
+constexpr int kStrip = 4;           // classes that a thread looks at together
+constexpr int kBytesInFlight = 64;  // of each tensor, that a thread loads before it uses any
 
 enum class DType : unsigned char { f16, bf16, f32, f64 };
 
 LIT_HD constexpr int bytes_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+// Threads that share a row of logits: as many lanes of a warp as have a strip each, so that a warp takes several rows
+// of few classes; all threads of the block for many classes.
+LIT_HD constexpr int lanes_of_row(int classes, int threads) {
+  if (classes > kClassesOfAWarp) {
+    return threads;
+  }
+  int lanes = 1;
+  while (lanes < kWarp && lanes * kStrip < classes) {
+    lanes *= 2;
+  }
+  return lanes;
+}
 
 // One section: tensors of one memory layout, so that the order of the elements plays no role. The section works with
 // the blocks from first_block to the next section's.
@@ -59,9 +75,9 @@ struct Problem {
   const void* grad_scale;  // one number that multiplies every gradient before it is rounded, or null
   double alpha, beta, tau;
   void* parts;        // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
-  unsigned* counter;  // 0 when the launch starts: how many blocks have finished
   Carried* carried;   // one
   double* partials;   // [blocks, 2]: sums of IR losses, or of ce and kl
+  int counter;        // of finished blocks: which of the device's, no other running launch's
   int section_count;  // in this launch
   int first_section;  // how many sections the launches before had
   int blocks;         // that have work; the grid has at least one

@@ -20,32 +20,44 @@ struct Scratch {  // what the threads of a block share
 };
 
 struct Add {
-  __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 
 struct Max {  // NaN is passed over: it shows in the sums
-  __device__ __forceinline__ double operator()(double a, double b) const { return b > a ? b : a; }
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return b > a ? b : a;
+  }
 };
 
 __device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
 
-// Each of the values, over all threads of the warp; every thread gets the same.
-template <typename Operation, int n>
-__device__ __forceinline__ void reduce_warp(double (&values)[n], Operation operation) {
+// Each of the values, over `lanes` threads beside each other (a power of two, up to a warp); each of them gets the
+// same. All threads of the warp must come here.
+template <typename T, typename Operation, int n>
+__device__ __forceinline__ void reduce_lanes(T (&values)[n], int lanes, Operation operation) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    for (int i = 0; i < n; ++i) {
       values[i] = operation(values[i], __shfl_xor_sync(0xffffffffu, values[i], distance));
     }
   }
 }
 
+// The same over all threads of the warp.
+template <typename T, typename Operation, int n>
+__device__ __forceinline__ void reduce_warp(T (&values)[n], Operation operation) {
+  reduce_lanes(values, kWarp, operation);
+}
+
 // The same over all threads of the block, which must all come here.
-template <typename Operation, int n>
-__device__ __forceinline__ void reduce_block(double (&values)[n], Operation operation, Scratch& scratch) {
+template <typename T, typename Operation, int n>
+__device__ __forceinline__ void reduce_block(T (&values)[n], Operation operation, Scratch& scratch) {
   static_assert(n <= kMaxReduced, "room in the scratch");
   reduce_warp(values, operation);
   if (lane_of_thread() == 0) {
@@ -57,9 +69,9 @@ __device__ __forceinline__ void reduce_block(double (&values)[n], Operation oper
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    values[i] = scratch.of_warp[i][0];
+    values[i] = static_cast<T>(scratch.of_warp[i][0]);
     for (int warp = 1; warp < warps_of_block(); ++warp) {
-      values[i] = operation(values[i], scratch.of_warp[i][warp]);
+      values[i] = operation(values[i], static_cast<T>(scratch.of_warp[i][warp]));
     }
   }
   __syncthreads();  // the scratch is free again

@@ -303,11 +303,15 @@ inline void __syncthreads() {
 inline void __syncthreads() { cuda_on_cpu::wait_for_block(); }
 #endif
 
-inline void __threadfence() {}  // atomicAdd orders everything, as far as a CPU can
+inline void __threadfence() {}  // atomicInc orders everything, as far as a CPU can
 [[noreturn]] inline void __trap() { cuda_on_cpu::trap(); }
 
-inline unsigned atomicAdd(unsigned* address, unsigned value) {
-  return std::atomic_ref<unsigned>(*address).fetch_add(value);
+inline unsigned atomicInc(unsigned* address, unsigned limit) {
+  const std::atomic_ref<unsigned> number(*address);
+  unsigned old = number.load();
+  while (!number.compare_exchange_weak(old, old >= limit ? 0 : old + 1)) {
+  }
+  return old;
 }
 
 template <typename T>

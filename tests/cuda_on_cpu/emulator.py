@@ -140,11 +140,12 @@ class Emulator:
         options.threads, options.blocks, options.all_blocks_at_once = threads, blocks, at_once
         if grad_scale is not None:
             options.grad_scale, options.grad_scale_dtype = grad_scale.data_ptr(), DTYPES[grad_scale.dtype]
-        trapped = self.library.lit_loss_on_cpu(
+        status = self.library.lit_loss_on_cpu(
             sections, len(sections), ctypes.byref(rows), ctypes.byref(options), POINTER(parts.data_ptr())
         )
-        if trapped:
+        if status == 1:
             raise RuntimeError("device-side assert")
+        assert status == 0, "what is wrong is printed"
         return parts, ir_grads, logits_grad
 
     def share_blocks(self, wanted: list[int], work: list[float], blocks: int) -> list[int]:
@@ -154,6 +155,27 @@ class Emulator:
             (LONG * len(wanted))(*wanted), (DOUBLE * len(work))(*work), len(wanted), blocks, shares
         )
         return list(shares)
+
+    def plan(
+        self, numels: list[int], batch: int, classes: int, dtype: torch.dtype, threads: int, blocks: int
+    ) -> tuple[list[int], int]:
+        """Blocks of the rows and of each section, and the threads that share a row, for tensors of `dtype`."""
+        sections = (Section * len(numels))()
+        for section, numel in zip(sections, numels):
+            section.numel, section.grad = numel, 16  # any address: there are gradients
+            section.student_dtype = section.teacher_dtype = DTYPES[dtype]
+        rows = Rows(batch=batch, classes=classes, has_labels=True, has_teacher=True)
+        rows.student_dtype = rows.teacher_dtype = DTYPES[dtype]
+        found, lanes = (INT * (1 + len(numels)))(), INT()
+        self.library.plan_on_cpu(sections, len(numels), ctypes.byref(rows), threads, blocks, found, ctypes.byref(lanes))
+        return list(found), lanes.value
+
+    def counters(self, calls: list[tuple[int, int]]) -> list[int]:
+        """The counters of calls, in order: each (device, stream's id), or id 0 for a captured one."""
+        devices, ids = ((INT * len(calls))(*column) for column in zip(*calls))
+        found = (INT * len(calls))()
+        self.library.counters_on_cpu(devices, ids, len(calls), found)
+        return list(found)
 
     def rescale_(self, grads: list[Tensor], factor: Tensor) -> None:
         tensors = (Scaled * len(grads))()

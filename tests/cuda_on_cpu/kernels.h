@@ -17,12 +17,20 @@ inline void run_lit_loss(const std::vector<Section>& sections, const Problem& co
                          bool all_blocks_at_once) {
   auto launches = lit_fast::cuda::plan(sections, common, limits);
   std::vector<double> workspace(lit_fast::cuda::workspace_bytes(launches) / sizeof(double), NAN);
-  std::memset(workspace.data(), 0, lit_fast::cuda::counter_bytes(launches.size()));
-  lit_fast::cuda::use_workspace(launches, workspace.data());
-  for (const auto& one : launches) {
-    launch(one.blocks, limits.threads, all_blocks_at_once, [&] {
-      doubles ? lit_fast::cuda::lit_loss<double>(one.problem) : lit_fast::cuda::lit_loss<float>(one.problem);
-    });
+  constexpr int counter = 1;
+  lit_fast::cuda::use_workspace(launches, workspace.data(), counter);
+  try {
+    for (const auto& one : launches) {
+      launch(one.blocks, limits.threads, all_blocks_at_once, [&] {
+        doubles ? lit_fast::cuda::lit_loss<double>(one.problem) : lit_fast::cuda::lit_loss<float>(one.problem);
+      });
+      if (lit_fast::cuda::counters[counter] != 0) {
+        throw std::logic_error("the launch left its counter at another number than 0");
+      }
+    }
+  } catch (const Trap&) {  // a device would be lost with all it holds
+    lit_fast::cuda::counters[counter] = 0;
+    throw;
   }
 }
 

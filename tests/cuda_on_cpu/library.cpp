@@ -1,5 +1,7 @@
 // The kernels on the CPU as a shared library, for tests/test_cuda_on_cpu.py to call with the memory of CPU tensors.
 #include "tests/cuda_on_cpu/kernels.h"
+//
+#include "csrc/cuda/counters.h"
 
 using namespace lit_fast::cuda;
 
@@ -18,6 +20,9 @@ int trapped(F&& run) {
     run();
   } catch (const cuda_on_cpu::Trap&) {
     return 1;
+  } catch (const std::logic_error& error) {
+    std::puts(error.what());
+    return 2;
   }
   return 0;
 }
@@ -33,7 +38,7 @@ int size_of(int which) {
                       : sizeof(Options);
 }
 
-// 1 if a kernel trapped, else 0.
+// 1 if a kernel trapped, 2 if it did what no kernel may, else 0.
 int lit_loss_on_cpu(const Section* sections, int count, const Rows* rows, const Options* options, void* parts) {
   Problem problem{};
   problem.rows = *rows;
@@ -64,6 +69,28 @@ int rescale_on_cpu(const Rescaling::Tensor* tensors, int count, const void* fact
 void share_blocks_on_cpu(const Index* wanted, const double* work, int count, int blocks, int* shares) {
   const auto found = share_blocks({wanted, wanted + count}, {work, work + count}, blocks);
   std::copy(found.begin(), found.end(), shares);
+}
+
+// found: blocks of the rows, then of each section; threads that share a row.
+void plan_on_cpu(const Section* sections, int count, const Rows* rows, int threads, int blocks, int* found,
+                 int* lanes) {
+  Problem common{};
+  common.rows = *rows;
+  const Problem problem = plan({sections, sections + count}, common, {threads, blocks}).front().problem;
+  *found++ = problem.rows.blocks;
+  for (int i = 0; i < count; ++i) {
+    const int end = i + 1 < count ? problem.sections[i + 1].first_block : problem.blocks;
+    *found++ = end - problem.sections[i].first_block;
+  }
+  *lanes = lanes_of_row(rows->classes, threads);
+}
+
+// The counters of calls on streams of the given ids, or, for the id 0, of captured calls, in this order.
+void counters_on_cpu(const int* devices, const int* ids, int count, int* found) {
+  Counters counters;
+  for (int i = 0; i < count; ++i) {
+    found[i] = ids[i] == 0 ? counters.of_capture() : counters.of_stream(devices[i], ids[i]);
+  }
 }
 
 // The conversions that stand in for the device's instructions.
