@@ -139,10 +139,10 @@ class LITStep:
 
     @property
     def engine_reason(self) -> str:
-        """Why this engine was taken; after the first batch also which parts of the teacher run as modules, and why."""
+        """Why this engine was taken; after the first batch also what parts of the teacher run as modules or unfused."""
         parts = () if self._frozen is None else self._frozen.parts
-        modules = ", ".join(f"{plan.name} ({plan.reason})" for plan in parts if not plan.lowered)
-        return f"{self._engine_reason}; not lowered: {modules}" if modules else self._engine_reason
+        notes = (f"{p.name}: {'' if p.lowered else 'runs as its modules: '}{p.reason}" for p in parts if p.reason)
+        return "; ".join((self._engine_reason, *notes))
 
     @property
     def captured(self) -> bool:

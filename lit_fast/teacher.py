@@ -220,20 +220,21 @@ class FrozenTeacher:
         # Lowered and checked in full precision, also where the module itself is kept in half.
         half = any(p.dtype in _HALVES for p in self.module.parameters())
         for part in (copy.deepcopy(self.module).to(exact) if half else self.module).parts:
-            plan, run = self._planned(part, x, other)
+            examples = [_Example.of(part, batch, self.dtype) for batch in (x, other)]
+            plan, run = self._planned(part, examples)
             plans.append(plan)
             runs.append(run)
-            x, other = part(x), part(other)
+            x, other = (example.exact for example in examples)
         self.parts = tuple(plans)
         return runs
 
-    def _planned(self, part: Part, x: Tensor, other: Tensor) -> tuple[PartPlan, Run]:
-        """How a part runs, lowered from one example and checked on another as well."""
+    def _planned(self, part: Part, examples: list[_Example]) -> tuple[PartPlan, Run]:
+        """How a part runs, lowered from the first example and checked on all of them."""
         try:
             if not native.EXTENSION.loaded:
                 raise NotLowerable(native.EXTENSION.reason)
-            steps, output = lower(part, x.clone())
-            return self._lowered(part, steps, output, [_Example.of(part, batch, self.dtype) for batch in (x, other)])
+            steps, output = lower(part, examples[0].input.clone())
+            return self._lowered(part, steps, output, examples)
         except NotLowerable as error:
             reason = str(error)
         except _CheckFailed as error:
@@ -245,16 +246,18 @@ class FrozenTeacher:
             warnings.warn(f"lit_fast: teacher, {part.name}: lowered, {reason}; it runs as its modules", stacklevel=2)
         return PartPlan(part.name, False, 0, reason, 0.0), self._module_run(part)
 
-    def _lowered(self, part: Part, steps: list[Instruction], output: int, seen: list[_Example]) -> tuple[PartPlan, Run]:
+    def _lowered(
+        self, part: Part, steps: list[Instruction], output: int, examples: list[_Example]
+    ) -> tuple[PartPlan, Run]:
         """A part's program that passed its check: with convolutions that a library fuses, else without them."""
         try:
-            run, error = _checked_program(steps, output, self.dtype, seen)
+            run, error = _checked_program(steps, output, self.dtype, examples)
             return PartPlan(part.name, True, len(steps), "", error), run
         except _CheckFailed as failed:
             if not any(step.op == "convolution" for step in steps):
                 raise
             reason = f"convolutions are not fused: fused, {failed}"
-        run, error = _checked_program([step.unfused() for step in steps], output, self.dtype, seen)
+        run, error = _checked_program([step.unfused() for step in steps], output, self.dtype, examples)
         return PartPlan(part.name, True, len(steps), reason, error), run
 
     def _module_run(self, part: Part) -> Run:

@@ -453,7 +453,10 @@ def test_a_teacher_that_looks_at_a_value_runs_as_its_module(engine: str) -> None
         step = lf.LITStep(teacher, student, criterion(), sgd(student), engine=way)
         losses.append(step(images, labels).total)
         if way == engine:
-            assert "; not lowered: section2 (it cannot be traced to operations (RuntimeError: " in step.engine_reason
+            assert (
+                "; section2: runs as its modules: it cannot be traced to operations (RuntimeError: "
+                in step.engine_reason
+            )
     torch.testing.assert_close(*losses)
 
 
@@ -475,7 +478,9 @@ def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked
         with expected if engine == "auto" else contextlib.nullcontext():
             losses.append(step(images, labels).total)
         if engine == "auto":
-            assert step.engine_reason.startswith(f"{reason}; not lowered: stem (it fails (RuntimeError: GET was")
+            assert step.engine_reason.startswith(
+                f"{reason}; stem: runs as its modules: it fails (RuntimeError: GET was"
+            )
     torch.testing.assert_close(*losses)
     teacher, student = pair(torch.float32)
     step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
