@@ -99,7 +99,8 @@ TORCH_LIBRARY(lit_fast, m) {
       "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
       "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
       {at::Tag::pt2_compliant_tag});
-  m.def("rescale_(Tensor(a!)[] grads, Tensor factor) -> ()", {at::Tag::pt2_compliant_tag});
+  // grads *= factor / scale, the quotient in float64; not touched where that is 1.
+  m.def("rescale_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", {at::Tag::pt2_compliant_tag});
   // See lit_fast/data/gather.py.
   m.def(
       "gather_batch(Tensor position, Tensor plan, Tensor images, Tensor? levels, int pad, int first, Tensor(a!) out, "

@@ -24,11 +24,12 @@ class Ops(NamedTuple):
     Attributes:
         lit_loss: has the signature of ``lit_fast::lit_loss`` (csrc/ops.cpp): returns the parts [3 + k], one gradient
             for each student IR and the gradient of the student's logits.
-        rescale_: multiplies a list of gradients in place by a 0-d factor, and leaves them alone if it is 1.
+        rescale_: multiplies a list of gradients in place by the quotient of two 0-d tensors (the second may be None:
+            1), and leaves them alone if it is 1.
     """
 
     lit_loss: Callable[..., tuple[Tensor, list[Tensor], Tensor]]
-    rescale_: Callable[[list[Tensor], Tensor], None]
+    rescale_: Callable[[list[Tensor], Tensor, Tensor | None], None]
 
 
 def lit_loss(
@@ -151,13 +152,13 @@ class _LitLoss(torch.autograd.Function):
             )
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
         _, _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
-        factor = grad_total if grad_scale is None else grad_total / grad_scale
         pairs = zip([logits_grad, *ir_grads], [want_logits, *want_irs])
         grads = [grad if want else None for grad, want in pairs]
         if compiling or _keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
+            factor = grad_total if grad_scale is None else grad_total / grad_scale
             grads = [None if grad is None else _rescaled(grad, factor) for grad in grads]
         else:
-            ctx.rescale_([grad for grad in grads if grad is not None], factor)
+            ctx.rescale_([grad for grad in grads if grad is not None], grad_total, grad_scale)
         return None, None, None, grads[0], None, None, None, None, *grads[1:], *(None for _ in ir_grads)
 
 

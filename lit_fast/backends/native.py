@@ -45,5 +45,5 @@ if EXTENSION.loaded:
     torch.library.register_fake("lit_fast::lit_loss")(fused.fake)
 
     @torch.library.register_fake("lit_fast::rescale_")
-    def _fake_rescale_(grads: list[torch.Tensor], factor: torch.Tensor) -> None:
+    def _fake_rescale_(grads: list[torch.Tensor], factor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         pass
