@@ -99,6 +99,12 @@ TORCH_LIBRARY(lit_fast, m) {
       "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
       "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
       {at::Tag::pt2_compliant_tag});
+  // See csrc/autograd.cpp.
+  m.def(
+      "lit_loss_total(Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, "
+      "Tensor? labels, Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, "
+      "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing) "
+      "-> (Tensor total, Tensor parts)");
   // grads *= factor / scale, the quotient in float64; not touched where that is 1.
   m.def("rescale_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", {at::Tag::pt2_compliant_tag});
   // See lit_fast/data/gather.py.
