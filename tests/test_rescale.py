@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_fast.backends import LossOptions, native
+from lit_fast.backends import LossOptions, fused, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -21,6 +23,12 @@ def rescale_(*arguments):
 def loss_of(student: torch.Tensor) -> torch.Tensor:
     teacher = torch.zeros_like(student)
     return native.lit_loss([student], [teacher], None, None, None, None, None, IR_ONLY).total
+
+
+def in_python():
+    """The loss by the same ops and the node that Triton's have."""
+    ops = torch.ops.lit_fast
+    return functools.partial(fused.lit_loss, fused.Ops(ops.lit_loss.default, ops.rescale_.default))
 
 
 class OpsSeen(TorchDispatchMode):
@@ -81,14 +89,16 @@ def test_opcheck(scale):
     torch.library.opcheck(torch.ops.lit_fast.rescale_.default, (grads, torch.tensor(2.0), scale))
 
 
-def test_backward_is_one_op_whatever_the_scale():
+@pytest.mark.parametrize("node", ["compiled", "python"])
+def test_backward_is_one_op_whatever_the_scale(node):
+    lit_loss = native.lit_loss if node == "compiled" else in_python()
     student = torch.randn(4, 6, dtype=torch.float16, requires_grad=True)
     scale = torch.tensor(1024.0)
-    loss = native.lit_loss([student], [torch.zeros_like(student)], None, None, None, None, scale, IR_ONLY).total
+    loss = lit_loss([student], [torch.zeros_like(student)], None, None, None, None, scale, IR_ONLY).total
     with OpsSeen() as seen:
         torch.autograd.grad(loss, student, torch.tensor(1024.0))
     assert [name for name in seen.names if name.startswith("lit_fast")] == ["lit_fast::rescale_"]
-    assert not {"aten::div", "aten::mul"}.intersection(seen.names)
+    assert not {"aten::div", "aten::mul", "aten::zeros"}.intersection(seen.names)
 
 
 @pytest.mark.parametrize("grad_output", [1.0, 3.0])

@@ -141,11 +141,13 @@ class _LitLoss(torch.autograd.Function):
         parts, ir_grads, logits_grad = ops.lit_loss(*_arguments(students, teachers, logits, others, options), True)
         ctx.rescale_ = ops.rescale_
         ctx.mark_non_differentiable(parts)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # no zeros for the parts: on CUDA they would be a launch
         ctx.save_for_backward(others[3], logits_grad, *ir_grads)
         return _total(parts), parts
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_parts: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None, _grad_parts: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:  # a compiled graph refuses by itself
             raise RuntimeError(
@@ -153,6 +155,8 @@ class _LitLoss(torch.autograd.Function):
                 "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
             )
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
+        if grad_total is None:
+            grad_total = logits_grad.new_zeros(())
         _, _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
         pairs = zip([logits_grad, *ir_grads], [want_logits, *want_irs])
         grads = [grad if want else None for grad, want in pairs]
