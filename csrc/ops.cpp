@@ -99,7 +99,14 @@ TORCH_LIBRARY(lit_fast, m) {
       "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
       "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
       {at::Tag::pt2_compliant_tag});
-  m.def("rescale_(Tensor(a!)[] grads, Tensor factor) -> ()", {at::Tag::pt2_compliant_tag});
+  // See csrc/autograd.cpp.
+  m.def(
+      "lit_loss_total(Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, "
+      "Tensor? labels, Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, "
+      "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing) "
+      "-> (Tensor total, Tensor parts)");
+  // grads *= factor / scale, the quotient in float64; not touched where that is 1.
+  m.def("rescale_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", {at::Tag::pt2_compliant_tag});
   // See lit_fast/data/gather.py.
   m.def(
       "gather_batch(Tensor position, Tensor plan, Tensor images, Tensor? levels, int pad, int first, Tensor(a!) out, "

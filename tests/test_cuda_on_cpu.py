@@ -177,6 +177,26 @@ def test_rescale_multiplies_in_place(kernels, dtype, factor):
     assert_equal_bits(grads, expected)
 
 
+@pytest.mark.parametrize("dtype", loss_cases.DTYPES, ids=loss_cases.short)
+@pytest.mark.parametrize("scale_dtype", loss_cases.DTYPES, ids=loss_cases.short)
+def test_rescale_divides_the_factor_by_the_scale_in_float64(kernels, dtype, scale_dtype):
+    factor, scale = torch.tensor(0.7), torch.tensor(3.0, dtype=scale_dtype)
+    grads = [torch.randn(numel).to(dtype) for numel in (1, 7, 1000)]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = [(grad.to(wide) * (factor.item() / 3.0)).to(dtype) for grad in grads]
+    kernels.rescale_(grads, factor, scale)
+    assert_equal_bits(grads, expected)
+
+
+def test_rescale_by_equal_factor_and_scale_writes_nothing(kernels):
+    bits = torch.full((100,), 0x7FC1, dtype=torch.int16)  # a bfloat16 NaN that a product would change
+    grad = bits.clone().view(torch.bfloat16)
+    kernels.rescale_([grad], torch.tensor(0.3), torch.tensor(0.3))
+    assert torch.equal(grad.view(torch.int16), bits)
+    kernels.rescale_([grad], torch.tensor(0.3), torch.tensor(0.6))
+    assert not torch.equal(grad.view(torch.int16), bits)
+
+
 def test_conversions_of_the_stand_in_are_those_of_torch(kernels):
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
     wide = halves.float()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_fast.backends import LossOptions, native
+from lit_fast.backends import LossOptions, fused, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -20,6 +23,24 @@ def rescale_(*arguments):
 def loss_of(student: torch.Tensor) -> torch.Tensor:
     teacher = torch.zeros_like(student)
     return native.lit_loss([student], [teacher], None, None, None, None, None, IR_ONLY).total
+
+
+def in_python():
+    """The loss by the same ops and the node that Triton's have."""
+    ops = torch.ops.lit_fast
+    return functools.partial(fused.lit_loss, fused.Ops(ops.lit_loss.default, ops.rescale_.default))
+
+
+class OpsSeen(TorchDispatchMode):
+    """The names of the ops that are called, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,13 +58,47 @@ def test_a_factor_of_one_touches_nothing():
     assert grad.view(torch.int32).tolist() == torch.tensor([1.0, float("nan"), -0.0]).view(torch.int32).tolist()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
+def test_the_factor_is_divided_by_the_scale_in_float64(dtype, scale_dtype):
+    factor, scale = torch.tensor(0.7), torch.tensor(3.0, dtype=scale_dtype)
+    grad = torch.randn(50).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = (grad.to(wide) * (factor.item() / 3.0)).to(dtype)
+    rescale_([grad], factor, scale)
+    assert torch.equal(grad, expected)
+
+
+def test_a_factor_equal_to_the_scale_touches_nothing():
+    bits = torch.full((10,), 0x7FC1, dtype=torch.int16)  # a bfloat16 NaN that a product would change
+    grad = bits.clone().view(torch.bfloat16)
+    rescale_([grad], torch.tensor(0.3), torch.tensor(0.3))
+    assert torch.equal(grad.view(torch.int16), bits)
+
+
 def test_a_factor_of_several_numbers_is_an_error():
     with pytest.raises(ValueError, match="factor: expected one number"):
         rescale_([torch.ones(2)], torch.ones(2))
+    with pytest.raises(ValueError, match="scale: expected one number"):
+        rescale_([torch.ones(2)], torch.ones(()), torch.ones(2))
 
 
-def test_opcheck():
-    torch.library.opcheck(torch.ops.lit_fast.rescale_.default, ([torch.randn(3), torch.randn(2, 2)], torch.tensor(2.0)))
+@pytest.mark.parametrize("scale", [None, torch.tensor(4.0)])
+def test_opcheck(scale):
+    grads = [torch.randn(3), torch.randn(2, 2)]
+    torch.library.opcheck(torch.ops.lit_fast.rescale_.default, (grads, torch.tensor(2.0), scale))
+
+
+@pytest.mark.parametrize("node", ["compiled", "python"])
+def test_backward_is_one_op_whatever_the_scale(node):
+    lit_loss = native.lit_loss if node == "compiled" else in_python()
+    student = torch.randn(4, 6, dtype=torch.float16, requires_grad=True)
+    scale = torch.tensor(1024.0)
+    loss = lit_loss([student], [torch.zeros_like(student)], None, None, None, None, scale, IR_ONLY).total
+    with OpsSeen() as seen:
+        torch.autograd.grad(loss, student, torch.tensor(1024.0))
+    assert [name for name in seen.names if name.startswith("lit_fast")] == ["lit_fast::rescale_"]
+    assert not {"aten::div", "aten::mul", "aten::zeros"}.intersection(seen.names)
 
 
 @pytest.mark.parametrize("grad_output", [1.0, 3.0])

@@ -86,7 +86,7 @@ def test_aligned_irs_move_16_bytes_at_a_time_and_nothing_spills(
     capability: int, dtype: torch.dtype, compiled_for: Any
 ) -> None:
     stage_one, stage_two = loss_launches(dtype)
-    rescale = rescale_launches([torch.zeros(8192, dtype=dtype)], torch.tensor(2.0))
+    rescale = rescale_launches([torch.zeros(8192, dtype=dtype)], torch.tensor(2.0), torch.tensor(2.0))
     for one in (stage_one, stage_two, *rescale):
         ptx, report = compiled_for(one, capability)
         spilt = [int(count) for count in re.findall(r"(\d+) bytes spill", report)]

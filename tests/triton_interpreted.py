@@ -287,8 +287,21 @@ def test_rescale_by_1_writes_nothing() -> None:
     grad = torch.full((10,), 0x7FC1, dtype=torch.int16).view(BF16)  # a NaN that rounding would change
     RESCALE([grad], torch.tensor(1.0))
     assert (grad.view(torch.int16) == 0x7FC1).all()
-    RESCALE([grad], torch.tensor(2.0))
+    RESCALE([grad], torch.tensor(0.3), torch.tensor(0.3))
+    assert (grad.view(torch.int16) == 0x7FC1).all()
+    RESCALE([grad], torch.tensor(0.3), torch.tensor(0.6))
     assert (grad.view(torch.int16) != 0x7FC1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
+def test_rescale_divides_the_factor_by_the_scale_in_float64(dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
+    factor, scale = torch.tensor(0.7), torch.tensor(3.0, dtype=scale_dtype)
+    grad = torch.randn(50).to(dtype)
+    compute = F64 if dtype == F64 else F32
+    expected = (grad.to(compute) * (factor.item() / 3.0)).to(dtype)
+    RESCALE([grad], factor, scale)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
 
 
 def test_rescale_refuses_what_is_not_dense() -> None:
@@ -323,8 +336,9 @@ def test_opcheck(case: Case, need_grad: bool) -> None:
     torch.library.opcheck(OP, op_arguments(loss_cases.build(case), case.options, need_grad))
 
 
-def test_opcheck_of_rescale() -> None:
-    torch.library.opcheck(RESCALE, ([torch.randn(3, 2), torch.randn(5)], torch.tensor(2.0)))
+@pytest.mark.parametrize("scale", [None, torch.tensor(4.0)])
+def test_opcheck_of_rescale(scale: Tensor | None) -> None:
+    torch.library.opcheck(RESCALE, ([torch.randn(3, 2), torch.randn(5)], torch.tensor(2.0), scale))
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -3,12 +3,18 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <optional>
+
 namespace lit_fast::cpu {
 namespace {
 
-void rescale_(at::TensorList grads, const at::Tensor& factor) {
-  TORCH_CHECK_VALUE(factor.numel() == 1, "rescale_: factor: expected one number, got ", factor.sizes());
-  const double number = factor.item().toDouble();
+double one_number(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(tensor.numel() == 1, "rescale_: ", name, ": expected one number, got ", tensor.sizes());
+  return tensor.item().toDouble();
+}
+
+void rescale_(at::TensorList grads, const at::Tensor& factor, const std::optional<at::Tensor>& scale) {
+  const double number = one_number(factor, "factor") / (scale ? one_number(*scale, "scale") : 1.0);
   if (number == 1) {
     return;
   }

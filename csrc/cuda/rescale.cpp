@@ -5,19 +5,33 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <vector>
+
 #include "csrc/cuda/launch.h"
 #include "csrc/cuda/tensors.h"
 
 namespace lit_fast::cuda {
 namespace {
 
-void rescale_(at::TensorList grads, const at::Tensor& factor) {
-  TORCH_CHECK_VALUE(factor.numel() == 1, "rescale_: factor: expected one number, got ", factor.sizes());
+void check_number(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(tensor.numel() == 1, "rescale_: ", name, ": expected one number, got ", tensor.sizes());
+}
+
+void rescale_(at::TensorList grads, const at::Tensor& factor, const std::optional<at::Tensor>& scale) {
+  check_number(factor, "factor");
   if (grads.empty()) {
     return;
   }
   const at::Device device = factor.device();
   TORCH_CHECK_VALUE(device.is_cuda(), "rescale_: factor: expected a CUDA device, got ", device, "; move it there");
+  Quotient by{factor.const_data_ptr(), nullptr, dtype_of(factor), dtype_of(factor)};
+  if (scale) {
+    check_number(*scale, "scale");
+    check_device(*scale, device, "rescale_: scale");
+    by.scale = scale->const_data_ptr();
+    by.scale_dtype = dtype_of(*scale);
+  }
   const c10::cuda::CUDAGuard guard(device);
   std::vector<Rescaling::Tensor> tensors;
   for (const at::Tensor& grad : grads) {
@@ -28,7 +42,7 @@ void rescale_(at::TensorList grads, const at::Tensor& factor) {
   }
   Limits limits{};
   C10_CUDA_CHECK(limits_of_rescaling(&limits));
-  const auto launches = plan_rescaling(tensors, factor.const_data_ptr(), dtype_of(factor), limits);
+  const auto launches = plan_rescaling(tensors, by, limits);
   C10_CUDA_CHECK(run(launches, c10::cuda::getCurrentCUDAStream()));
 }
 

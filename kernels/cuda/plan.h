@@ -159,15 +159,14 @@ struct RescalingLaunch {
   int blocks;
 };
 
-// The launches that multiply all `tensors` by *factor.
-inline std::vector<RescalingLaunch> plan_rescaling(const std::vector<Rescaling::Tensor>& tensors, const void* factor,
-                                                   DType factor_dtype, Limits limits) {
+// The launches that multiply all `tensors` by a quotient.
+inline std::vector<RescalingLaunch> plan_rescaling(const std::vector<Rescaling::Tensor>& tensors, const Quotient& by,
+                                                   Limits limits) {
   std::vector<RescalingLaunch> launches;
   for (std::size_t first = 0; first < tensors.size(); first += kMaxTensors) {
     launches.push_back({});
     Rescaling& rescaling = launches.back().rescaling;
-    rescaling.factor = factor;
-    rescaling.factor_dtype = factor_dtype;
+    rescaling.by = by;
     rescaling.tensor_count = static_cast<int>(std::min<std::size_t>(kMaxTensors, tensors.size() - first));
     std::vector<Index> wanted;
     std::vector<double> work;

@@ -89,7 +89,14 @@ struct Problem {
 
 static_assert(sizeof(Problem) < kMaxArgumentBytes, "kernel arguments");
 
-// One launch of a rescaling: data[i] *= *factor in place, unless *factor is 1.
+// *factor / *scale in float64, each one number on the device.
+struct Quotient {
+  const void* factor;
+  const void* scale;  // or null: 1
+  DType factor_dtype, scale_dtype;
+};
+
+// One launch of a rescaling: data[i] *= quotient in place, unless the quotient is 1.
 struct Rescaling {
   struct Tensor {
     void* data;  // [numel]
@@ -98,10 +105,9 @@ struct Rescaling {
     DType dtype;
   };
   Tensor tensors[kMaxTensors];
-  const void* factor;  // one number
+  Quotient by;
   int tensor_count;
   int blocks;
-  DType factor_dtype;
 };
 
 static_assert(sizeof(Rescaling) < kMaxArgumentBytes, "kernel arguments");

@@ -1,5 +1,5 @@
-// Gradients times one number, in place, in one launch; if the number is 1, which only the device knows, nothing is
-// done.
+// Gradients times a quotient of two numbers, in place, in one launch; if it is 1, which only the device knows, nothing
+// is done.
 #pragma once
 
 #include "kernels/cuda/numbers.cuh"
@@ -28,8 +28,13 @@ __device__ __forceinline__ void rescale_typed(const Rescaling::Tensor& tensor, C
   }
 }
 
+__device__ __forceinline__ double value_of(const Quotient& by) {
+  const double factor = number_or(by.factor, by.factor_dtype, 1.0);
+  return by.scale == nullptr ? factor : factor / number_or(by.scale, by.scale_dtype, 1.0);
+}
+
 __global__ void __launch_bounds__(kThreads, 8) rescale(const Rescaling rescaling) {
-  const double factor = number_or(rescaling.factor, rescaling.factor_dtype, 1.0);
+  const double factor = value_of(rescaling.by);
   if (factor == 1 || blockIdx.x >= rescaling.blocks) {
     return;
   }

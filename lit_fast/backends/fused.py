@@ -24,11 +24,15 @@ class Ops(NamedTuple):
     Attributes:
         lit_loss: has the signature of ``lit_fast::lit_loss`` (csrc/ops.cpp): returns the parts [3 + k], one gradient
             for each student IR and the gradient of the student's logits.
-        rescale_: multiplies a list of gradients in place by a 0-d factor, and leaves them alone if it is 1.
+        rescale_: multiplies a list of gradients in place by the quotient of two 0-d tensors (the second may be None:
+            1), and leaves them alone if it is 1.
+        lit_loss_total: has the arguments of ``lit_loss`` without the last; returns the differentiable total and the
+            parts, by a node of its own, which saves the time of Python's. None: there is none.
     """
 
     lit_loss: Callable[..., tuple[Tensor, list[Tensor], Tensor]]
-    rescale_: Callable[[list[Tensor], Tensor], None]
+    rescale_: Callable[[list[Tensor], Tensor, Tensor | None], None]
+    lit_loss_total: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 def lit_loss(
@@ -64,11 +68,13 @@ def lit_loss(
         grad_scale,
     )
     leaves = students if logits is None else (*students, logits)
-    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in leaves]):  # noqa: C419 (a list is faster)
+    if ops.lit_loss_total is not None and not torch.compiler.is_compiling():
+        total, parts = ops.lit_loss_total(*_arguments(students, teachers, logits, others, options))
+    elif torch.is_grad_enabled() and any([tensor.requires_grad for tensor in leaves]):  # noqa: C419 (a list is faster)
         total, parts = _LitLoss.apply(ops, options, len(students), logits, *others, *students, *teachers)
     else:
         with torch.no_grad():
-            parts, _, _ = _call(ops, students, teachers, logits, others, options, need_grad=False)
+            parts, _, _ = ops.lit_loss(*_arguments(students, teachers, logits, others, options), False)
             total = parts[0]
     return LossParts(total, parts[1], parts[2], parts[3:])
 
@@ -96,17 +102,15 @@ def fake(
     return parts, [torch.empty_like(s) for s in student_irs], logits_grad
 
 
-def _call(
-    ops: Ops,
+def _arguments(
     students: tuple[Tensor, ...],
     teachers: tuple[Tensor, ...],
     logits: Tensor | None,
     others: tuple[Tensor | None, ...],
     options: LossOptions,
-    *,
-    need_grad: bool,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    return ops.lit_loss(
+) -> tuple[Any, ...]:
+    """Those of ``Ops.lit_loss`` but for the last."""
+    return (
         students,
         teachers,
         logits,
@@ -119,7 +123,6 @@ def _call(
         options.tau_squared,
         options.ignore_index,
         options.label_smoothing,
-        need_grad,
     )
 
 
@@ -135,14 +138,16 @@ class _LitLoss(torch.autograd.Function):
         ctx: Any, ops: Ops, options: LossOptions, sections: int, logits: Tensor | None, *tensors: Any
     ) -> tuple[Tensor, Tensor]:
         others, students, teachers = tensors[:4], tensors[4 : 4 + sections], tensors[4 + sections :]
-        parts, ir_grads, logits_grad = _call(ops, students, teachers, logits, others, options, need_grad=True)
+        parts, ir_grads, logits_grad = ops.lit_loss(*_arguments(students, teachers, logits, others, options), True)
         ctx.rescale_ = ops.rescale_
         ctx.mark_non_differentiable(parts)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # no zeros for the parts: on CUDA they would be a launch
         ctx.save_for_backward(others[3], logits_grad, *ir_grads)
         return _total(parts), parts
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_parts: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None, _grad_parts: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:  # a compiled graph refuses by itself
             raise RuntimeError(
@@ -150,14 +155,16 @@ class _LitLoss(torch.autograd.Function):
                 "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
             )
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
+        if grad_total is None:
+            grad_total = logits_grad.new_zeros(())
         _, _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
-        factor = grad_total if grad_scale is None else grad_total / grad_scale
         pairs = zip([logits_grad, *ir_grads], [want_logits, *want_irs])
         grads = [grad if want else None for grad, want in pairs]
         if compiling or _keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
+            factor = grad_total if grad_scale is None else grad_total / grad_scale
             grads = [None if grad is None else _rescaled(grad, factor) for grad in grads]
         else:
-            ctx.rescale_([grad for grad in grads if grad is not None], factor)
+            ctx.rescale_([grad for grad in grads if grad is not None], grad_total, grad_scale)
         return None, None, None, grads[0], None, None, None, None, *grads[1:], *(None for _ in ir_grads)
 
 

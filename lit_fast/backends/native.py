@@ -39,11 +39,12 @@ def runs_on(capability: tuple[int, int], codes: Sequence[str]) -> bool:
 
 
 if EXTENSION.loaded:
+    _ops = torch.ops.lit_fast
     lit_loss = functools.partial(
-        fused.lit_loss, fused.Ops(torch.ops.lit_fast.lit_loss.default, torch.ops.lit_fast.rescale_.default)
+        fused.lit_loss, fused.Ops(_ops.lit_loss.default, _ops.rescale_.default, _ops.lit_loss_total.default)
     )
     torch.library.register_fake("lit_fast::lit_loss")(fused.fake)
 
     @torch.library.register_fake("lit_fast::rescale_")
-    def _fake_rescale_(grads: list[torch.Tensor], factor: torch.Tensor) -> None:
+    def _fake_rescale_(grads: list[torch.Tensor], factor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         pass

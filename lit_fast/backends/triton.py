@@ -94,12 +94,12 @@ def _lit_loss(
     return parts, grads, logits_grad
 
 
-def _rescale_(grads: Sequence[Tensor], factor: Tensor) -> None:
+def _rescale_(grads: Sequence[Tensor], factor: Tensor, scale: Tensor | None = None) -> None:
     from lit_fast.kernels.rescale import rescale_launches
 
     with on_device(factor.device):
         _check_dense(grads)
-        for launch in rescale_launches(grads, factor):
+        for launch in rescale_launches(grads, factor, scale):
             launch.run()
 
 
@@ -196,12 +196,14 @@ _library.define(
     "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define("rescale_triton_(Tensor(a!)[] grads, Tensor factor) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    "rescale_triton_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
 for _key in ("CPU", "CUDA"):
     _library.impl("lit_loss_triton", _lit_loss, _key)
     _library.impl("rescale_triton_", _rescale_, _key)
 torch.library.register_fake("lit_fast::lit_loss_triton", fused.fake, lib=_library)
-torch.library.register_fake("lit_fast::rescale_triton_", lambda grads, factor: None, lib=_library)
+torch.library.register_fake("lit_fast::rescale_triton_", lambda grads, factor, scale=None: None, lib=_library)
 
 lit_loss = functools.partial(
     fused.lit_loss, fused.Ops(torch.ops.lit_fast.lit_loss_triton.default, torch.ops.lit_fast.rescale_triton_.default)

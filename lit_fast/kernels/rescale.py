@@ -1,4 +1,4 @@
-"""Multiplies gradients in place by a factor that only the device knows; leaves them alone where it is 1."""
+"""Multiplies gradients in place by a quotient that only the device knows; leaves them alone where it is 1."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def rescale_kernel(
     numels,  # COUNT integers, coded
     programs,  # COUNT integers, coded: how many programs share each gradient
     factor,  # []
+    scale,  # [], or None: 1
     steps,  # blocks of each program
     COUNT: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -28,7 +29,10 @@ def rescale_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program takes `steps` blocks of one gradient."""
-    by = widened(tl.load(factor), DTYPE)
+    quotient = widened(tl.load(factor), tl.float64)
+    if scale is not None:
+        quotient /= widened(tl.load(scale), tl.float64)  # float32's division need not give 1 where both are equal
+    by = quotient.to(DTYPE)
     if by != 1.0:
         program = tl.program_id(0).to(tl.int64)
         section, first, _count, numel = find_section(program, numels, programs, COUNT)
@@ -48,8 +52,8 @@ def rescale_kernel(
             tl.store(grad + rest, rounded(value, grad.dtype.element_ty), inside)
 
 
-def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
-    """The launches that multiply dense tensors in place by a 0-d factor."""
+def rescale_launches(grads: Sequence[Tensor], factor: Tensor, scale: Tensor | None = None) -> list[Launch]:
+    """The launches that multiply dense tensors in place by factor / scale, both 0-d; None is 1."""
     sections = [Section(grad, grad, None) for grad in grads if grad.numel() > 0]
     steps, all_programs = shares([ceil_div(section.student.numel(), BLOCK) for section in sections])
     launches: list[Launch] = []
@@ -63,6 +67,7 @@ def rescale_launches(grads: Sequence[Tensor], factor: Tensor) -> list[Launch]:
             "numels": tuple(coded(section.student.numel()) for section in group),
             "programs": tuple(map(coded, programs)),
             "factor": factor,
+            "scale": scale,
             "steps": steps,
             "COUNT": len(group),
             "ALIGNED": is_aligned(group[0]),

@@ -50,6 +50,10 @@ class Scaled(ctypes.Structure):  # Rescaling::Tensor
     _fields_ = (("data", POINTER), ("numel", LONG), ("first_block", INT), ("dtype", BYTE))
 
 
+class Quotient(ctypes.Structure):
+    _fields_ = (("factor", POINTER), ("scale", POINTER), ("factor_dtype", BYTE), ("scale_dtype", BYTE))
+
+
 class Options(ctypes.Structure):
     _fields_ = (
         *[(name, DOUBLE) for name in ("alpha", "beta", "tau")],
@@ -76,8 +80,8 @@ class Emulator:
         file = folder / "kernels.so"
         compile_cpp("library.cpp", file, "-O2", "-fPIC", "-shared")
         self.library = ctypes.CDLL(str(file))
-        sizes = [self.library.size_of(i) for i in range(4)]
-        assert sizes == [ctypes.sizeof(kind) for kind in (Section, Rows, Scaled, Options)], sizes
+        sizes = [self.library.size_of(i) for i in range(5)]
+        assert sizes == [ctypes.sizeof(kind) for kind in (Section, Rows, Scaled, Quotient, Options)], sizes
 
     def backend(self, *, threads: int = 64, blocks: int = 5, at_once: bool = False) -> Any:
         """The differentiable loss, as lit_fast.backends.native.lit_loss."""
@@ -177,11 +181,14 @@ class Emulator:
         self.library.counters_on_cpu(devices, ids, len(calls), found)
         return list(found)
 
-    def rescale_(self, grads: list[Tensor], factor: Tensor) -> None:
+    def rescale_(self, grads: list[Tensor], factor: Tensor, scale: Tensor | None = None) -> None:
+        by = Quotient(factor=factor.data_ptr(), factor_dtype=DTYPES[factor.dtype])
+        if scale is not None:
+            by.scale, by.scale_dtype = scale.data_ptr(), DTYPES[scale.dtype]
         tensors = (Scaled * len(grads))()
         for tensor, grad in zip(tensors, grads):
             tensor.data, tensor.numel, tensor.dtype = grad.data_ptr(), grad.numel(), DTYPES[grad.dtype]
-        self.library.rescale_on_cpu(tensors, len(grads), POINTER(factor.data_ptr()), DTYPES[factor.dtype], 64, 5)
+        self.library.rescale_on_cpu(tensors, len(grads), ctypes.byref(by), 64, 5)
 
 
 def _laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:

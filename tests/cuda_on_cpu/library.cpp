@@ -35,6 +35,7 @@ int size_of(int which) {
   return which == 0   ? sizeof(Section)
          : which == 1 ? sizeof(Rows)
          : which == 2 ? sizeof(Rescaling::Tensor)
+         : which == 3 ? sizeof(Quotient)
                       : sizeof(Options);
 }
 
@@ -56,11 +57,9 @@ int lit_loss_on_cpu(const Section* sections, int count, const Rows* rows, const 
   });
 }
 
-int rescale_on_cpu(const Rescaling::Tensor* tensors, int count, const void* factor, int factor_dtype, int threads,
-                   int blocks) {
+int rescale_on_cpu(const Rescaling::Tensor* tensors, int count, const Quotient* by, int threads, int blocks) {
   return trapped([&] {
-    for (const auto& one :
-         plan_rescaling({tensors, tensors + count}, factor, static_cast<DType>(factor_dtype), {threads, blocks})) {
+    for (const auto& one : plan_rescaling({tensors, tensors + count}, *by, {threads, blocks})) {
       cuda_on_cpu::launch(one.blocks, threads, false, [&] { rescale(one.rescaling); });
     }
   });

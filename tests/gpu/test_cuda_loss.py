@@ -279,6 +279,15 @@ def test_rescale_multiplies_in_place(native_loss, dtype, factor):
     assert_equal_bits(grads, expected)
 
 
+@pytest.mark.parametrize("dtype", loss_cases.DTYPES, ids=loss_cases.short)
+def test_rescale_divides_the_factor_by_the_scale(native_loss, dtype):
+    factor, scale = torch.tensor(0.75, device="cuda"), torch.tensor(3.0, device="cuda")
+    grads = [torch.randn(numel, device="cuda").to(dtype) for numel in (1, 7, 10**6 + 3)]
+    expected = [(grad.double() / 4).to(dtype) for grad in grads]
+    torch.ops.lit_fast.rescale_(grads, factor, scale)
+    assert_equal_bits(grads, expected)
+
+
 # --- errors
 
 

@@ -1,0 +1,306 @@
+"""The compiled loss as a node of the autograd graph (csrc/autograd.cpp), against those of the other backends."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_fast.backends import LossOptions, LossParts, eager, fused, native
+from lit_fast.backends.options import IR_KINDS
+
+if not native.available()[0]:
+    pytest.skip(f"no compiled extension: {native.available()[1]}", allow_module_level=True)
+
+Loss = Callable[..., LossParts]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+NODE = "lit_fast::LitLossBackward"
+
+
+def in_python() -> Loss:
+    """The same ops with the node that Triton's have, which is written in Python."""
+    ops = torch.ops.lit_fast
+    return functools.partial(fused.lit_loss, fused.Ops(ops.lit_loss.default, ops.rescale_.default))
+
+
+class Inputs:
+    """The tensors of one loss; the first and the third IR, and the logits, need a gradient."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, grad_scale: float | None = None) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        shapes = ((4, 3, 2, 2), (4, 5), (4, 2, 3))
+        self.irs = [randn(*shape).requires_grad_(i != 1) for i, shape in enumerate(shapes)]
+        self.teacher_irs = [randn(*shape) for shape in shapes]
+        self.logits, self.teacher_logits = randn(4, 6).requires_grad_(), randn(4, 6)
+        self.labels = torch.tensor([0, 5, 2, 3])
+        self.grad_scale = None if grad_scale is None else torch.tensor(grad_scale)
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.irs, self.teacher_irs, self.logits, self.teacher_logits, self.labels, None, self.grad_scale
+
+    def leaves(self) -> list[Tensor]:
+        return [self.irs[0], self.irs[2], self.logits]
+
+    def total(self, loss: Loss = native.lit_loss) -> Tensor:
+        return loss(*self.arguments(), LossOptions()).total
+
+
+def ir_loss(student: Tensor, loss: Loss = native.lit_loss, grad_scale: Tensor | None = None) -> Tensor:
+    options = LossOptions(beta=0.0)
+    return loss([student], [torch.zeros_like(student)], None, None, None, None, grad_scale, options).total
+
+
+# --- which node
+
+
+def test_the_compiled_node_is_taken() -> None:
+    assert NODE in Inputs().total().grad_fn.name()
+    assert NODE not in Inputs().total(in_python()).grad_fn.name()
+
+
+def test_no_node_where_nothing_needs_a_gradient() -> None:
+    inputs = Inputs()
+    with torch.no_grad():
+        assert inputs.total().grad_fn is None
+    with torch.inference_mode():
+        assert inputs.total().grad_fn is None
+    inputs.irs, inputs.logits = [ir.detach() for ir in inputs.irs], inputs.logits.detach()
+    assert inputs.total().grad_fn is None
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_compiled_graphs_give_what_the_node_gives(scaled: bool) -> None:
+    inputs = Inputs(grad_scale=16.0 if scaled else None)
+
+    def loss(irs: list[Tensor], logits: Tensor) -> LossParts:
+        return native.lit_loss(irs, inputs.teacher_irs, logits, *inputs.arguments()[3:], LossOptions())
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(inputs.irs, inputs.logits)
+    plain = loss(inputs.irs, inputs.logits)
+    assert NODE in plain.total.grad_fn.name()
+    assert all(map(torch.equal, compiled, plain))
+    by = torch.tensor(3.0)
+    grads = (torch.autograd.grad(parts.total, inputs.leaves(), by) for parts in (compiled, plain))
+    for left, right in zip(*grads):
+        torch.testing.assert_close(left, right)
+
+
+def test_backward_may_be_compiled() -> None:
+    compiled_autograd = pytest.importorskip("torch._dynamo.compiled_autograd")
+    if not hasattr(compiled_autograd, "_enable"):
+        pytest.skip("this torch compiles backward by another name")
+    student = torch.randn(3, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(ir_loss(student), student)
+    total = ir_loss(student)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        total.backward()
+    torch.testing.assert_close(student.grad, expected)
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grad_scale", [None, 1024.0])
+@pytest.mark.parametrize("grad_output", [1.0, 1024.0, 3.0])
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_same_bits_as_the_node_in_python(dtype, grad_scale, grad_output, retain_graph) -> None:
+    inputs = Inputs(dtype, grad_scale)
+    results = []
+    for loss in (native.lit_loss, in_python()):
+        parts = loss(*inputs.arguments(), LossOptions())
+        by = torch.tensor(grad_output, dtype=parts.total.dtype)
+        grads = torch.autograd.grad(parts.total, inputs.leaves(), by, retain_graph=retain_graph)
+        results.append([*parts, *grads])
+    for ours, theirs in zip(*results):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("grad_scale", [None, 8.0])
+def test_gradients_are_those_of_eager(grad_scale: float | None) -> None:
+    inputs = Inputs(torch.float64, grad_scale)
+    ours, theirs = (
+        torch.autograd.grad(inputs.total(loss), inputs.leaves()) for loss in (native.lit_loss, eager.lit_loss)
+    )
+    for mine, right in zip(ours, theirs):
+        torch.testing.assert_close(mine, right)
+
+
+def test_backward_gives_to_those_alone_that_need_a_gradient() -> None:
+    inputs = Inputs()
+    inputs.total().backward()
+    assert [ir.grad is not None for ir in inputs.irs] == [True, False, True]
+    assert inputs.logits.grad is not None
+    inputs.logits = inputs.logits.detach()
+    inputs.total().backward()
+    assert inputs.logits.grad is None
+
+
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_one_gradient_alone_may_be_asked_for(retain_graph: bool) -> None:
+    inputs = Inputs()
+    expected = torch.autograd.grad(inputs.total(), inputs.leaves())
+    for leaf, right in zip(inputs.leaves(), expected):
+        (grad,) = torch.autograd.grad(inputs.total(), leaf, retain_graph=retain_graph)
+        assert torch.equal(grad, right)
+
+
+def test_a_tensor_that_is_two_irs_gets_the_sum() -> None:
+    student, other = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
+
+    def total(loss: Loss) -> Tensor:
+        irs, teacher_irs = [student, student], [other, torch.zeros_like(other)]
+        return loss(irs, teacher_irs, None, None, None, None, None, LossOptions(beta=0.0)).total
+
+    ours, theirs = (torch.autograd.grad(total(loss), student)[0] for loss in (native.lit_loss, eager.lit_loss))
+    torch.testing.assert_close(ours, theirs)
+
+
+class NothingBack(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, _grad: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("loss", [native.lit_loss, in_python()], ids=["compiled", "python"])
+def test_a_gradient_that_never_came_is_zero(loss: Loss) -> None:
+    student = torch.randn(3, requires_grad=True)
+    (grad,) = torch.autograd.grad(NothingBack.apply(ir_loss(student, loss)), student)
+    assert torch.equal(grad, torch.zeros(3))
+
+
+def test_hooks_of_the_total_change_the_gradient() -> None:
+    student = torch.randn(3, requires_grad=True)
+    total = ir_loss(student, grad_scale=torch.tensor(4.0))
+    total.register_hook(lambda grad: 10 * grad)
+    (grad,) = torch.autograd.grad(total, student)
+    torch.testing.assert_close(grad, 10 * 2 / 3 * student.detach())
+
+
+def test_autocast_changes_nothing() -> None:
+    inputs = Inputs()
+    plain = torch.autograd.grad(inputs.total(), inputs.leaves())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = inputs.total()
+        cast = torch.autograd.grad(total, inputs.leaves())
+    assert torch.equal(total, inputs.total())
+    assert all(map(torch.equal, cast, plain))
+
+
+def test_losses_of_several_threads_do_not_disturb_each_other() -> None:
+    def grads(number: int) -> list[Tensor]:
+        student = torch.full((50,), float(number), requires_grad=True)
+        return [torch.autograd.grad(ir_loss(student), student)[0] for _ in range(50)]
+
+    expected = [grads(number) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for found, right in zip(pool.map(grads, range(8)), expected):
+            assert all(map(torch.equal, found, right))
+
+
+# --- what is saved
+
+
+class Kept:
+    """What a hook packs: it lives as long as the graph holds the saved tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_saved_gradients_are_released_by_backward_unless_the_graph_is_kept() -> None:
+    inputs = Inputs(grad_scale=2.0)
+    kept: list[weakref.ref[Kept]] = []
+
+    def pack(tensor: Tensor) -> Kept:
+        packed = Kept(tensor)
+        kept.append(weakref.ref(packed))
+        return packed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
+        total = inputs.total()
+    assert len(kept) == 5  # three IRs, logits and the scale
+    total.backward(retain_graph=True)
+    assert all(ref() is not None for ref in kept)
+    total.backward()
+    assert all(ref() is None for ref in kept)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        total.backward()
+
+
+def test_saved_tensors_may_be_kept_elsewhere() -> None:
+    inputs = Inputs(torch.float16, 1024.0)
+    expected = torch.autograd.grad(inputs.total(), inputs.leaves())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.numpy().copy(), torch.from_numpy):
+        total = inputs.total()
+    assert all(map(torch.equal, torch.autograd.grad(total, inputs.leaves()), expected))
+
+
+def test_a_scale_that_was_changed_in_place_is_an_error() -> None:
+    for loss in (native.lit_loss, in_python()):
+        student, scale = torch.randn(3, requires_grad=True), torch.tensor(4.0)
+        total = ir_loss(student, loss, scale)
+        scale.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+
+
+def test_total_may_be_changed_in_place_and_the_parts_stay() -> None:
+    inputs = Inputs()
+    plain = native.lit_loss(*inputs.arguments(), LossOptions())
+    expected = torch.autograd.grad(plain.total, inputs.leaves())
+    parts = native.lit_loss(*inputs.arguments(), LossOptions())
+    parts.total.mul_(4)
+    assert torch.equal(parts.total, 4 * plain.total)
+    assert all(map(torch.equal, parts[1:], plain[1:]))
+    for grad, right in zip(torch.autograd.grad(parts.total, inputs.leaves()), expected):
+        torch.testing.assert_close(grad, 4 * right)
+
+
+# --- limits
+
+
+def test_double_backward_is_refused_in_the_words_of_eager() -> None:
+    words = []
+    for loss in (native.lit_loss, in_python(), eager.lit_loss):
+        student = torch.randn(3, requires_grad=True)
+        with pytest.raises(RuntimeError) as error:
+            torch.autograd.grad(ir_loss(student, loss), student, create_graph=True)
+        words.append(str(error.value))
+    assert words[0] == words[1] == words[2]
+
+
+@pytest.mark.parametrize("loss", [native.lit_loss, in_python()], ids=["compiled", "python"])
+def test_transforms_of_torch_func_are_refused(loss: Loss) -> None:
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(functools.partial(ir_loss, loss=loss))(torch.randn(3))
+    with torch.autograd.forward_ad.dual_level():
+        student = torch.autograd.forward_ad.make_dual(torch.randn(3, requires_grad=True), torch.ones(3))
+        with pytest.raises(RuntimeError, match="jvp"):
+            ir_loss(student, loss)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_opcheck(dtype: torch.dtype, needs_grad: bool) -> None:
+    inputs, o = Inputs(dtype, 8.0), LossOptions()
+    if not needs_grad:
+        inputs.irs, inputs.logits = [ir.detach() for ir in inputs.irs], inputs.logits.detach()
+    settings = (IR_KINDS.index(o.ir), o.alpha, o.beta, o.tau, o.tau_squared, o.ignore_index, o.label_smoothing)
+    torch.library.opcheck(torch.ops.lit_fast.lit_loss_total.default, (*inputs.arguments(), [1.0] * 3, *settings))
