@@ -67,10 +67,9 @@ def lit_loss(
         class_weight if use_ce else None,
         grad_scale,
     )
-    leaves = students if logits is None else (*students, logits)
     if ops.lit_loss_total is not None and not torch.compiler.is_compiling():
         total, parts = ops.lit_loss_total(*_arguments(students, teachers, logits, others, options))
-    elif torch.is_grad_enabled() and any([tensor.requires_grad for tensor in leaves]):  # noqa: C419 (a list is faster)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*students, logits)):
         total, parts = _LitLoss.apply(ops, options, len(students), logits, *others, *students, *teachers)
     else:
         with torch.no_grad():

@@ -194,6 +194,14 @@ def test_native_loss_with_gradients_is_one_launch_and_backward_one(native_loss):
     assert len(work) == 2, names
 
 
+def test_backward_of_a_scaled_loss_is_one_launch_and_nothing_else(native_loss):
+    problem = loss_cases.build(Case("scaled", torch.float16, shapes=SHAPES, batch=32, grad_scale=1024.0), "cuda")
+    totals = [native_loss(*problem.arguments(), LossOptions()).total for _ in range(2)]
+    work = device_work(lambda: torch.autograd.grad(totals.pop(), problem.leaves(), problem.grad_scale))
+    assert len(work) == 1, work
+    assert "rescale" in work[0]
+
+
 # --- extremes
 
 
