@@ -19,7 +19,7 @@ MODE = "compile:default"
 
 
 def step(session: Session, limit: float) -> Fields:
-    return _suite(session, "step", limit, UNCOMPILED_STEP, rounds=5)
+    return _suite(session, "step", limit, UNCOMPILED_STEP, rounds=3)
 
 
 def loss(session: Session, limit: float) -> Fields:
