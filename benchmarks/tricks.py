@@ -28,7 +28,6 @@ Each of the others changes one thing about the rung `runner`:
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -102,18 +101,18 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
         found["parallel"] = lambda: _calling(built(problem, ParallelSections), problem)
         found["capture"] = lambda: ways.captured_step(problem)
         found["captured-side-by-side"] = lambda: ways.replays(
-            built(problem, SideBySide, capture=True, fused=True), problem
+            ways.lit_step(problem, "runner", "auto", capture=True, side_by_side=True), problem
         )
         found["cudnn-benchmark"] = lambda: chosen_algorithms_step(problem)
     return found
 
 
-def built(problem: Problem, kind: type[LITStep], *, capture: bool = False, **sgd: bool) -> LITStep:
+def built(problem: Problem, kind: type[LITStep], **sgd: bool) -> LITStep:
     """The fast step, or a variant of its class, with torch's SGD of another implementation."""
     teacher, student, _ = problem.networks()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **sgd)
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
-    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner", capture=capture)
+    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
 
 
 def _calling(one: LITStep, problem: Problem) -> Way:
@@ -242,47 +241,3 @@ class ParallelSections(LITStep):
             caller.wait_stream(stream)
             ir.record_stream(caller)
         return [composed[0], *fed], self.student.head(h)
-
-
-class SideBySide(LITStep):
-    """Teacher, composed pass and teacher-fed sections on streams of their own, joined before the loss.
-
-    A section starts as soon as the teacher's one before it is done; backward follows on the same streams by itself.
-    """
-
-    def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        images, caller = self.laid_out(images), torch.cuda.current_stream()
-        assert self._frozen is not None
-        teachers, *sections = _streams(1 + self.student.num_sections)
-        with self._autocast():
-            *runs, head = self._frozen._prepare(images)
-            teachers.wait_stream(caller)
-            irs: list[Tensor] = []
-            fed: list[Tensor] = []
-            with torch.cuda.stream(teachers), torch.no_grad():
-                out = runs[0](self._frozen._converted(images))
-                for i, run in enumerate(runs[1:], 1):
-                    irs.append(out := run(out))
-                    if i in self.ir_sections:
-                        fed.append(self._fed_beside(i, out, sections[i], teachers))
-                teacher_logits = head(out)
-            h, first = self.student.stem(images), None
-            for section in self.student.sections:
-                h = section(h)
-                first = h if first is None else first
-            logits = self.student.head(h)
-        for stream in (teachers, *sections[1:]):
-            caller.wait_stream(stream)
-        assert first is not None
-        scale = None if self.scaler is None else self.scaler.scale(self._one)
-        return self.criterion([first, *fed], irs, logits, teacher_logits, labels, grad_scale=scale)
-
-    def _fed_beside(self, i: int, ir: Tensor, stream: torch.cuda.Stream, teachers: torch.cuda.Stream) -> Tensor:
-        stream.wait_stream(teachers)
-        with torch.cuda.stream(stream), torch.enable_grad():
-            return self._teacher_fed(i, ir)
-
-
-@functools.cache
-def _streams(count: int) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream() for _ in range(count)]

@@ -6,7 +6,7 @@ Nothing is copied and no hook is set: the model's own forward stays as it was, t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -110,17 +110,23 @@ class SplitModel(nn.Module):
         (found,) = self._check_parts([name])
         return self._parts[self.part_names.index(found)]
 
-    def run(self, x: Tensor) -> tuple[list[Tensor], Any]:
+    def run(self, x: Tensor, after: Callable[[int, Tensor], None] | None = None) -> tuple[list[Tensor], Any]:
         """The composed pass: ``head(S_k(... S_1(stem(x))))``, which equals ``self.model(x)`` bit for bit.
+
+        Args:
+            x: model input, [B, ...].
+            after: called with the number of each section, from 0, and its output, before the next one is begun.
 
         Returns:
             The k section outputs, and the logits.
         """
         irs = []
         out = self.stem(x)
-        for section in self.sections:
+        for i, section in enumerate(self.sections):
             out = section(out)
             irs.append(out)
+            if after is not None:
+                after(i, out)
         return irs, self.head(out)
 
     @property

@@ -21,7 +21,8 @@ from lit_fast.parallel import ALONE, GradientMean, Workers
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
 from lit_fast.step_state import prepare_momentum
-from lit_fast.teacher import FrozenTeacher
+from lit_fast.streams import SideStreams
+from lit_fast.teacher import After, FrozenTeacher
 
 if TYPE_CHECKING:
     from lit_fast.projector import Projectors
@@ -62,6 +63,9 @@ class LITStep:
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
             with ``fused=True, capturable=True``. Where it cannot be, steps run eagerly. ``captured`` and
             ``capture_reason`` tell. After a captured step gradients are None, and learning rates are float32.
+        side_by_side: on CUDA, the teacher, the composed pass and each teacher-fed section on a stream of its own, their
+            backward passes likewise: for networks or batches too small to fill the GPU one after the other. Not with
+            ``bn_policy="both"``, where two passes write the same running statistics. Same numbers.
         workers: the processes that share each batch (`lit_fast.parallel`): each calls the step on its own rows, and
             the update is that of the whole batch.
 
@@ -90,6 +94,7 @@ class LITStep:
         projector: Projectors | None = None,
         engine: str = "auto",
         capture: bool = False,
+        side_by_side: bool = False,
         workers: Workers = ALONE,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
@@ -126,6 +131,7 @@ class LITStep:
 
         fed = [i for i in self.ir_sections if self.teacher_fed]
         self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
+        self._streams = self._side_streams(bn_policy, fed) if side_by_side else None
         self._checked_inplace = False
         # Entered with the name of each part of a step while it runs: what `lit-fast bench --profile` listens to.
         self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
@@ -202,6 +208,17 @@ class LITStep:
                     f"optimizer: it does not hold {len(missing)} trainable parameters of the {owner}, first "
                     f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
                 )
+
+    def _side_streams(self, bn_policy: str, fed: Sequence[int]) -> SideStreams | None:
+        """One for the teacher and one for each section but the first; none where nothing can run side by side."""
+        if bn_policy == "both":
+            raise ValueError(
+                "side_by_side: both passes of a section write its running statistics under bn_policy='both', so they "
+                "must follow each other; use another policy or side_by_side=False"
+            )
+        if self.device.type != "cuda" or not any(fed):
+            return None
+        return SideStreams(self.device, self.student.num_sections)
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
@@ -288,6 +305,8 @@ class LITStep:
         with self.mark("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            if self._streams is not None:  # backward has followed on them
+                self._streams.join()
         return self.criterion.parts  # set by the call in `loss`
 
     @staticmethod
@@ -300,9 +319,12 @@ class LITStep:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
         images = self._prefetched(images)
         with self._autocast():
-            with self.mark("teacher"):
-                teacher_irs, teacher_logits = self._run_teacher(images)
-            student_irs, student_logits = self._run_student(images, teacher_irs)
+            if self._streams is None:
+                with self.mark("teacher"):
+                    teacher_irs, teacher_logits = self._run_teacher(images)
+                student_irs, student_logits = self._run_student(images, teacher_irs)
+            else:
+                teacher_irs, teacher_logits, student_irs, student_logits = self._run_side_by_side(self._streams, images)
         with self.mark("loss"):
             return self.criterion(
                 student_irs,
@@ -335,14 +357,14 @@ class LITStep:
         # the gradients of a section's two passes are added in float32.
         return torch.autocast(self.device.type, dtype=self.amp_dtype, cache_enabled=False)
 
-    def _run_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def _run_teacher(self, images: Tensor, after: After | None = None) -> tuple[list[Tensor], Tensor | None]:
         if self.teacher is None or not self._needs_teacher:
             return [], None
         self.check_teacher_mode()
         if self._frozen is not None:
-            return self._frozen.run(images)
+            return self._frozen.run(images, after)
         with torch.no_grad():
-            return self.teacher.run(images)
+            return self.teacher.run(images, after)
 
     def check_teacher_mode(self) -> None:
         """Raises RuntimeError if the teacher was put back into train mode."""
@@ -353,6 +375,40 @@ class LITStep:
 
     def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """Both student passes. Returns the IRs to compare (those of ``ir_sections``) and the composed logits."""
+        composed, logits = self._composed_pass(images)
+        with self.mark("student, teacher-fed"):
+            irs = [
+                self._compared(i, self._teacher_fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i])
+                for i in self.ir_sections
+            ]
+        self._checked_inplace = True
+        return irs, logits
+
+    def _run_side_by_side(
+        self, streams: SideStreams, images: Tensor
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor], Tensor | None]:
+        """Teacher and both student passes, each section as soon as its input is there."""
+        fed: dict[int, Tensor] = {}
+        with_grad = torch.is_grad_enabled()
+
+        def feed(before: int, teacher_ir: Tensor) -> None:
+            i = before + 1
+            if i in self.ir_sections:
+                with streams.beside(i, after=0), torch.set_grad_enabled(with_grad):
+                    fed[i] = self._compared(i, self._teacher_fed(i, teacher_ir))
+
+        try:
+            with streams.beside(0):
+                teacher_irs, teacher_logits = self._run_teacher(images, feed)
+            composed, logits = self._composed_pass(images)
+        finally:  # also after an error: what has begun reads tensors that the caller goes on with
+            streams.join()
+        irs = [fed[i] if self._is_fed(i) else self._compared(i, composed[i]) for i in self.ir_sections]
+        self._checked_inplace = True
+        return teacher_irs, teacher_logits, irs, logits
+
+    def _composed_pass(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The outputs of the student's own sections, as far as they are needed, and its logits."""
         student, stats = self.student, self.running_stats
         sections = student.sections
         composed_grad = self.options.beta > 0.0 or not self.teacher_fed
@@ -368,14 +424,15 @@ class LITStep:
                     h = section(h)
                 composed.append(h)
             logits = student.head(h) if self.options.beta > 0.0 else None
+        return composed, logits
 
-        irs = []
-        with self.mark("student, teacher-fed"):
-            for i in self.ir_sections:
-                ir = composed[i] if i == 0 or not self.teacher_fed else self._teacher_fed(i, teacher_irs[i - 1])
-                irs.append(ir if self.projector is None else self.projector.compare(i, ir))
-        self._checked_inplace = True
-        return irs, logits
+    def _is_fed(self, i: int) -> bool:
+        """Whether section ``i`` (from 0) is compared in a pass of its own; section 1 is both passes at once."""
+        return self.teacher_fed and i > 0
+
+    def _compared(self, i: int, ir: Tensor) -> Tensor:
+        """What is held against the teacher's IR."""
+        return ir if self.projector is None else self.projector.compare(i, ir)
 
     def _teacher_fed(self, i: int, teacher_ir: Tensor) -> Tensor:
         """What section ``i`` (from 0) makes of the teacher's IR before it."""

@@ -35,6 +35,7 @@ HALF_TOLERANCE = {torch.bfloat16: 0.02, torch.float16: 0.005}
 
 Outputs = tuple[list[Tensor], Tensor | None]  # the IRs, the logits
 Run = Callable[[Tensor], Tensor]
+After = Callable[[int, Tensor], None]  # of a section, from 0, with its output
 
 
 class LoweringError(RuntimeError):
@@ -114,11 +115,16 @@ class FrozenTeacher:
         """k: the number of sections, and of IRs."""
         return self.module.num_sections
 
-    def run(self, images: Tensor) -> Outputs:
+    def run(self, images: Tensor, after: After | None = None) -> Outputs:
         """The k section outputs and the logits of a batch; no autograd graph.
 
         If `images` is the very tensor that ``prefetch`` was given next, its results are waited for instead of computed;
         if it is another, all that was announced is dropped.
+
+        Args:
+            images: model input, [B, ...].
+            after: called with the number of each section, from 0, and its output, before the next one is begun; not
+                for results that were waited for.
         """
         if self._ahead:
             ahead, wait = self._ahead.popleft()
@@ -126,7 +132,7 @@ class FrozenTeacher:
             if ahead is images:
                 return found
             self._ahead.clear()
-        return self._forward(images)
+        return self._forward(images, after)
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start on batches that ``run`` will be given, after those announced before, while the caller goes on.
@@ -184,14 +190,16 @@ class FrozenTeacher:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def _forward(self, images: Tensor) -> Outputs:
-        *runs, head = self._prepare(images)
-        out = self._converted(images)
+    def _forward(self, images: Tensor, after: After | None = None) -> Outputs:
+        stem, *sections, head = self._prepare(images)
+        out = stem(self._converted(images))
         irs = []
-        for run in runs:
-            out = run(out)
+        for i, section in enumerate(sections):
+            out = section(out)
             irs.append(out)
-        return irs[1:], head(out) if self._logits else None
+            if after is not None:
+                after(i, out)
+        return irs, head(out) if self._logits else None
 
     def _converted(self, images: Tensor) -> Tensor:
         dtype = self.dtype if images.is_floating_point() else images.dtype

@@ -74,8 +74,8 @@ def measured(
         except Exception as error:
             steps.pop(name, None)
             failed[name] = f"{type(error).__name__}: {error}"[:500]
-    timed = {name: ways.repeated(way, ON_CUDA) for name, way in steps.items()} if problem.device == "cuda" else steps
-    pairs = Pairs(timed, problem.device)
+    calls = ON_CUDA if problem.device == "cuda" else 1
+    pairs = Pairs({name: ways.repeated(way, calls) for name, way in steps.items()}, problem.device)
     if steps:
         pairs.run(seconds)
     missing = {**failed, **pairs.failed}

@@ -33,16 +33,15 @@ def _deterministic(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
 
-def make(captured, precision="fp32", *, fused=True, engine="auto", student=None):
+def make(captured, precision="fp32", *, fused=True, engine="auto", student=None, **options):
     torch.manual_seed(0)
     teacher = lf.split(lf.models.resnet32().cuda())
     student = lf.split((student or lf.models.resnet20()).cuda()).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=2**-6, momentum=0.9, weight_decay=1e-4, fused=fused)
     # A first scale that overflows: the first step is skipped, captured or not.
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, backoff_factor=2.0**-28) if precision == "fp16" else None
-    return lf.LITStep(
-        teacher, student, lf.LITLoss(), optimizer, precision=precision, scaler=scaler, engine=engine, capture=captured
-    )
+    options = {"precision": precision, "scaler": scaler, "engine": engine, "capture": captured, **options}
+    return lf.LITStep(teacher, student, lf.LITLoss(), optimizer, **options)
 
 
 def batches(steps=STEPS, sizes=(32,), seed=1):
@@ -96,6 +95,16 @@ def test_equals_the_eager_step(precision, engine):
     if eager.scaler is not None:
         assert step.scaler.get_scale() == eager.scaler.get_scale() < 2.0**40
     assert not step.nonfinite
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_side_by_side_equals_one_after_the_other(precision, captured):
+    data = batches(sizes=(32, 32, 20))
+    serial, step = make(captured, precision), make(captured, precision, side_by_side=True)
+    run = captured_only if captured else train
+    torch.testing.assert_close(run(step, data), run(serial, data), rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
+    assert_near(step.student.model.state_dict(), serial.student.model.state_dict(), precision)
 
 
 def test_a_captured_run_repeats_bit_for_bit():
