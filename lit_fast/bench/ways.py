@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ __all__ = [
 Way = Callable[[], object]
 
 
-class Several(NamedTuple):
+@dataclass(frozen=True)
+class Several:
     """A way that trains several steps in a call, and gives the result of the last."""
 
     steps: int
