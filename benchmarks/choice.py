@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 
 class Choice(NamedTuple):
@@ -12,11 +14,13 @@ class Choice(NamedTuple):
         settings: names of settings.
         variants: names of variants; "compile" stands for each of its modes.
         known: (suite, setting, variant) of what an earlier run has measured.
+        turn: entered around the timing of a setting, once its variants are compiled.
     """
 
     settings: tuple[str, ...] | None = None
     variants: tuple[str, ...] | None = None
     known: frozenset[tuple[str, str, str]] = frozenset()
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def setting(self, suite: str, name: str) -> bool:
         """Whether a setting is asked for and not known yet; it is when all that is asked of it is."""

@@ -160,5 +160,6 @@ def run(
 
 def _measured(setting: Setting, device: str, deadline: float, seconds: float, choice: Choice) -> list[Row]:
     measurement = Measurement(setting, device, deadline, choice)
-    measurement.pairs.run(seconds)
+    with choice.turn():
+        measurement.pairs.run(seconds)
     return list(measurement.rows())  # the tensors of this setting are freed before those of the next are made

@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from benchmarks import journal, machine
 from benchmarks.choice import Choice
 from benchmarks.suites import SUITES
+from benchmarks.turns import Turns
 
 
 def results(device: str, command: str, rows: Iterable[dict[str, Any]], *, tiny: bool = False) -> dict[str, Any]:
@@ -60,15 +62,24 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="these settings alone")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these variants alone; compile: all its modes")
     parser.add_argument("--group", default="", help="what rows of the journal are marked with, to tell runs apart")
+    parser.add_argument(
+        "--together", nargs=2, metavar=("DIR", "N"), help="with N processes of this DIR: compile beside, time in turns"
+    )
     parser.add_argument("--rounds", type=float, metavar="SECONDS", help="of timing at one setting (the suite's own)")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
+    turns = Turns(Path(options.together[0]), int(options.together[1]), deadline) if options.together else None
+    options.turn = turns.measuring if turns else nullcontext
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.journal:
-        _into_journal(options, deadline)
-    else:
-        _into_file(options, deadline)
+    try:
+        if options.journal:
+            _into_journal(options, deadline)
+        else:
+            _into_file(options, deadline)
+    finally:
+        if turns:
+            turns.ready()
 
 
 def _into_file(options: argparse.Namespace, deadline: float) -> None:
@@ -94,7 +105,7 @@ def _rows(
     options: argparse.Namespace, deadline: float, known: frozenset[tuple[str, str, str]]
 ) -> Iterator[dict[str, Any]]:
     chosen = (tuple(names) if names else None for names in (options.settings, options.variants))
-    choice = Choice(*chosen, known)
+    choice = Choice(*chosen, known, options.turn)
     seconds = {"seconds": 0.3} if options.tiny else {} if options.rounds is None else {"seconds": options.rounds}
     for suite in options.only or SUITES:
         module = importlib.import_module(SUITES[suite][0])

@@ -89,5 +89,5 @@ def measured(
     """The rows of one setting."""
     problem = setting.pair.problem(setting.batch, setting.precision, device)
     ways = {name: way for name, way in step.builders(problem, compiled=compiled).items() if choice.variant(name)}
-    rows = step.measured(problem, ways, deadline=deadline, seconds=seconds)
+    rows = step.measured(problem, ways, deadline=deadline, seconds=seconds, turn=choice.turn)
     return [{**setting.heading("step", device), **row} for row in rows]

@@ -300,3 +300,35 @@ def test_tests_that_finished_before_the_end_are_counted(tmp_path: Path) -> None:
     path.unlink()
     subprocess.run(run, env=variables, cwd=tmp_path, capture_output=True, check=False)
     assert {test["id"].partition("::")[2] for test in journal.read(path, "test")} == {"test_bad", "test_torn_down"}
+
+
+def test_processes_get_ready_beside_each_other_and_measure_in_turns(tmp_path: Path) -> None:
+    """Nobody measures before all are ready, and never two at a time; one that dies is not waited for."""
+    program = """
+import sys, time
+from pathlib import Path
+from benchmarks.turns import Turns
+folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+turns = Turns(folder / "turns", 3, time.monotonic() + 60)
+time.sleep(seconds)
+if seconds > 1:
+    turns.ready()
+    raise SystemExit
+ready = time.time()
+with turns.measuring():
+    start = time.time()
+    time.sleep(0.3)
+    print(ready, start, time.time())
+"""
+    run = [sys.executable, "-c", program, str(tmp_path)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = [
+        subprocess.Popen([*run, seconds], stdout=subprocess.PIPE, text=True, env=variables)
+        for seconds in ("0", "0.5", "1.2")
+    ]
+    found = sorted(tuple(map(float, out.split())) for out in (one.communicate()[0] for one in began) if out)
+    assert len(found) == 2
+    latest = max(ready for ready, _, _ in found)
+    assert all(start >= latest for _, start, _ in found)
+    (_, _, first_end), (_, second_start, _) = sorted(found, key=lambda times: times[1])
+    assert second_start >= first_end

@@ -8,7 +8,7 @@ from tiny_networks import CLASSES, Net, split
 from torch import Tensor
 
 import lit_fast as lf
-from lit_fast.training.environment import tf32
+from lit_fast.training.environment import cudnn_benchmark, tf32
 
 STEPS, WINDOW, IMAGES = 200, 20, 64
 
@@ -61,3 +61,11 @@ def test_tf32_is_set_for_a_run_and_then_as_before(allowed: bool) -> None:
     with tf32(allowed):
         assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
     assert [backend.allow_tf32 for backend in backends] == before
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_cudnn_searches_for_a_run_and_then_as_before(on: bool) -> None:
+    before = torch.backends.cudnn.benchmark
+    with cudnn_benchmark(on):
+        assert torch.backends.cudnn.benchmark is on
+    assert torch.backends.cudnn.benchmark == before

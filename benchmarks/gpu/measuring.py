@@ -1,7 +1,7 @@
 """The stages that measure: suites of benchmarks in processes of their own, whose rows go into the journal.
 
-First what needs no compiler. Whatever runs under torch.compile is a process for each setting, with a limit: compiling
-takes as long as it likes. Their caches are filled in the background while the tests run (`warm`).
+First what needs no compiler. What runs under torch.compile comes last, a process for each setting: compiling takes as
+long as it likes.
 """
 
 from __future__ import annotations
@@ -44,26 +44,23 @@ def teacher(session: Session, limit: float) -> Fields:
     return _suite(session, "teacher", limit, ("eager", "runner"), rounds=2)
 
 
-def step_compile(session: Session, limit: float) -> Fields:
-    """Paired with the captured step, in the settings of the bars."""
+def compiled(session: Session, limit: float) -> Fields:
+    """torch.compile beside the captured step and the fused losses, in the settings of the bars.
+
+    One process for each setting: all compile at the same time, then they measure one after the other.
+    """
     paired = ("eager", "runner") if session.dry_run else ("capture", MODE)
-    return _each(session, "step", _step_settings(session), paired, limit, rounds=4)
-
-
-def loss_compile(session: Session, limit: float) -> Fields:
-    """Paired with the fused losses and eager."""
-    return _each(session, "loss", _loss_settings(session), ("eager", "native", "triton", MODE), limit, rounds=1)
-
-
-def warm(session: Session) -> None:
-    """Start to compile what ``step_compile`` and ``loss_compile`` will time; their caches are on the disk."""
-    if session.dry_run:
-        return
-    for suite, settings in (("step", _step_settings(session)), ("loss", _loss_settings(session)[:2])):
-        for number, setting in enumerate(settings):
-            command = session.python("-m", "benchmarks.run", "--device", "cuda", "--only", suite, "--settings", setting)
-            command += ["--variants", MODE, "--rounds", "0.1", "--journal", str(session.scratch / "warmed.jsonl")]
-            session.start(command, f"warm-{suite}-{number}")
+    wanted = [("step", setting, paired, 4.0) for setting in _step_settings(session)]
+    wanted += [("loss", setting, ("eager", "native", "triton", MODE), 1.0) for setting in _loss_settings(session)]
+    together = [str(session.scratch / "turns"), str(len(wanted))]
+    end = time.monotonic() + limit
+    for number, (suite, setting, variants, rounds) in enumerate(wanted):
+        command = _command(session, suite, 0.6 * limit, variants, [setting], rounds=rounds, group="compile")
+        session.start([*command, "--together", *together], f"compiled-{number}")
+    session.stop_background(end - time.monotonic())
+    outcomes = [_found(session, suite, [setting], "compile") for suite, setting, _, _ in wanted]
+    worst = next((one for one in outcomes if one["status"] != "passed"), outcomes[0])
+    return {"status": worst["status"], "detail": "; ".join(dict.fromkeys(one["detail"] for one in outcomes))}
 
 
 def _step_settings(session: Session) -> list[str]:
@@ -79,36 +76,36 @@ def _loss_settings(session: Session) -> list[str]:
     return [f"cifar-b{batch}-{dtype}" for batch in (1024, 32) for dtype in ("float16", "bfloat16")]
 
 
-def _each(
-    session: Session, suite: str, settings: list[str], variants: tuple[str, ...], limit: float, rounds: float
-) -> Fields:
-    """One process for each setting; none can take the time of the others."""
-    end = time.monotonic() + limit
-    outcomes = []
-    for number, setting in enumerate(settings):
-        share = (end - time.monotonic()) / (len(settings) - number)
-        outcomes.append(_suite(session, suite, share, variants, [setting], rounds=rounds, group="compile"))
-    worst = next((one for one in outcomes if one["status"] != "passed"), outcomes[0])
-    return {"status": worst["status"], "detail": "; ".join(dict.fromkeys(one["detail"] for one in outcomes))}
+def _suite(session: Session, name: str, limit: float, variants: tuple[str, ...] = (), *, rounds: float) -> Fields:
+    """Run a suite, or what is chosen of it, and count its rows."""
+    done = session.run(_command(session, name, max(limit - 5, 0), variants, rounds=rounds), limit)
+    found = _found(session, name)
+    if done.status:
+        found["problems"].append(f"{name}: {' / '.join(done.output.strip().splitlines()[-3:])[-300:]}")
+    if done.status is None and found["status"] == "passed":
+        found["status"] = "timed out"
+    return found if not done.status else {**found, "status": "failed", "detail": found["problems"][-1]}
 
 
-def _suite(
+def _command(
     session: Session,
-    name: str,
-    limit: float,
+    suite: str,
+    seconds: float,
     variants: tuple[str, ...] = (),
     settings: list[str] | None = None,
     *,
     rounds: float,
     group: str = "",
-) -> Fields:
-    """Run a suite, or what is chosen of it, and count its rows."""
+) -> list[str]:
     command = session.python("-m", "benchmarks.run", "--device", session.device, "--journal", str(session.journal))
-    command += ["--only", name, "--seconds", f"{max(limit - 5, 0):.0f}", "--rounds", str(rounds)]
+    command += ["--only", suite, "--seconds", f"{seconds:.0f}", "--rounds", str(rounds)]
     command += [*(["--variants", *variants] if variants else []), *(["--settings", *settings] if settings else [])]
-    command += [*(["--tiny"] if session.dry_run else []), *(["--group", group] if group else [])]
-    done = session.run(command, limit)
-    rows = [row for row in session.entries("row") if row["suite"] == name and (row.get("group") or "") == group]
+    return [*command, *(["--tiny"] if session.dry_run else []), *(["--group", group] if group else [])]
+
+
+def _found(session: Session, suite: str, settings: list[str] | None = None, group: str = "") -> Fields:
+    """The rows of a suite in the journal, counted."""
+    rows = [row for row in session.entries("row") if row["suite"] == suite and (row.get("group") or "") == group]
     if settings:
         rows = [row for row in rows if row["setting"] in settings]
     measured = [row for row in rows if row["status"] == "measured"]
@@ -116,9 +113,6 @@ def _suite(
     known = ("measured", "out of time", "not available")
     wrong = [row for row in rows if not row["status"].startswith(known)]
     problems = [f"{row['setting']}, {row['variant']}: {row['status']}" for row in wrong]
-    if done.status:
-        problems.append(f"{name}: {' / '.join(done.output.strip().splitlines()[-3:])[-300:]}")
     detail = f"{len(measured)} rows measured, {len(late)} out of time, {len(problems)} problems"
-    status = "timed out" if done.status is None or late else "passed"
-    status = "failed" if problems or not measured else status
+    status = "failed" if problems else "timed out" if late or not measured else "passed"
     return {"status": status, "detail": "; first: ".join([detail, *problems[:1]]), "problems": problems[:20]}

@@ -7,6 +7,7 @@ already is not looked at again. ``--tiny`` tries the code on the CPU.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import lit_fast as lf
 from benchmarks import journal
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench import ways
+from lit_fast.training.environment import cudnn_benchmark
 
 Fields = dict[str, Any]
 Finding = tuple[str, Callable[[], Fields]]
@@ -57,20 +59,28 @@ def findings(device: str, *, tiny: bool) -> list[Finding]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for channels, groups in ((16, 1), (64, 1), (128, 32)):
             name = f"fused convolution, {dtype}, {channels} channels, {groups} groups, memory full of NaN"
-            found.append((name, lambda d=dtype, c=channels, g=groups: fused_convolution(d, c, g)))  # type: ignore[misc]
+            found.append((name, functools.partial(fused_convolution, dtype, channels, groups)))
     for tf32 in (True, False):
         words = f"teacher, fp32, TF32 {'on' if tf32 else 'off'}"
-        found.append((words, lambda tf32=tf32: teacher(device, 32, torch.float32, tf32=tf32)))  # type: ignore[misc]
+        found.append((words, functools.partial(teacher, device, 32, torch.float32, tf32=tf32)))
     for batch in (32, 1024, 128):
-        found.append((f"captured step, batch {batch}, bf16", lambda b=batch: captured_step(device, b, "bf16")))  # type: ignore[misc]
-        found.append((f"teacher, bf16, batch {batch}", lambda b=batch: teacher(device, b, torch.bfloat16, tf32=True)))  # type: ignore[misc]
+        for name, options in STEPS.items():
+            words = f"captured step, batch {batch}, bf16{name}"
+            found.append((words, functools.partial(captured_step, device, batch, "bf16", **options)))
+    for batch in (32, 128, 1024):
+        words = f"teacher, bf16, batch {batch}"
+        found.append((words, functools.partial(teacher, device, batch, torch.bfloat16, tf32=True)))
     for batch in (32, 128, 1024, 8192):
         for backend in ("native", "triton"):
-            found.append((f"loss, batch {batch}, {backend}", lambda b=batch, n=backend: loss(device, b, n, 10)))  # type: ignore[misc]
+            found.append((f"loss, batch {batch}, {backend}", functools.partial(loss, device, batch, backend, 10)))
+    for beta, part in ((0.0, "IRs alone"), (1.0, "logits alone")):
+        for batch in (32, 1024):
+            words = f"loss, batch {batch}, native, {part}"
+            found.append((words, functools.partial(loss, device, batch, "native", 10, beta=beta)))
     for classes in (1000, 50257):
         for backend in ("native", "triton"):
             name = f"loss, 1024 rows of {classes} classes, {backend}"
-            found.append((name, lambda c=classes, n=backend: loss(device, 1024, n, c, irs=False)))  # type: ignore[misc]
+            found.append((name, functools.partial(loss, device, 1024, backend, classes, beta=1.0)))
     return found
 
 
@@ -120,15 +130,27 @@ def teacher(device: str, batch: int, dtype: torch.dtype, *, tf32: bool) -> Field
         return {"parts": parts, **times}
 
 
-def captured_step(device: str, batch: int, precision: str, *, tiny: bool = False) -> Fields:
+# What a captured step is tried with.
+STEPS: dict[str, dict[str, bool]] = {
+    "": {},
+    ", cuDNN's search": {"search": True},
+    ", side by side": {"side_by_side": True},
+    ", cuDNN's search, side by side": {"search": True, "side_by_side": True},
+}
+
+
+def captured_step(
+    device: str, batch: int, precision: str, *, tiny: bool = False, search: bool = False, **options: bool
+) -> Fields:
     """A captured step's time, and the device's time by the names of kernels."""
     problem = (TINY if tiny else PAIRS[0]).problem(batch, precision, device)
-    step = ways.lit_step(problem, "auto", "auto", capture=device == "cuda")
+    step = ways.lit_step(problem, "auto", "auto", capture=device == "cuda", **options)
 
     def train() -> None:
         step(problem.images, problem.labels)
 
-    ms = _ms(train, device, calls=20 if device == "cuda" else 1)
+    with cudnn_benchmark(search):
+        ms = _ms(train, device, calls=20 if device == "cuda" else 1)
     found = {"ms": ms, "images_s": batch / ms * 1e3, "captured": step.captured, "why": step.capture_reason}
     return {**found, "engine": step.engine_reason, **(_kernels(train) if device == "cuda" else {})}
 
@@ -136,24 +158,25 @@ def captured_step(device: str, batch: int, precision: str, *, tiny: bool = False
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def loss(device: str, batch: int, backend: str, classes: int, *, irs: bool = True) -> Fields:
-    """Loss and gradients in bfloat16, CIFAR's sections: the host's time, and the kernels'."""
-    shapes = ((16, 32, 32), (32, 16, 16), (64, 8, 8)) if irs else ()
+def loss(device: str, batch: int, backend: str, classes: int, *, beta: float = 0.75) -> Fields:
+    """Loss and gradients in bfloat16, CIFAR's sections (none if beta is 1): the host's time, and the kernels'."""
+    shapes = ((16, 32, 32), (32, 16, 16), (64, 8, 8)) if beta < 1 else ()
     half = torch.bfloat16
     student = [torch.randn(batch, *shape, device=device).to(half).requires_grad_() for shape in shapes]
     target = [torch.randn_like(ir) for ir in student]
     logits = torch.randn(batch, classes, device=device).to(half).requires_grad_()
     soft, labels = torch.randn_like(logits), torch.randint(0, classes, (batch,), device=device)
-    one, beta = torch.ones((), device=device), 0.75 if irs else 1.0
+    one = torch.ones((), device=device)
+    leaves = [*student, logits] if beta > 0 else student
 
     def run() -> Any:
         total = lf.lit_loss(student, target, logits, soft, labels, beta=beta, backend=backend)
-        return torch.autograd.grad(total, [*student, logits], one)
+        return torch.autograd.grad(total, leaves, one)
 
     found: Fields = {"us": 1000 * _ms(run, device, calls=50 if device == "cuda" else 1)}
     if device == "cuda":
         found |= _kernels(run)
-        moved = 6 * (sum(ir.numel() for ir in student) + logits.numel())
+        moved = 6 * sum(leaf.numel() for leaf in leaves)
         found["gb_s"] = moved / found["kernels_us"] / 1e3
     return found
 

@@ -24,6 +24,7 @@ CARRY = ROOT / "gpu-carry"  # what prepare.sh makes
 _TREE = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build_backend")
 _FILES = ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 _LOG_BYTES = 2 << 20  # of one command's output; of longer ones the end is kept
+_BACKGROUND_LOG = 1 << 16
 
 
 class Done(NamedTuple):
@@ -55,7 +56,7 @@ class Session:
     carry: Path = CARRY
     tree: Path = ROOT
     extra: dict[str, str] = field(default_factory=dict)
-    background: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    background: list[tuple[subprocess.Popen[bytes], Path]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.dry_run or not os.access(ROOT, os.W_OK):
@@ -148,15 +149,19 @@ class Session:
         return Done(status, text, seconds)
 
     def start(self, command: list[str], name: str) -> None:
-        """Run a command beside what comes next, until ``stop_background``; its output is kept only here."""
-        with (self.scratch / f"{name}.txt").open("wb") as file:
-            self.background.append(self._start(command, file, {}))
+        """Run a command beside what comes next, until ``stop_background``, which logs what it printed."""
+        path = self.scratch / f"{name}.txt"
+        with path.open("wb") as file:
+            self.background.append((self._start(command, file, {}), path))
+        self.log(f"$ {shlex.join(command)} &  # {name}")
 
     def stop_background(self, wait: float = 0.0) -> None:
         """Wait so long for what runs in the background, then kill it."""
         end = time.monotonic() + wait
-        for process in self.background:
-            _wait(process, max(end - time.monotonic(), 0.01))
+        for process, path in self.background:
+            status = _wait(process, max(end - time.monotonic(), 0.01))
+            text = path.read_text(encoding="utf-8", errors="replace")[-_BACKGROUND_LOG:]
+            self.log(f"# {path.stem}: {'out of time' if status is None else f'status {status}'}\n{text}")
         self.background.clear()
 
     def _start(self, command: list[str], file: Any, environment: dict[str, str]) -> subprocess.Popen[bytes]:

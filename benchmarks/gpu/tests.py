@@ -1,4 +1,4 @@
-"""The stage that runs pytest over tests/gpu, capture included, while torch.compile's caches fill beside it."""
+"""The stage that runs pytest over tests/gpu, capture included."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import json
 import os
 from typing import Any
 
-from benchmarks.gpu import measuring
 from benchmarks.gpu.session import Done, Session
 
 Fields = dict[str, Any]
 GPU_TESTS = "tests/gpu"
 PROCESSES = 12  # each takes a context of the GPU; compiling Triton's kernels takes a core
-WARMING = 20.0  # seconds that the caches may go on filling after the tests
 # In a dry run tests/gpu skips itself; these run instead, so that counting is tried as well.
 DRY_RUN = ("tests/test_matrix.py", "float32-l2-contiguous or bfloat16-l1-mixed or a_wrong_loss")
 
 
 def everything(session: Session, limit: float) -> Fields:
-    measuring.warm(session)
     parallel = []  # where pytest-xdist is there, several at a time
     if session.facts().get("versions", {}).get("pytest-xdist") and not session.dry_run:
         parallel = ["-p", "xdist", "-n", str(max(1, min(PROCESSES, os.cpu_count() or 1))), "--dist", "worksteal"]
-    done = run_pytest(session, limit - WARMING, [*parallel, GPU_TESTS])
+    done = run_pytest(session, limit, [*parallel, GPU_TESTS])
     if session.dry_run:
         instead = run_pytest(session, limit - done.seconds, [DRY_RUN[0]], DRY_RUN[1])
         done = instead if done.status in (0, 5) else done
-    session.stop_background(WARMING)
     return outcome(done, session.entries("test"))
 
 

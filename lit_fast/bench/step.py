@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def measured(
     against: Sequence[str] = ("plain", "eager"),
     deadline: float = float("inf"),
     seconds: float = 20.0,
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Row]:
     """One row for each way.
 
@@ -53,6 +55,7 @@ def measured(
         against: those that each is held against, beside the fastest of torch.compile's.
         deadline: of ``time.monotonic``; nothing is compiled later.
         seconds: of rounds; compiling comes on top.
+        turn: entered around the rounds, once every way is built: for processes that measure one after the other.
 
     Returns:
         rows with "variant", "mode", "status" ("measured", or what went wrong) and, where measured, "median_us",
@@ -76,8 +79,9 @@ def measured(
             failed[name] = f"{type(error).__name__}: {error}"[:500]
     calls = ON_CUDA if problem.device == "cuda" else 1
     pairs = Pairs({name: ways.repeated(way, calls) for name, way in steps.items()}, problem.device)
-    if steps:
-        pairs.run(seconds)
+    with turn():
+        if steps:
+            pairs.run(seconds)
     missing = {**failed, **pairs.failed}
     return [*_rows(pairs, steps, problem, against), *({**_named(name), "status": why} for name, why in missing.items())]
 

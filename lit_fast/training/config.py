@@ -190,9 +190,17 @@ class StepConfig(Strict):
     channels_last: bool = True
     engine: Literal["auto", "runner", "eager"] = "auto"
     capture: bool = True
+    side_by_side: bool = False
+    cudnn_benchmark: bool = False
     tf32: bool = True
     sync_batchnorm: bool = False
     device: str = "auto"
+
+    @model_validator(mode="after")
+    def _one_pass_writes_the_statistics(self) -> StepConfig:
+        if self.side_by_side and self.bn_policy == "both":
+            raise ValueError("side_by_side: bn_policy 'both' lets both passes write the same running statistics")
+        return self
 
 
 class LoggingConfig(Strict):

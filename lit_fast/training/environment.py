@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import lit_fast
 from lit_fast.float32 import tf32
 
-__all__ = ["describe_environment", "resolve_device", "tf32"]
+__all__ = ["cudnn_benchmark", "describe_environment", "resolve_device", "tf32"]
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -29,6 +31,17 @@ def resolve_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"step.device: {wanted!r} is not usable here ({reason}); 'cpu' always is") from error
     return device
+
+
+@contextmanager
+def cudnn_benchmark(on: bool) -> Iterator[None]:
+    """Whether cuDNN tries its algorithms on each new shape and takes the fastest, inside; afterwards as before."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:

@@ -83,5 +83,6 @@ def build_step(
         projector=projector if in_lit else None,
         engine=settings.step.engine,
         capture=settings.step.capture and workers.size == 1,  # the sum over processes is not captured
+        side_by_side=settings.step.side_by_side and in_lit,
         workers=workers,
     )

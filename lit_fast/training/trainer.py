@@ -27,7 +27,7 @@ from lit_fast.running_stats import recalibrate
 from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.step import LITStep
 from lit_fast.training.config import Experiment
-from lit_fast.training.environment import tf32
+from lit_fast.training.environment import cudnn_benchmark, tf32
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.interrupt import SignalWatch, stopped
 from lit_fast.training.logs import RunLog
@@ -143,6 +143,7 @@ class Trainer:
         try:
             with (
                 tf32(self.settings.step.tf32),
+                cudnn_benchmark(self.settings.step.cudnn_benchmark),
                 RunProgress(self.console, self.spec.name, total, self.position.total_steps) as self.progress,
             ):
                 while self.position.phase < len(self.spec.phases):
