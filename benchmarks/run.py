@@ -108,7 +108,7 @@ def _rows(
     choice = Choice(*chosen, known, options.turn)
     seconds = {"seconds": 0.3} if options.tiny else {} if options.rounds is None else {"seconds": options.rounds}
     for suite in options.only or SUITES:
-        module = importlib.import_module(SUITES[suite][0])
+        module = importlib.import_module(SUITES[suite])
         for row in module.run(options.device, deadline, tiny=options.tiny, choice=choice, **seconds):
             print(line(row), flush=True)
             yield row

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-# Name -> (module with ``run(device, deadline, *, tiny, seconds)``, which yields rows; its part of the time).
+# Name -> module with ``run(device, deadline, *, tiny, seconds, choice)``, which yields rows.
 SUITES = {
-    "overhead": ("benchmarks.overhead", 0.1),
-    "loss": ("benchmarks.loss", 0.25),
-    "step": ("benchmarks.step", 0.3),
-    "tricks": ("benchmarks.tricks", 0.1),
-    "teacher": ("benchmarks.teacher", 0.1),
-    "data": ("benchmarks.data", 0.1),
-    "text": ("benchmarks.text", 0.05),
+    "overhead": "benchmarks.overhead",
+    "loss": "benchmarks.loss",
+    "step": "benchmarks.step",
+    "tricks": "benchmarks.tricks",
+    "teacher": "benchmarks.teacher",
+    "data": "benchmarks.data",
+    "text": "benchmarks.text",
 }
