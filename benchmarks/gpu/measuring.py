@@ -6,6 +6,7 @@ long as it likes.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -45,15 +46,16 @@ def teacher(session: Session, limit: float) -> Fields:
 
 
 def compiled(session: Session, limit: float) -> Fields:
-    """torch.compile beside the captured step and the fused losses, in the settings of the bars.
+    """torch.compile beside all others, in the settings of the bars.
 
     One process for each setting: all compile at the same time, then they measure one after the other.
     """
-    paired = ("eager", "runner") if session.dry_run else ("capture", MODE)
-    wanted = [("step", setting, paired, 4.0) for setting in _step_settings(session)]
-    wanted += [("loss", setting, ("eager", "native", "triton", MODE), 1.0) for setting in _loss_settings(session)]
+    ways = ("eager", "runner") if session.dry_run else (*UNCOMPILED_STEP, MODE)
+    wanted = [("step", setting, ways, 4.0) for setting in _step_settings(session)]
+    wanted += [("loss", setting, (*UNCOMPILED_LOSS, MODE), 1.0) for setting in _loss_settings(session)]
     together = [str(session.scratch / "turns"), str(len(wanted))]
     end = time.monotonic() + limit
+    session.extra.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, (os.cpu_count() or 1) // 4)))
     for number, (suite, setting, variants, rounds) in enumerate(wanted):
         command = _command(session, suite, 0.6 * limit, variants, [setting], rounds=rounds, group="compile")
         session.start([*command, "--together", *together], f"compiled-{number}")
@@ -67,7 +69,7 @@ def _step_settings(session: Session) -> list[str]:
     if session.dry_run:
         return ["resnet32-resnet20, batch 4, fp32"]
     half = "bf16" if float(session.facts().get("capability") or 8) >= 8 else "fp16"
-    return [f"{PAIR}, batch {batch}, {half}" for batch in (32, 128)]
+    return [f"{PAIR}, batch {batch}, {half}" for batch in (32, 128, 1024)]
 
 
 def _loss_settings(session: Session) -> list[str]:
