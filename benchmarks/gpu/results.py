@@ -47,7 +47,7 @@ def of_journal(entries: list[journal.Entry]) -> Results:
         "stages": _last_of(entries, "stage", "name"),
         "tests": _tests(entries),
         "probe": _last_of(entries, "probe", "name"),
-        "rows": _last_of(entries, "row", "suite", "setting", "variant", "mode", "group"),
+        "rows": _last_of(entries, "row", "suite", "setting", "variant", "mode"),
     }
     if dry_run:
         found["device"] = "cpu (dry run)"
