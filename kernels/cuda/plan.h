@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cuda/problem.h"
@@ -66,12 +67,17 @@ inline Index blocks_wanted(const Rows& rows, int threads) {
 // better, and each reads all labels.
 constexpr int kWavesOfRows = 4;
 
-// Work in bytes of IRs, which a block streams with nothing to wait for in between. On an H100 one of its 660 x 4 warps
-// moves 1 KB a microsecond. A row of logits moves next to nothing, but its loads, exponentials and sums wait for each
-// other: some 2 us, and 1 more for each strip of classes. The costs here are higher: rows that end early cost a few
-// blocks some bandwidth, rows that end late keep the whole device waiting.
-constexpr double kBytesOfRow = 8192;    // for the rows that a warp works on at a time
-constexpr double kBytesOfStrip = 2048;  // for each strip of a lane, likewise
+// Work in bytes of IRs, which a block streams with nothing to wait for in between: on an H200 one of its 660 x 4 warps
+// moves 1.6 KB a microsecond. A row of logits moves next to nothing, but its loads, exponentials and sums wait for each
+// other: a turn of a warp takes 8 us there, and 1 more for each further strip of classes. The costs here are over twice
+// that: rows should be done in half of the time of the IRs, whole turns counted, since rows that end late keep the
+// whole device waiting.
+constexpr double kBytesOfRow = 36864;   // for the rows that a warp works on at a time
+constexpr double kBytesOfStrip = 8192;  // for each strip of a lane, likewise
+
+// The rows may have one in so many of the blocks, however little their work: the IRs wait for the memory, and a few
+// blocks less keep as much of it busy.
+constexpr int kBlocksPerBlockOfRows = 20;
 
 inline double bytes_of_work(const Section& section) {
   return static_cast<double>(section.numel) *
@@ -98,6 +104,7 @@ inline void share_launch(Problem& problem, Limits limits) {
     wanted.push_back(blocks_wanted(problem.sections[i], limits.threads));
     work.push_back(bytes_of_work(problem.sections[i]));
   }
+  work[0] = std::max(work[0], std::accumulate(work.begin(), work.end(), 0.0) / kBlocksPerBlockOfRows);
   const std::vector<int> shares = share_blocks(wanted, work, limits.blocks);
   const Index most = static_cast<Index>(kWavesOfRows) * limits.blocks;
   problem.rows.blocks = rows_of_block ? static_cast<int>(std::min(wanted_by_rows, most)) : shares[0];
