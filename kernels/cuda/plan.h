@@ -115,6 +115,40 @@ inline void share_launch(Problem& problem, Limits limits) {
   }
 }
 
+// Which kernel computes the loss. doubles: whether any tensor is float64.
+inline Kernel kernel_of(const std::vector<Section>& sections, const Rows& rows, bool doubles) {
+  if (doubles) {
+    return Kernel::f64;
+  }
+  std::vector<DType> types;
+  for (const Section& section : sections) {
+    types.insert(types.end(), {section.student_dtype, section.teacher_dtype});
+  }
+  if (rows.batch > 0) {
+    types.push_back(rows.student_dtype);
+    types.push_back(rows.has_teacher ? rows.teacher_dtype : rows.student_dtype);
+  }
+  const DType first = types.empty() ? DType::f32 : types.front();
+  if (std::any_of(types.begin(), types.end(), [first](DType type) { return type != first; })) {
+    return Kernel::mixed;
+  }
+  return first == DType::f16 ? Kernel::f16 : first == DType::bf16 ? Kernel::bf16 : Kernel::f32;
+}
+
+// What the device would have to divide for.
+inline void work_out_slopes(Problem& problem) {
+  for (int i = 0; i < problem.section_count; ++i) {
+    Section& section = problem.sections[i];
+    section.slope = (1 - problem.beta) * section.weight / static_cast<double>(section.numel);
+  }
+  Rows& rows = problem.rows;
+  const double soft = problem.tau_squared ? problem.tau : 1 / problem.tau;  // tau^2 of eq. 2 times d(z / tau) / d z
+  rows.inverse_tau = 1 / problem.tau;
+  rows.ce_slope = problem.beta * problem.alpha;
+  rows.kl_slope = problem.beta * (1 - problem.alpha) * soft / static_cast<double>(rows.batch);
+  rows.at_all = rows.label_smoothing / rows.classes;
+}
+
 // The launches of one call, each with up to kMaxSections sections; the last has the rows too.
 //
 // common: everything but the sections, the shares of blocks and what lies in the workspace.
@@ -131,6 +165,7 @@ inline std::vector<Launch> plan(const std::vector<Section>& sections, const Prob
       problem.rows = {};
     }
     std::copy_n(sections.begin() + static_cast<std::ptrdiff_t>(first), problem.section_count, problem.sections);
+    work_out_slopes(problem);
     share_launch(problem, limits);
     launches.back().blocks = std::max(1, problem.blocks);  // an empty grid is an error
     first += problem.section_count;
