@@ -1,5 +1,5 @@
 // The KD loss of rows that are too long to be held in registers: two walks over their classes, a strip at a time.
-// Numbers of a class are of the type C that is computed in; sums over classes are float64.
+// Numbers of a class are of the type C that is computed in; sums over classes are float64, but within a strip.
 #pragma once
 
 #include "kernels/cuda/kd_context.cuh"
@@ -50,11 +50,14 @@ __device__ __forceinline__ void add_strip(RowState<C>& state, const C (&z)[kAtOn
     shift_to(state, max, inverse_tau);
   }
   const C shift = is_masked(max) ? C(0) : max;
+  C sum_hard = 0, sum_soft = 0;  // of the strip: float64, and conversions to it, are slow
 #pragma unroll
   for (int i = 0; i < kAtOnce<C>; ++i) {
-    state.hard += hard ? exp(z[i] - shift) : C(0);
-    state.soft += soft ? exp((z[i] - shift) * inverse_tau) : C(0);
+    sum_hard += hard ? exp(z[i] - shift) : C(0);
+    sum_soft += soft ? exp((z[i] - shift) * inverse_tau) : C(0);
   }
+  state.hard += sum_hard;
+  state.soft += sum_soft;
 }
 
 // 1 / a to double precision, by a step of Newton from the quotient in C, which costs less than a division of doubles.
