@@ -21,11 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = """
 #include "kernels/cuda/lit_loss.cuh"
 #include "kernels/cuda/rescale.cuh"
-template __global__ void lit_fast::cuda::lit_loss<float>(const lit_fast::cuda::Problem);
-template __global__ void lit_fast::cuda::lit_loss<double>(const lit_fast::cuda::Problem);
+using namespace lit_fast::cuda;
+template __global__ void lit_fast::cuda::lit_loss<Half, float>(const Problem);
+template __global__ void lit_fast::cuda::lit_loss<BFloat16, float>(const Problem);
+template __global__ void lit_fast::cuda::lit_loss<float, float>(const Problem);
+template __global__ void lit_fast::cuda::lit_loss<Any, float>(const Problem);
+template __global__ void lit_fast::cuda::lit_loss<Any, double>(const Problem);
 """
-KERNELS = ("lit_loss<float>", "lit_loss<double>", "rescale")
-_MANGLED = {"8lit_lossIfE": "lit_loss<float>", "8lit_lossIdE": "lit_loss<double>", "7rescaleE": "rescale"}
+_MANGLED = {
+    "8lit_lossINS0_4HalfEfE": "lit_loss<f16>",
+    "8lit_lossINS0_8BFloat16EfE": "lit_loss<bf16>",
+    "8lit_lossIffE": "lit_loss<f32>",
+    "8lit_lossINS0_3AnyEfE": "lit_loss<mixed>",
+    "8lit_lossINS0_3AnyEdE": "lit_loss<f64>",
+    "7rescaleE": "rescale",
+}
+KERNELS = tuple(_MANGLED.values())
 
 
 class Usage(NamedTuple):

@@ -57,9 +57,9 @@ cudaError_t counter_of(cudaStream_t stream, int* counter) {
 
 }  // namespace
 
-cudaError_t limits_of_loss(bool doubles, Limits* limits) {
-  static std::atomic<int> of_float[kMaxDevices], of_double[kMaxDevices];
-  return doubles ? limits_of(lit_loss<double>, of_double, limits) : limits_of(lit_loss<float>, of_float, limits);
+cudaError_t limits_of_loss(Kernel kernel, Limits* limits) {
+  static std::atomic<int> blocks[kKernels][kMaxDevices];
+  return limits_of(kernel_for(kernel), blocks[static_cast<int>(kernel)], limits);
 }
 
 cudaError_t limits_of_rescaling(Limits* limits) {
@@ -67,18 +67,14 @@ cudaError_t limits_of_rescaling(Limits* limits) {
   return limits_of(rescale, blocks, limits);
 }
 
-cudaError_t run(std::vector<Launch>& launches, bool doubles, void* workspace, cudaStream_t stream) {
+cudaError_t run(std::vector<Launch>& launches, Kernel kernel, void* workspace, cudaStream_t stream) {
   int counter = 0;
   if (const cudaError_t error = counter_of(stream, &counter)) {
     return error;
   }
   use_workspace(launches, workspace, counter);
   for (const Launch& launch : launches) {
-    if (doubles) {
-      lit_loss<double><<<launch.blocks, kThreads, 0, stream>>>(launch.problem);
-    } else {
-      lit_loss<float><<<launch.blocks, kThreads, 0, stream>>>(launch.problem);
-    }
+    kernel_for(kernel)<<<launch.blocks, kThreads, 0, stream>>>(launch.problem);
     if (const cudaError_t error = cudaGetLastError()) {
       return error;
     }

@@ -9,12 +9,12 @@
 
 namespace lit_fast::cuda {
 
-// How the current device runs the kernels; `doubles`: those that compute in float64. Asked once per device.
-cudaError_t limits_of_loss(bool doubles, Limits* limits);
+// How the current device runs the kernels. Asked once per device.
+cudaError_t limits_of_loss(Kernel kernel, Limits* limits);
 cudaError_t limits_of_rescaling(Limits* limits);
 
 // Runs the launches of one call on `stream`, in order, without waiting for them. workspace: workspace_bytes(launches).
-cudaError_t run(std::vector<Launch>& launches, bool doubles, void* workspace, cudaStream_t stream);
+cudaError_t run(std::vector<Launch>& launches, Kernel kernel, void* workspace, cudaStream_t stream);
 cudaError_t run(const std::vector<RescalingLaunch>& launches, cudaStream_t stream);
 
 }  // namespace lit_fast::cuda

@@ -116,8 +116,8 @@ LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
   const at::Device device = device_of(args);
   check_devices(args, device);
   const c10::cuda::CUDAGuard guard(device);
-  const bool doubles = compute_dtype(args) == at::kDouble;
   Inputs inputs(args);
+  const Kernel kernel = kernel_of(inputs.sections, inputs.rows, compute_dtype(args) == at::kDouble);
   const auto options = at::dtype(compute_dtype(args)).device(device);
   const at::Tensor parts = at::empty({3 + static_cast<int64_t>(inputs.sections.size())}, options);
 
@@ -135,10 +135,10 @@ LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
   problem.parts = parts.mutable_data_ptr();
 
   Limits limits{};
-  C10_CUDA_CHECK(limits_of_loss(doubles, &limits));
+  C10_CUDA_CHECK(limits_of_loss(kernel, &limits));
   std::vector<Launch> launches = plan(inputs.sections, problem, limits);
   const at::Tensor workspace = at::empty({static_cast<int64_t>(workspace_bytes(launches))}, options.dtype(at::kByte));
-  C10_CUDA_CHECK(run(launches, doubles, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(run(launches, kernel, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return {parts, std::move(inputs.ir_grads),
           inputs.logits_grad.defined() ? inputs.logits_grad : at::empty({0}, options)};
 }

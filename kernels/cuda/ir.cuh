@@ -79,21 +79,21 @@ __device__ __forceinline__ double ir_aligned(const Section& section, C scale, Pl
     sum += ir_pieces<kind, W::steps, S, T>(student + piece * W::s_words, teacher + piece * W::t_words, grad_at(piece),
                                            scale);
   }
+#pragma unroll 1
   for (piece = in_tiles + place.thread; piece < pieces; piece += place.threads) {
     sum += ir_pieces<kind, 1, S, T>(student + piece * W::s_words, teacher + piece * W::t_words, grad_at(piece), scale);
   }
   return sum;
 }
 
-// The thread's share of the elements from `begin` on, one by one, whatever their types.
-template <IrKind kind, typename C>
-__device__ __forceinline__ double ir_any(const Section& section, Index begin, C scale, Place place) {
-  const Untyped student{const_cast<void*>(section.student), section.student_dtype};
-  const Untyped teacher{const_cast<void*>(section.teacher), section.teacher_dtype};
-  const Untyped grad{section.grad, section.student_dtype};
+// The thread's share of the elements from `begin` on, one by one. Student, Teacher: Typed or Untyped.
+template <IrKind kind, typename C, typename Student, typename Teacher>
+__device__ __forceinline__ double ir_single(Student student, Teacher teacher, Student grad, Index begin, Index numel,
+                                            C scale, Place place) {
   double sum = 0;
-  for (Index i = begin + place.thread; i < section.numel; i += place.threads) {
-    const auto element = ir_element<kind>(student.read<C>(i) - teacher.read<C>(i));
+#pragma unroll 1
+  for (Index i = begin + place.thread; i < numel; i += place.threads) {
+    const auto element = ir_element<kind>(student.template read<C>(i) - teacher.template read<C>(i));
     sum += element.loss;
     if (grad.data != nullptr) {
       grad.write(i, scale * element.slope);
@@ -102,60 +102,76 @@ __device__ __forceinline__ double ir_any(const Section& section, Index begin, C 
   return sum;
 }
 
-// The thread's share of a section of aligned tensors of the types S and T.
+// The thread's share of a section of tensors of any types.
+template <IrKind kind, typename C>
+__device__ __forceinline__ double ir_any(const Section& section, C scale, Place place) {
+  const Untyped student{const_cast<void*>(section.student), section.student_dtype};
+  const Untyped teacher{const_cast<void*>(section.teacher), section.teacher_dtype};
+  const Untyped grad{section.grad, section.student_dtype};
+  return ir_single<kind>(student, teacher, grad, 0, section.numel, scale, place);
+}
+
+// The thread's share of a section of tensors of the types S and T.
 template <IrKind kind, typename S, typename T, typename C>
-__device__ __forceinline__ double ir_typed(const Section& section, C scale, Place place) {
+__device__ __forceinline__ double ir_typed(const Section& section, bool aligned, C scale, Place place) {
   constexpr int width = Walk<S, T>::width;
-  return ir_aligned<kind, S, T>(section, scale, place) +
-         ir_any<kind>(section, section.numel / width * width, scale, place);
+  const Typed<S> student{static_cast<S*>(const_cast<void*>(section.student))};
+  const Typed<T> teacher{static_cast<T*>(const_cast<void*>(section.teacher))};
+  const Typed<S> grad{static_cast<S*>(section.grad)};
+  const double sum = aligned ? ir_aligned<kind, S, T>(section, scale, place) : 0.0;
+  const Index begin = aligned ? section.numel / width * width : 0;
+  return sum + ir_single<kind>(student, teacher, grad, begin, section.numel, scale, place);
 }
 
 LIT_HD constexpr int pair(DType student, DType teacher) {
   return static_cast<int>(student) * 4 + static_cast<int>(teacher);
 }
 
-// The thread's share of the sum of l(d) over a section.
-template <IrKind kind, typename C>
+// The thread's share of the sum of l(d) over a section. S: the type of all tensors, or Any.
+template <IrKind kind, typename S, typename C>
 __device__ __forceinline__ double ir_of_kind(const Section& section, C scale, Place place) {
-  if (is_aligned(section.student) && is_aligned(section.teacher) && is_aligned(section.grad)) {
+  const bool aligned = is_aligned(section.student) && is_aligned(section.teacher) && is_aligned(section.grad);
+  if constexpr (!is_any<S>) {
+    return ir_typed<kind, S, S>(section, aligned, scale, place);
+  } else if (aligned) {
     const int types = pair(section.student_dtype, section.teacher_dtype);
     if constexpr (sizeof(C) == sizeof(double)) {
       if (types == pair(DType::f64, DType::f64)) {
-        return ir_typed<kind, double, double>(section, scale, place);
+        return ir_typed<kind, double, double>(section, true, scale, place);
       }
     } else {
       switch (types) {
         case pair(DType::f16, DType::f16):
-          return ir_typed<kind, Half, Half>(section, scale, place);
+          return ir_typed<kind, Half, Half>(section, true, scale, place);
         case pair(DType::bf16, DType::bf16):
-          return ir_typed<kind, BFloat16, BFloat16>(section, scale, place);
+          return ir_typed<kind, BFloat16, BFloat16>(section, true, scale, place);
         case pair(DType::f32, DType::f32):
-          return ir_typed<kind, float, float>(section, scale, place);
+          return ir_typed<kind, float, float>(section, true, scale, place);
         case pair(DType::f32, DType::f16):
-          return ir_typed<kind, float, Half>(section, scale, place);
+          return ir_typed<kind, float, Half>(section, true, scale, place);
         case pair(DType::f16, DType::f32):
-          return ir_typed<kind, Half, float>(section, scale, place);
+          return ir_typed<kind, Half, float>(section, true, scale, place);
         case pair(DType::f32, DType::bf16):
-          return ir_typed<kind, float, BFloat16>(section, scale, place);
+          return ir_typed<kind, float, BFloat16>(section, true, scale, place);
         case pair(DType::bf16, DType::f32):
-          return ir_typed<kind, BFloat16, float>(section, scale, place);
+          return ir_typed<kind, BFloat16, float>(section, true, scale, place);
         default:
           break;
       }
     }
   }
-  return ir_any<kind>(section, 0, scale, place);
+  return ir_any<kind>(section, scale, place);
 }
 
-template <typename C>
+template <typename S, typename C>
 __device__ __forceinline__ double ir_section(const Section& section, IrKind kind, C scale, Place place) {
   switch (kind) {
     case IrKind::l2:
-      return ir_of_kind<IrKind::l2>(section, scale, place);
+      return ir_of_kind<IrKind::l2, S>(section, scale, place);
     case IrKind::l1:
-      return ir_of_kind<IrKind::l1>(section, scale, place);
+      return ir_of_kind<IrKind::l1, S>(section, scale, place);
     default:
-      return ir_of_kind<IrKind::smooth_l1>(section, scale, place);
+      return ir_of_kind<IrKind::smooth_l1, S>(section, scale, place);
   }
 }
 

@@ -29,12 +29,12 @@ __device__ __forceinline__ double written_by_another_block(const double* number)
 }
 
 // The block's part of the work; its partial sums are the same in all threads.
-template <typename C>
+template <typename S, typename C>
 __device__ __forceinline__ void block_sums(const Problem& problem, Scratch& scratch, double (&sums)[2]) {
   const int block = static_cast<int>(blockIdx.x);
   const double grad_scale = number_or(problem.grad_scale, problem.grad_scale_dtype, 1.0);
   if (block < problem.rows.blocks) {
-    const RowSums rows = kd_loss<C>(problem, grad_scale, scratch);
+    const RowSums rows = kd_loss<S, C>(problem, grad_scale, scratch);
     sums[0] = rows.ce;
     sums[1] = rows.kl;
   } else if (block < problem.blocks) {
@@ -44,33 +44,48 @@ __device__ __forceinline__ void block_sums(const Problem& problem, Scratch& scra
     }
     const int end = number + 1 < problem.section_count ? problem.sections[number + 1].first_block : problem.blocks;
     const Section& section = problem.sections[number];
-    const double slope = (1 - problem.beta) * section.weight * grad_scale / static_cast<double>(section.numel);
     const Index threads = static_cast<Index>(end - section.first_block) * blockDim.x;
     const Place place{static_cast<Index>(block - section.first_block) * blockDim.x + threadIdx.x, threads};
-    sums[0] = ir_section(section, problem.ir_kind, static_cast<C>(slope), place);
+    sums[0] = ir_section<S>(section, problem.ir_kind, static_cast<C>(section.slope * grad_scale), place);
   }
   reduce_block(sums, Add(), scratch);
 }
 
-// Whether this block is the last one to have written its partial sums, which it then sees all of.
+// Whether this block is the last one to have written its partial sums, which it then sees all of: the first thread's
+// fence and the barrier put the others' reads behind all writes.
 __device__ __forceinline__ bool is_last_block(const Problem& problem, const double (&sums)[2], Scratch& scratch) {
   if (threadIdx.x == 0) {
     problem.partials[2 * blockIdx.x] = sums[0];
     problem.partials[2 * blockIdx.x + 1] = sums[1];
     __threadfence();
     scratch.finishes = atomicInc(&counters[problem.counter], gridDim.x - 1) == gridDim.x - 1;
+    if (scratch.finishes) {
+      __threadfence();
+    }
   }
   __syncthreads();
-  __threadfence();
   return scratch.finishes;
 }
+
+constexpr int kPartialsAtOnce = 4;  // pairs that a thread loads before it adds any
 
 // One warp: the partial sums of the blocks first .. end - 1.
 __device__ __forceinline__ void add_partials(const Problem& problem, int first, int end, double (&sums)[2]) {
   sums[0] = sums[1] = 0;
-  for (int block = first + lane_of_thread(); block < end; block += kWarp) {
-    sums[0] += written_by_another_block(&problem.partials[2 * block]);
-    sums[1] += written_by_another_block(&problem.partials[2 * block + 1]);
+  for (int block = first + lane_of_thread(); block < end; block += kPartialsAtOnce * kWarp) {
+    double found[kPartialsAtOnce][2];
+#pragma unroll
+    for (int i = 0; i < kPartialsAtOnce; ++i) {
+      const bool exists = block + i * kWarp < end;
+      const double* pair = &problem.partials[2 * (block + i * kWarp)];
+      found[i][0] = exists ? written_by_another_block(pair) : 0.0;
+      found[i][1] = exists ? written_by_another_block(pair + 1) : 0.0;
+    }
+#pragma unroll
+    for (int i = 0; i < kPartialsAtOnce; ++i) {
+      sums[0] += found[i][0];
+      sums[1] += found[i][1];
+    }
   }
   reduce_warp(sums, Add());
 }
@@ -123,15 +138,38 @@ __device__ __forceinline__ void finish(const Problem& problem, Scratch& scratch)
   }
 }
 
-// C: the type that is computed in, float, or double if any IR or logit is float64.
-template <typename C>
+// S: the type of all IRs and logits, or Any. C: the type that is computed in, float, or double if any of them is
+// float64.
+//
+// A kernel for each type, though one could tell the types apart: a small launch takes as long as it takes to fetch the
+// instructions.
+template <typename S, typename C>
 __global__ void __launch_bounds__(kThreads, kBlocksOfSm<C>) lit_loss(const Problem problem) {
   LIT_SHARED(Scratch, scratch);
   double sums[2] = {0, 0};
-  block_sums<C>(problem, scratch, sums);
+  block_sums<S, C>(problem, scratch, sums);
   if (is_last_block(problem, sums, scratch)) {
     finish<C>(problem, scratch);
   }
 }
+
+#if !defined(__CUDACC_RTC__)
+using LossKernel = void (*)(const Problem);
+
+inline LossKernel kernel_for(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::f16:
+      return lit_loss<Half, float>;
+    case Kernel::bf16:
+      return lit_loss<BFloat16, float>;
+    case Kernel::f32:
+      return lit_loss<float, float>;
+    case Kernel::mixed:
+      return lit_loss<Any, float>;
+    default:
+      return lit_loss<Any, double>;
+  }
+}
+#endif
 
 }  // namespace lit_fast::cuda

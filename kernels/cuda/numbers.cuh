@@ -114,6 +114,13 @@ __device__ __forceinline__ void set(Words* words, int i, S number) {
 
 // --- arrays
 
+struct Any {};  // in place of a type, where every tensor has its own
+
+template <typename S>
+constexpr bool is_any = false;
+template <>
+constexpr bool is_any<Any> = true;
+
 template <typename S>
 struct Typed {  // numbers of a type that is known when compiling
   S* data;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cuda/problem.h"
@@ -66,12 +67,17 @@ inline Index blocks_wanted(const Rows& rows, int threads) {
 // better, and each reads all labels.
 constexpr int kWavesOfRows = 4;
 
-// Work in bytes of IRs, which a block streams with nothing to wait for in between. On an H100 one of its 660 x 4 warps
-// moves 1 KB a microsecond. A row of logits moves next to nothing, but its loads, exponentials and sums wait for each
-// other: some 2 us, and 1 more for each strip of classes. The costs here are higher: rows that end early cost a few
-// blocks some bandwidth, rows that end late keep the whole device waiting.
-constexpr double kBytesOfRow = 8192;    // for the rows that a warp works on at a time
-constexpr double kBytesOfStrip = 2048;  // for each strip of a lane, likewise
+// Work in bytes of IRs, which a block streams with nothing to wait for in between: on an H200 one of its 660 x 4 warps
+// moves 1.6 KB a microsecond. A row of logits moves next to nothing, but its loads, exponentials and sums wait for each
+// other: a turn of a warp takes 8 us there, and 1 more for each further strip of classes. The costs here are over twice
+// that: rows should be done in half of the time of the IRs, whole turns counted, since rows that end late keep the
+// whole device waiting.
+constexpr double kBytesOfRow = 36864;   // for the rows that a warp works on at a time
+constexpr double kBytesOfStrip = 8192;  // for each strip of a lane, likewise
+
+// The rows may have one in so many of the blocks, however little their work: the IRs wait for the memory, and a few
+// blocks less keep as much of it busy.
+constexpr int kBlocksPerBlockOfRows = 20;
 
 inline double bytes_of_work(const Section& section) {
   return static_cast<double>(section.numel) *
@@ -98,6 +104,7 @@ inline void share_launch(Problem& problem, Limits limits) {
     wanted.push_back(blocks_wanted(problem.sections[i], limits.threads));
     work.push_back(bytes_of_work(problem.sections[i]));
   }
+  work[0] = std::max(work[0], std::accumulate(work.begin(), work.end(), 0.0) / kBlocksPerBlockOfRows);
   const std::vector<int> shares = share_blocks(wanted, work, limits.blocks);
   const Index most = static_cast<Index>(kWavesOfRows) * limits.blocks;
   problem.rows.blocks = rows_of_block ? static_cast<int>(std::min(wanted_by_rows, most)) : shares[0];
@@ -106,6 +113,40 @@ inline void share_launch(Problem& problem, Limits limits) {
     problem.sections[i].first_block = problem.blocks;
     problem.blocks += shares[i + 1];
   }
+}
+
+// Which kernel computes the loss. doubles: whether any tensor is float64.
+inline Kernel kernel_of(const std::vector<Section>& sections, const Rows& rows, bool doubles) {
+  if (doubles) {
+    return Kernel::f64;
+  }
+  std::vector<DType> types;
+  for (const Section& section : sections) {
+    types.insert(types.end(), {section.student_dtype, section.teacher_dtype});
+  }
+  if (rows.batch > 0) {
+    types.push_back(rows.student_dtype);
+    types.push_back(rows.has_teacher ? rows.teacher_dtype : rows.student_dtype);
+  }
+  const DType first = types.empty() ? DType::f32 : types.front();
+  if (std::any_of(types.begin(), types.end(), [first](DType type) { return type != first; })) {
+    return Kernel::mixed;
+  }
+  return first == DType::f16 ? Kernel::f16 : first == DType::bf16 ? Kernel::bf16 : Kernel::f32;
+}
+
+// What the device would have to divide for.
+inline void work_out_slopes(Problem& problem) {
+  for (int i = 0; i < problem.section_count; ++i) {
+    Section& section = problem.sections[i];
+    section.slope = (1 - problem.beta) * section.weight / static_cast<double>(section.numel);
+  }
+  Rows& rows = problem.rows;
+  const double soft = problem.tau_squared ? problem.tau : 1 / problem.tau;  // tau^2 of eq. 2 times d(z / tau) / d z
+  rows.inverse_tau = 1 / problem.tau;
+  rows.ce_slope = problem.beta * problem.alpha;
+  rows.kl_slope = problem.beta * (1 - problem.alpha) * soft / static_cast<double>(rows.batch);
+  rows.at_all = rows.label_smoothing / rows.classes;
 }
 
 // The launches of one call, each with up to kMaxSections sections; the last has the rows too.
@@ -124,6 +165,7 @@ inline std::vector<Launch> plan(const std::vector<Section>& sections, const Prob
       problem.rows = {};
     }
     std::copy_n(sections.begin() + static_cast<std::ptrdiff_t>(first), problem.section_count, problem.sections);
+    work_out_slopes(problem);
     share_launch(problem, limits);
     launches.back().blocks = std::max(1, problem.blocks);  // an empty grid is an error
     first += problem.section_count;

@@ -12,13 +12,18 @@ constexpr int kThreads = 128;  // of a block; the kernels work with any multiple
 constexpr int kMaxSections = 64;
 constexpr int kMaxTensors = 64;          // of a rescaling
 constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
-constexpr int kClassesOfAWarp = 1024;    // longer rows of logits are shared by a block
+constexpr int kClassesOfAWarp = 256;     // longer rows of logits are shared by a block
 constexpr int kStreamCounters = 1024;    // of the device's counters, those of launches that are not captured
 constexpr int kCounters = 16384;
 constexpr int kStrip = 4;           // classes that a thread looks at together
 constexpr int kBytesInFlight = 64;  // of each tensor, that a thread loads before it uses any
 
 enum class DType : unsigned char { f16, bf16, f32, f64 };
+
+// The kernels of the loss: for tensors that all have one type, or for any, computing in float32 or, with float64 among
+// the tensors, in float64.
+enum class Kernel { f16, bf16, f32, mixed, f64 };
+constexpr int kKernels = 5;
 
 LIT_HD constexpr int bytes_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
@@ -45,6 +50,7 @@ struct Section {
   double weight;
   int first_block;
   DType student_dtype, teacher_dtype;
+  double slope;  // d total / d l of one element, before the gradients' scale
 };
 
 // The logits, worked on by the first `blocks` blocks.
@@ -60,6 +66,9 @@ struct Rows {
   int blocks;
   DType student_dtype, teacher_dtype, class_weight_dtype;
   bool has_labels, has_teacher;  // an empty tensor has no pointer to tell by
+  double inverse_tau;
+  double ce_slope, kl_slope;  // d total / d row's loss, before the gradients' scale and, of ce, the labels' weight
+  double at_all;              // the share of its weight that every class is a target with
 };
 
 // What the launches of one call hand on, in the workspace.

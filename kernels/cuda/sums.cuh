@@ -10,7 +10,7 @@
 
 namespace lit_fast::cuda {
 
-constexpr int kMaxReduced = 3;  // values at a time
+constexpr int kMaxReduced = 5;  // values at a time
 
 struct Scratch {  // what the threads of a block share
   double of_warp[kMaxReduced][kThreads / kWarp];
@@ -35,12 +35,19 @@ struct Max {  // NaN is passed over: it shows in the sums
 
 __device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+// Of the `lanes` threads that share a row of logits: a power of two up to a warp, or all of the block.
+__device__ __forceinline__ int lane_of_row(int lanes) {
+  return lanes > kWarp ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x) & (lanes - 1);
+}
+
 __device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
 
 // Each of the values, over `lanes` threads beside each other (a power of two, up to a warp); each of them gets the
 // same. All threads of the warp must come here.
 template <typename T, typename Operation, int n>
 __device__ __forceinline__ void reduce_lanes(T (&values)[n], int lanes, Operation operation) {
+#pragma unroll 1  // instructions that run once take longer to fetch than to run
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
@@ -70,7 +77,11 @@ __device__ __forceinline__ void reduce_block(T (&values)[n], Operation operation
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     values[i] = static_cast<T>(scratch.of_warp[i][0]);
-    for (int warp = 1; warp < warps_of_block(); ++warp) {
+  }
+#pragma unroll 1
+  for (int warp = 1; warp < warps_of_block(); ++warp) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
       values[i] = operation(values[i], static_cast<T>(scratch.of_warp[i][warp]));
     }
   }

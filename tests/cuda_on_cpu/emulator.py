@@ -32,6 +32,7 @@ class Section(ctypes.Structure):
         ("weight", DOUBLE),
         ("first_block", INT),
         *[(name, BYTE) for name in ("student_dtype", "teacher_dtype")],
+        ("slope", DOUBLE),
     )
 
 
@@ -43,6 +44,7 @@ class Rows(ctypes.Structure):
         *[(name, INT) for name in ("classes", "blocks")],
         *[(name, BYTE) for name in ("student_dtype", "teacher_dtype", "class_weight_dtype")],
         *[(name, ctypes.c_bool) for name in ("has_labels", "has_teacher")],
+        *[(name, DOUBLE) for name in ("inverse_tau", "ce_slope", "kl_slope", "at_all")],
     )
 
 

@@ -15,15 +15,14 @@ using lit_fast::cuda::Section;
 
 inline void run_lit_loss(const std::vector<Section>& sections, const Problem& common, bool doubles, Limits limits,
                          bool all_blocks_at_once) {
+  const auto kernel = lit_fast::cuda::kernel_for(lit_fast::cuda::kernel_of(sections, common.rows, doubles));
   auto launches = lit_fast::cuda::plan(sections, common, limits);
   std::vector<double> workspace(lit_fast::cuda::workspace_bytes(launches) / sizeof(double), NAN);
   constexpr int counter = 1;
   lit_fast::cuda::use_workspace(launches, workspace.data(), counter);
   try {
     for (const auto& one : launches) {
-      launch(one.blocks, limits.threads, all_blocks_at_once, [&] {
-        doubles ? lit_fast::cuda::lit_loss<double>(one.problem) : lit_fast::cuda::lit_loss<float>(one.problem);
-      });
+      launch(one.blocks, limits.threads, all_blocks_at_once, [&] { kernel(one.problem); });
       if (lit_fast::cuda::counters[counter] != 0) {
         throw std::logic_error("the launch left its counter at another number than 0");
       }
