@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_fast import fused_norm as norms
 from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
@@ -64,6 +65,9 @@ class LITStep:
             ``capture_reason`` tell. After a captured step gradients are None, and learning rates are float32.
         workers: the processes that share each batch (`lit_fast.parallel`): each calls the step on its own rows, and
             the update is that of the whole batch.
+        fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls `lit_fast.fused_norm.norm_act`
+            (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on a CUDA device. Results agree to
+            rounding.
 
     Attributes:
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
@@ -71,6 +75,7 @@ class LITStep:
 
     Raises:
         ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
+        RuntimeError: an engine, or ``fused_norm``, that this machine does not have.
 
     Source: paper, section 3 and table 3.
     """
@@ -91,6 +96,7 @@ class LITStep:
         engine: str = "auto",
         capture: bool = False,
         workers: Workers = ALONE,
+        fused_norm: bool = False,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -105,6 +111,9 @@ class LITStep:
             teacher.eval().requires_grad_(False)
 
         self.device = next(student.parameters()).device
+        if fused_norm:
+            norms.check(self.device)
+        self._fused_norm = fused_norm
         self.amp_dtype = _amp_dtype(precision, self.device)
         self.scaler = scaler
         if precision == "fp16" and scaler is None:
@@ -302,7 +311,8 @@ class LITStep:
         with self._autocast():
             with self.mark("teacher"):
                 teacher_irs, teacher_logits = self._run_teacher(images)
-            student_irs, student_logits = self._run_student(images, teacher_irs)
+            with norms.enabled() if self._fused_norm else nullcontext():
+                student_irs, student_logits = self._run_student(images, teacher_irs)
         with self.mark("loss"):
             return self.criterion(
                 student_irs,
