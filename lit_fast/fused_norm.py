@@ -49,14 +49,14 @@ def check(device: torch.device) -> None:
         raise RuntimeError(f"fused_norm is not available: {reason}; use fused_norm=False")
 
 
-def norm_act(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, relu: bool = True) -> Tensor:
+def norm_act(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, *, relu: bool = True) -> Tensor:
     """``relu(norm(x) + residual)``; x is left alone.
 
     Where the kernels are switched on, they are used for a plain ``nn.BatchNorm2d`` in train mode, without hooks, on
     tensors in ``channels_last`` of one floating dtype that Triton's device holds. Everything else is PyTorch's.
 
     Args:
-        norm: the normalisation; its running statistics are updated as it would itself.
+        norm: the normalisation, in whatever mode; its running statistics are updated as it would itself.
         x: [N, C, H, W].
         residual: [N, C, H, W], added before the ReLU; None: nothing.
         relu: whether there is one.
@@ -76,7 +76,7 @@ def norm_act(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, relu
 # --- where the kernels apply
 
 
-def _applies(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
+def _applies(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or not _plain(norm) or not norm.training:
         return False
     if type(x) not in (Tensor, nn.Parameter) or x.dim() != 4 or x.dtype not in DTYPES:
@@ -111,13 +111,13 @@ def _available(device_type: str, index: int | None) -> tuple[bool, str]:
 # --- the kernels as a function that autograd knows
 
 
-def _fused(norm: Any, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def _fused(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     return _NormAct.apply(x, residual, norm.weight, norm.bias, _running(norm), norm.eps, relu)
 
 
-def _running(norm: Any) -> Running:
+def _running(norm: nn.BatchNorm2d) -> Running:
     from lit_fast.kernels.batch_norm import Running
 
     if not norm.track_running_stats:

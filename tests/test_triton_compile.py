@@ -206,7 +206,7 @@ def norm_launches(
 def test_norms_move_16_bytes_at_a_time_and_nothing_spills(
     capability: int, dtype: torch.dtype, residual: bool, compiled_for: Any
 ) -> None:
-    launches = norm_launches(dtype, 16, residual=residual)
+    launches = norm_launches(dtype, 16, batch=16, residual=residual)
     assert len(launches) == 4
     words = batch_norm.TILE // 256 * dtype.itemsize // 16  # of 256 threads; a tile of float64 is half as large
     words = words // 2 if dtype == torch.float64 else words

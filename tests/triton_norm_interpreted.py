@@ -70,7 +70,7 @@ def test_a_large_mean_cancels_nothing(mean: float) -> None:
     problem = norm_cases.build(Case("offset", (8, 16, 16, 16), mean=mean, options={"momentum": 1.0}))
     norm_cases.run(problem, fused=True)
     right = problem.x.detach().double().var((0, 2, 3))
-    torch.testing.assert_close(problem.norm.running_var.double(), right, rtol=1e-5, atol=0)
+    torch.testing.assert_close(problem.norm.running_var.double(), right, rtol=1e-8 * abs(mean), atol=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -224,7 +224,7 @@ def test_a_network_in_float64_is_the_same(make) -> None:
         ours = one(x)
     right = other(x)
     torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
-    for network, out in ((one, ours), (other, right)):
+    for out in (ours, right):
         out.square().sum().backward()
     for name, parameter in one.named_parameters():
         torch.testing.assert_close(parameter.grad, other.get_parameter(name).grad, rtol=1e-7, atol=1e-9, msg=name)
@@ -251,7 +251,7 @@ def test_a_step_trains_the_same(dtype: torch.dtype, bn_policy: str, monkeypatch:
         images = torch.randn(4, 3, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
         losses.append(torch.stack([step(images, torch.arange(4)).total for _ in range(2)]))
         states.append(student.model.state_dict())
-    assert len(taken) == 2 * (19 + 12)  # of two steps: stem and 9 blocks, and those of sections 2 and 3 again
+    assert len(taken) == 2 * (18 + 12)  # of two steps: 9 blocks, and those of sections 2 and 3 again
     assert not fused_norm._on
     rounding = 1e-8 if dtype == torch.float64 else 2e-2
     torch.testing.assert_close(losses[0], losses[1], rtol=rounding, atol=0)

@@ -479,14 +479,11 @@ def backward_launches(b: Backward) -> list[Launch]:
         "grad_weight": b.grad_weight,
         "programs": plan.programs,
     }
-    first = {
-        **{"dy": b.dy, "y": b.y, "masked": b.masked, "partials": finishing["partials"], "steps": plan.steps},
-        **{**shared, **sizes, **common, "RELU": b.relu},
-    }
-    last = {
-        **{"dy": b.dy if b.masked is None else b.masked, "dx": b.dx, "RELU": b.relu and b.masked is None},
-        **{**shared, **finishing, **sizes, **common, **_second(plan)},
-    }
+    partials, shared = finishing["partials"], {**shared, **sizes, **common}
+    first = {**shared, "dy": b.dy, "y": b.y, "masked": b.masked, "partials": partials, "steps": plan.steps}
+    g = b.dy if b.masked is None else b.masked
+    last = {**shared, **finishing, **_second(plan), "dy": g, "dx": b.dx, "RELU": b.relu and b.masked is None}
+    first["RELU"] = b.relu
     between = {**finishing, "channels": plan.channels, **_wide(b.x)}
     return _launches(plan, (sums_kernel, first), (finish_sums_kernel, between), (slope_kernel, last))
 
