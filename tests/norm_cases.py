@@ -138,5 +138,7 @@ def in_doubt_silenced(problem: Problem) -> Problem:
 
 def compared(ours: Result, right: Result) -> list[tuple[str, Tensor, Tensor]]:
     named = [("y", ours.y, right.y)]
-    named += [(f"gradient {i}", mine, other) for i, (mine, other) in enumerate(zip(ours.grads, right.grads, strict=True))]
+    named += [
+        (f"gradient {i}", mine, other) for i, (mine, other) in enumerate(zip(ours.grads, right.grads, strict=True))
+    ]
     return [*named, *((name, tensor, right.buffers[name]) for name, tensor in ours.buffers.items())]

@@ -2,7 +2,7 @@
 
     y = relu(w (x - m) s + b + r),  s = 1 / sqrt(v + eps),  m and v of each channel, over all rows of x [rows, channels]
     g = dy where y > 0, else 0;     dr = g,  db = sum g,  dw = sum g (x - m) s,
-    dx = w s (g - db / rows - (x - m) s dw / rows)                                       Ioffe and Szegedy 2015, section 3
+    dx = w s (g - db / rows - (x - m) s dw / rows)                                    Ioffe and Szegedy 2015, section 3
 
 Two launches each way: the first leaves partial sums, one of each program and channel; in the second, every program sums
 those of its channels and goes over its elements. Where they are so many that reading them would take longer than a
@@ -127,7 +127,7 @@ def moments_kernel(
     place = partials + program * (2 * channels) + channel
     tl.store(place, mean_of_all, channel < channels)
     tl.store(place + channels, m2_of_all, channel < channels)
-    if tracked is not None:
+    if tracked is not None:  # noqa: SIM102, decided when it is compiled
         if tl.program_id(0) == 0:
             tl.store(tracked, tl.load(tracked) + 1)
 
@@ -461,7 +461,7 @@ def forward_launches(f: Forward) -> list[Launch]:
         "programs": plan.programs,
         "each": plan.steps * plan.height,
     }
-    tensors = {"x": f.x, "residual": f.residual, "weight": f.weight, "bias": f.bias, "y": f.y}
+    tensors: dict[str, Any] = {"x": f.x, "residual": f.residual, "weight": f.weight, "bias": f.bias, "y": f.y}
     first = {"x": f.x, "partials": partials, "tracked": running.tracked, "steps": plan.steps, **sizes, **common}
     last = {**tensors, **finishing, **sizes, **common, **_second(plan), "RELU": f.relu}
     between = {**finishing, "rows": plan.rows, "channels": plan.channels, "DTYPE": common["DTYPE"], **_wide(f.x)}
@@ -471,19 +471,19 @@ def forward_launches(f: Forward) -> list[Launch]:
 def backward_launches(b: Backward) -> list[Launch]:
     """The launches that write every gradient; they must run in order, on one stream."""
     plan = plan_for(b.x)
-    sizes, common = _sizes(plan), _common(plan, b.moments)
-    shared = {"x": b.x, "weight": b.weight, "bias": b.bias, "moments": b.moments}
+    partials = _partials(plan, b.moments)
+    tensors: dict[str, Any] = {"x": b.x, "weight": b.weight, "bias": b.bias, "moments": b.moments}
+    shared = {**tensors, **_sizes(plan), **_common(plan, b.moments)}
     finishing = {
-        "partials": _partials(plan, b.moments),
+        "partials": partials,
         "grad_bias": b.grad_bias,
         "grad_weight": b.grad_weight,
         "programs": plan.programs,
     }
-    partials, shared = finishing["partials"], {**shared, **sizes, **common}
-    first = {**shared, "dy": b.dy, "y": b.y, "masked": b.masked, "partials": partials, "steps": plan.steps}
+    read = {"dy": b.dy, "y": b.y, "masked": b.masked}
+    first = {**shared, **read, "partials": partials, "steps": plan.steps, "RELU": b.relu}
     g = b.dy if b.masked is None else b.masked
     last = {**shared, **finishing, **_second(plan), "dy": g, "dx": b.dx, "RELU": b.relu and b.masked is None}
-    first["RELU"] = b.relu
     between = {**finishing, "channels": plan.channels, **_wide(b.x)}
     return _launches(plan, (sums_kernel, first), (finish_sums_kernel, between), (slope_kernel, last))
 
