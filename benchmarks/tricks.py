@@ -22,6 +22,7 @@ Each of the others changes one thing about the rung `runner`:
 | parallel | the teacher-fed sections on streams of their own (CUDA) |
 | captured-side-by-side | the captured step; teacher, composed pass and teacher-fed sections on streams of their own |
 | cudnn-benchmark | the captured step; cuDNN tries its algorithms and takes the fastest |
+| fused-norm | the captured step; BatchNorm, addition and ReLU of the student as Triton kernels |
 | fused-sgd, foreach-sgd | the optimizer's other implementations |
 | autocast-cache | autocast keeps the cast weights for the second pass (half precision) |
 """
@@ -104,6 +105,9 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
             ways.lit_step(problem, "runner", "auto", capture=True, side_by_side=True), problem
         )
         found["cudnn-benchmark"] = lambda: chosen_algorithms_step(problem)
+        found["fused-norm"] = lambda: ways.replays(
+            ways.lit_step(problem, "runner", "auto", capture=True, fused_norm=True), problem
+        )
     return found
 
 

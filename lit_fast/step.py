@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_fast import fused_norm as norms
 from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
@@ -68,6 +69,9 @@ class LITStep:
             ``bn_policy="both"``, where two passes write the same running statistics. Same numbers.
         workers: the processes that share each batch (`lit_fast.parallel`): each calls the step on its own rows, and
             the update is that of the whole batch.
+        fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls `lit_fast.fused_norm.norm_act`
+            (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on a CUDA device. Results agree to
+            rounding.
 
     Attributes:
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
@@ -75,6 +79,7 @@ class LITStep:
 
     Raises:
         ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
+        RuntimeError: an engine, or ``fused_norm``, that this machine does not have.
 
     Source: paper, section 3 and table 3.
     """
@@ -96,6 +101,7 @@ class LITStep:
         capture: bool = False,
         side_by_side: bool = False,
         workers: Workers = ALONE,
+        fused_norm: bool = False,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -110,6 +116,9 @@ class LITStep:
             teacher.eval().requires_grad_(False)
 
         self.device = next(student.parameters()).device
+        if fused_norm:
+            norms.check(self.device)
+        self._fused_norm = fused_norm
         self.amp_dtype = _amp_dtype(precision, self.device)
         self.scaler = scaler
         if precision == "fp16" and scaler is None:
@@ -318,7 +327,7 @@ class LITStep:
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
         images = self._prefetched(images)
-        with self._autocast():
+        with self._autocast(), norms.enabled() if self._fused_norm else nullcontext():
             if self._streams is None:
                 with self.mark("teacher"):
                     teacher_irs, teacher_logits = self._run_teacher(images)

@@ -27,7 +27,9 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @needs_triton
-@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_gather_interpreted.py"])
+@pytest.mark.parametrize(
+    "file", ["triton_interpreted.py", "triton_gather_interpreted.py", "triton_norm_interpreted.py"]
+)
 def test_kernels_in_the_interpreter(file: str) -> None:
     """Everything in that file; what failed there is in the message."""
     done = python("-m", "pytest", "-q", str(TESTS / file), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

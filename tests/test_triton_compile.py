@@ -28,7 +28,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from named_gpu import Driver
 
-from lit_fast.kernels import launch
+from lit_fast.kernels import batch_norm, launch
 from lit_fast.kernels.gather import gather_launch
 from lit_fast.kernels.rescale import rescale_launches
 
@@ -178,3 +178,78 @@ def test_another_batch_is_no_other_gather_kernel(compiled_for: Any) -> None:
     first = compilations()
     assert compilations(batch=3, first=1) == first
     assert compilations(count=64, planned=16, batch=1) == first
+
+
+def norm_launches(
+    dtype: torch.dtype, channels: int, *, batch: int = 32, residual: bool = True, momentum: float | None = 0.1
+) -> list[launch.Launch]:
+    """Those of BatchNorm and ReLU over [batch, channels, 32, 32], forward and backward."""
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    x, y, dy, dx, other, masked = (torch.empty(batch * 1024, channels, dtype=dtype) for _ in range(6))
+    weight, bias, mean, var, grad_weight, grad_bias = (torch.empty(channels, dtype=computed) for _ in range(6))
+    moments = torch.empty(2, channels, dtype=computed)
+    running = batch_norm.Running(mean, var, torch.zeros((), dtype=torch.int64), momentum)
+    rest = (y, masked) if residual else (None, None)
+    return [
+        *batch_norm.forward_launches(
+            batch_norm.Forward(x, other if residual else None, weight, bias, y, moments, running, 1e-5, True)
+        ),
+        *batch_norm.backward_launches(
+            batch_norm.Backward(dy, x, rest[0], weight, bias, moments, dx, rest[1], grad_weight, grad_bias, True)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_norms_move_16_bytes_at_a_time_and_nothing_spills(
+    capability: int, dtype: torch.dtype, residual: bool, compiled_for: Any
+) -> None:
+    launches = norm_launches(dtype, 16, batch=16, residual=residual)
+    assert len(launches) == 4
+    words = batch_norm.TILE // 256 * dtype.itemsize // 16  # of 256 threads; a tile of float64 is half as large
+    words = words // 2 if dtype == torch.float64 else words
+    read = {"moments_kernel": 1, "normalise_kernel": 1 + residual, "sums_kernel": 2 + residual, "slope_kernel": 2}
+    written = {"moments_kernel": 0, "normalise_kernel": 1, "sums_kernel": int(residual), "slope_kernel": 1}
+    for one in launches:
+        ptx, report = compiled_for(one, capability)
+        spilt = [int(count) for count in re.findall(r"(\d+) bytes spill", report)]
+        assert max(spilt) <= FEW_BYTES, report
+        if dtype == torch.bfloat16 and capability >= 80:
+            (registers,) = map(int, re.findall(r"Used (\d+) registers", report))
+            assert registers <= 128  # at least 2 programs on a multiprocessor
+        name = one.kernel.__name__
+        assert len(re.findall(WIDE_LOAD, ptx)) >= read[name] * words
+        assert len(re.findall(WIDE_STORE, ptx)) >= written[name] * words
+
+
+@pytest.mark.parametrize("channels", [1, 3, 24, 70, 1024])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_norms_of_any_width_compile(channels: int, momentum: float | None, compiled_for: Any) -> None:
+    for one in norm_launches(torch.bfloat16, channels, batch=2, momentum=momentum):
+        compiled_for(one, 90)
+
+
+def test_norms_of_many_rows_have_a_launch_in_between(compiled_for: Any) -> None:
+    launches = norm_launches(torch.bfloat16, 16, batch=1024)
+    names = [one.kernel.__name__ for one in launches]
+    assert names[:3] == ["moments_kernel", "finish_moments_kernel", "normalise_kernel"]
+    assert names[3:] == ["sums_kernel", "finish_sums_kernel", "slope_kernel"]
+    for one in launches:
+        _, report = compiled_for(one, 90)
+        assert "0 bytes spill stores, 0 bytes spill loads" in report
+
+
+def test_another_batch_is_no_other_norm_kernel(compiled_for: Any) -> None:
+    kernels = (batch_norm.moments_kernel, batch_norm.normalise_kernel, batch_norm.sums_kernel, batch_norm.slope_kernel)
+
+    def compilations(batch: int, channels: int) -> list[int]:
+        for one in norm_launches(torch.bfloat16, channels, batch=batch):
+            compiled_for(one, 90)
+        return [len(kernel.device_caches[90][0]) for kernel in kernels]
+
+    first = compilations(32, 64)
+    assert compilations(1, 64) == first
+    assert compilations(33, 64) == first
+    assert compilations(2, 512) == first

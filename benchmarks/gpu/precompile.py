@@ -69,6 +69,7 @@ def compile_all(capability: int, cache: Path) -> set[Path]:
     Launch.run = compile_  # type: ignore[method-assign]
     _ask_for_losses()
     _ask_for_batches()
+    _ask_for_norms()
     return found
 
 
@@ -107,6 +108,24 @@ def _ask_for_batches() -> None:
     for problem in map(gather_cases.build, gather_cases.CASES):
         if len(problem.out) > 0:
             gather_launch(*problem.arguments, problem.out, problem.labels).run()
+
+
+def _ask_for_norms() -> None:
+    """Those of ``tests/gpu`` and of the captured steps of ResNets, with running statistics and without."""
+    import torch
+    from norm_cases import DTYPES, Case, build, matrix
+
+    from lit_fast.fused_norm import _fused
+
+    sizes = ((4, 16, 32, 32), (4, 32, 32, 32), (4, 64, 32, 32), (64, 64, 32, 32), (128, 16, 32, 32), (64, 32, 32, 32))
+    of_networks = [
+        Case("real", shape, dtype, residual, options={"track_running_stats": tracked})
+        for shape, dtype, residual, tracked in itertools.product(sizes, DTYPES, (False, True), (False, True))
+    ]
+    for case in (*matrix(), *of_networks):
+        problem = build(case)
+        y = _fused(problem.norm, problem.x, problem.residual, problem.relu)
+        torch.autograd.grad(y, problem.leaves(), problem.dy)
 
 
 def launcher_maker(cache: Path) -> Any:

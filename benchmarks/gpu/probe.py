@@ -135,7 +135,8 @@ STEPS: dict[str, dict[str, bool]] = {
     "": {},
     ", cuDNN's search": {"search": True},
     ", side by side": {"side_by_side": True},
-    ", cuDNN's search, side by side": {"search": True, "side_by_side": True},
+    ", fused norm": {"fused_norm": True},
+    ", all three": {"search": True, "side_by_side": True, "fused_norm": True},
 }
 
 

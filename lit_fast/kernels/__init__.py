@@ -1,4 +1,4 @@
-"""The fused LIT loss, and batches of data, as Triton kernels.
+"""The fused LIT loss, batches of data, and BatchNorm in training, as Triton kernels.
 
 The modules import Triton: nothing here is imported before it is needed.
 

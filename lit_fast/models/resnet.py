@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_fast.fused_norm import norm_act
+
 # (channels of the section's IR, stride of its first block)
 STAGES = ((16, 1), (32, 2), (64, 2))
 
@@ -70,12 +72,9 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if stride == 1 else OptionA(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place only on what this block made: x may be a teacher's IR that the loss still needs. BatchNorm's backward
-        # reads its input, so its output may be overwritten.
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        out += self.shortcut(x)
-        return F.relu(out, inplace=True)
+        # Nothing is done in place on x, which may be a teacher's IR that the loss still needs.
+        out = norm_act(self.bn1, self.conv1(x))
+        return norm_act(self.bn2, self.conv2(out), self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -117,7 +116,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = norm_act(self.bn1, self.conv1(x))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 

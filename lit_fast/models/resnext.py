@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_fast.fused_norm import norm_act
 from lit_fast.models.resnet import blocks_per_section, initialise, positive
 
 STEM = 64
@@ -42,12 +43,9 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place as in `resnet.BasicBlock`: only on what this block made.
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        out += self.shortcut(x)
-        return F.relu(out, inplace=True)
+        out = norm_act(self.bn1, self.conv1(x))
+        out = norm_act(self.bn2, self.conv2(out))
+        return norm_act(self.bn3, self.conv3(out), self.shortcut(x))
 
 
 class ResNeXt(nn.Module):
@@ -95,7 +93,7 @@ class ResNeXt(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = norm_act(self.bn1, self.conv1(x))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
