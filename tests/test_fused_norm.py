@@ -6,6 +6,7 @@ The kernels' results are tested in tests/triton_norm_interpreted.py, which tests
 from __future__ import annotations
 
 import copy
+import os
 import sys
 
 import norm_cases
@@ -76,7 +77,7 @@ def test_without_the_switch_triton_is_not_imported() -> None:
     assert "lit_fast.kernels.batch_norm" not in sys.modules or "triton" in sys.modules
 
 
-@pytest.mark.skipif("TRITON_INTERPRET" in __import__("os").environ, reason="Triton interprets in this process")
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets in this process")
 def test_a_step_says_that_the_kernels_are_not_there() -> None:
     teacher, student = lf.split(lf.models.resnet20()), lf.split(lf.models.resnet20()).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
