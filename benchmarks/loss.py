@@ -162,4 +162,4 @@ def _measured(setting: Setting, device: str, deadline: float, seconds: float, ch
     measurement = Measurement(setting, device, deadline, choice)
     with choice.turn():
         measurement.pairs.run(seconds)
-    return list(measurement.rows())  # the tensors of this setting are freed before those of the next are made
+        return list(measurement.rows())  # the tensors of this setting are freed before those of the next are made

@@ -21,7 +21,6 @@ Each of the others changes one thing about the rung `runner`:
 | compiled-student | the student's sections under torch.compile, which fuses BatchNorm, ReLU and addition |
 | parallel | the teacher-fed sections on streams of their own (CUDA) |
 | captured-side-by-side | the captured step; teacher, composed pass and teacher-fed sections on streams of their own |
-| cudnn-benchmark | the captured step; cuDNN tries its algorithms and takes the fastest |
 | fused-norm | the captured step; BatchNorm, addition and ReLU of the student as Triton kernels |
 | fused-sgd, foreach-sgd | the optimizer's other implementations |
 | autocast-cache | autocast keeps the cast weights for the second pass (half precision) |
@@ -104,7 +103,6 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
         found["captured-side-by-side"] = lambda: ways.replays(
             ways.lit_step(problem, "runner", "auto", capture=True, side_by_side=True), problem
         )
-        found["cudnn-benchmark"] = lambda: chosen_algorithms_step(problem)
         found["fused-norm"] = lambda: ways.replays(
             ways.lit_step(problem, "runner", "auto", capture=True, fused_norm=True), problem
         )
@@ -167,16 +165,6 @@ def compiled_student_step(problem: Problem) -> Way:
     for section in one.student.sections:
         section.forward = torch.compile(section.forward)  # type: ignore[method-assign]
     return lambda: one(problem.images, problem.labels)
-
-
-def chosen_algorithms_step(problem: Problem) -> Way:
-    """The captured step, with the algorithms that cuDNN found fastest in the warm-ups."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        return ways.captured_step(problem)
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 class CachingCasts(LITStep):

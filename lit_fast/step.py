@@ -313,9 +313,8 @@ class LITStep:
         loss = self.loss(images, labels)
         with self.mark("backward"):
             self.optimizer.zero_grad(set_to_none=True)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            if self._streams is not None:  # backward has followed on them
-                self._streams.join()
+            with nullcontext() if self._streams is None else self._streams.backward():
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return self.criterion.parts  # set by the call in `loss`
 
     @staticmethod
@@ -386,10 +385,10 @@ class LITStep:
         """Both student passes. Returns the IRs to compare (those of ``ir_sections``) and the composed logits."""
         composed, logits = self._composed_pass(images)
         with self.mark("student, teacher-fed"):
-            irs = [
-                self._compared(i, self._teacher_fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i])
-                for i in self.ir_sections
-            ]
+            irs = []  # torch.compile does not trace a comprehension whose elements enter contexts
+            for i in self.ir_sections:
+                ir = self._teacher_fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i]
+                irs.append(self._compared(i, ir))
         self._checked_inplace = True
         return irs, logits
 

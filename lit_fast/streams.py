@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 __all__ = ["SideStreams"]
+
+# From torch 2.10 on autograd tells of gradients that come from another stream than the parameter's. It waits for them.
+_set_warning: Callable[[bool], None] | None = getattr(
+    torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None
+)
+_warns: Callable[[], bool] = getattr(torch._C, "_warn_on_accumulate_grad_stream_mismatch", lambda: True)
 
 
 class SideStreams:
@@ -32,6 +38,22 @@ class SideStreams:
         stream.wait_stream(torch.cuda.current_stream(self._device) if after is None else self._streams[after])
         with torch.cuda.stream(stream):
             yield
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Backward runs inside, on the streams of the forward pass; the caller's goes on after it.
+
+        Weights that are used on two streams get gradients from both, as they should: torch's warning of that is off.
+        """
+        before = _warns()
+        try:
+            if _set_warning is not None:
+                _set_warning(False)
+            yield
+        finally:
+            if _set_warning is not None:
+                _set_warning(before)
+            self.join()
 
     def join(self) -> None:
         """The caller's stream goes on after all that these have been given."""

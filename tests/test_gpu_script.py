@@ -107,7 +107,7 @@ def test_a_dry_run_goes_through_every_stage_and_a_second_call_repeats_nothing(tm
 def test_killed_at_any_second_the_folder_is_whole_and_the_next_call_goes_on(tmp_path: Path) -> None:
     """SIGKILL, to the script and all that it runs: nothing can be tidied up."""
     out = tmp_path / "out"
-    chosen = ["--only", "environment", "tests", "loss", "bars", "--minutes", "60"]
+    chosen = ["--only", "environment", "build", "tests", "loss", "bars", "--minutes", "60"]
     draw, held = random.Random(os.urandom(8)), 0
     for _ in range(3):
         process = subprocess.Popen(

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lit_fast as lf
+import lit_fast.streams
 
 CALLER = -1
 Clock = dict[int, int]  # of each stream, the number of its last operation that is known
@@ -46,6 +47,11 @@ class Streams(TorchDispatchMode):
             yield
         finally:
             self.current = before
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        yield
+        self.join()
 
     def join(self) -> None:
         for number in sorted(self.used - {CALLER}):
@@ -148,3 +154,22 @@ def test_on_a_cpu_the_passes_follow_each_other() -> None:
     step, images, labels = made(side_by_side=True)
     assert step._streams is None
     assert step(images, labels).total.isfinite()
+
+
+def test_torchs_warning_of_other_streams_is_off_in_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that two passes use on two streams is no mistake here; under `python -W error` it would be one."""
+    told: list[bool] = []
+    monkeypatch.setattr(lit_fast.streams, "_set_warning", told.append)
+    monkeypatch.setattr(lit_fast.streams, "_warns", lambda: True)
+    streams = lit_fast.streams.SideStreams.__new__(lit_fast.streams.SideStreams)
+    joined: list[int] = []
+    monkeypatch.setattr(streams, "join", lambda: joined.append(len(told)))
+    with pytest.raises(ZeroDivisionError):
+        _in_backward(streams)
+    assert told == [False, True]
+    assert joined == [2]
+
+
+def _in_backward(streams: lit_fast.streams.SideStreams) -> None:
+    with streams.backward():
+        _ = 1 / 0

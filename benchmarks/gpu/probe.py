@@ -22,7 +22,6 @@ import lit_fast as lf
 from benchmarks import journal
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench import ways
-from lit_fast.training.environment import cudnn_benchmark
 
 Fields = dict[str, Any]
 Finding = tuple[str, Callable[[], Fields]]
@@ -32,10 +31,16 @@ _TOP = 40  # kernels, by time
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tiny", action="store_true")
-    tiny = parser.parse_args().tiny
+    parser.add_argument(
+        "--search", action="store_true", help="captured steps with the algorithms that cuDNN found fastest"
+    )
+    options = parser.parse_args()
+    tiny = options.tiny
+    # For a process as a whole: what cuDNN has chosen for a shape it keeps, however it was chosen.
+    torch.backends.cudnn.benchmark = options.search
     path = Path(os.environ["LIT_FAST_JOURNAL"])
     known = {entry["name"] for entry in journal.read(path, "probe") if "failed" not in entry}
-    for name, look in findings("cpu" if tiny else "cuda", tiny=tiny):
+    for name, look in findings("cpu" if tiny else "cuda", tiny=tiny, search=options.search):
         if name not in known:
             start = time.monotonic()
             try:
@@ -47,12 +52,14 @@ def main() -> None:
             print(name, {key: value for key, value in fields.items() if key != "top"}, flush=True)
 
 
-def findings(device: str, *, tiny: bool) -> list[Finding]:
+def findings(device: str, *, tiny: bool, search: bool = False) -> list[Finding]:
     """What is looked at, most important first."""
+    if search:
+        return _captured_steps(device, ", cuDNN's search", tiny=tiny)
     if tiny:
         return [
             ("teacher, fp32", lambda: teacher(device, 2, torch.float32, tf32=True)),
-            ("captured step, batch 2, fp32", lambda: captured_step(device, 2, "fp32", tiny=True)),
+            *_captured_steps(device, "", tiny=True),
             ("loss, batch 2, native", lambda: loss(device, 2, "native", 10)),
         ]
     found: list[Finding] = []
@@ -63,10 +70,7 @@ def findings(device: str, *, tiny: bool) -> list[Finding]:
     for tf32 in (True, False):
         words = f"teacher, fp32, TF32 {'on' if tf32 else 'off'}"
         found.append((words, functools.partial(teacher, device, 32, torch.float32, tf32=tf32)))
-    for batch in (32, 1024, 128):
-        for name, options in STEPS.items():
-            words = f"captured step, batch {batch}, bf16{name}"
-            found.append((words, functools.partial(captured_step, device, batch, "bf16", **options)))
+    found += _captured_steps(device, "", tiny=False)
     for batch in (32, 128, 1024):
         words = f"teacher, bf16, batch {batch}"
         found.append((words, functools.partial(teacher, device, batch, torch.bfloat16, tf32=True)))
@@ -81,6 +85,15 @@ def findings(device: str, *, tiny: bool) -> list[Finding]:
         for backend in ("native", "triton"):
             name = f"loss, 1024 rows of {classes} classes, {backend}"
             found.append((name, functools.partial(loss, device, 1024, backend, classes, beta=1.0)))
+    return found
+
+
+def _captured_steps(device: str, words: str, *, tiny: bool) -> list[Finding]:
+    found: list[Finding] = []
+    for batch in (2,) if tiny else (32, 1024, 128):
+        for name, options in STEPS.items() if not tiny else [("", {})]:
+            look = functools.partial(captured_step, device, batch, "fp32" if tiny else "bf16", tiny=tiny, **options)
+            found.append((f"captured step, batch {batch}, {'fp32' if tiny else 'bf16'}{name}{words}", look))
     return found
 
 
@@ -133,16 +146,13 @@ def teacher(device: str, batch: int, dtype: torch.dtype, *, tf32: bool) -> Field
 # What a captured step is tried with.
 STEPS: dict[str, dict[str, bool]] = {
     "": {},
-    ", cuDNN's search": {"search": True},
     ", side by side": {"side_by_side": True},
     ", fused norm": {"fused_norm": True},
-    ", all three": {"search": True, "side_by_side": True, "fused_norm": True},
+    ", side by side, fused norm": {"side_by_side": True, "fused_norm": True},
 }
 
 
-def captured_step(
-    device: str, batch: int, precision: str, *, tiny: bool = False, search: bool = False, **options: bool
-) -> Fields:
+def captured_step(device: str, batch: int, precision: str, *, tiny: bool = False, **options: bool) -> Fields:
     """A captured step's time, and the device's time by the names of kernels."""
     problem = (TINY if tiny else PAIRS[0]).problem(batch, precision, device)
     step = ways.lit_step(problem, "auto", "auto", capture=device == "cuda", **options)
@@ -150,8 +160,7 @@ def captured_step(
     def train() -> None:
         step(problem.images, problem.labels)
 
-    with cudnn_benchmark(search):
-        ms = _ms(train, device, calls=20 if device == "cuda" else 1)
+    ms = _ms(train, device, calls=20 if device == "cuda" else 1)
     found = {"ms": ms, "images_s": batch / ms * 1e3, "captured": step.captured, "why": step.capture_reason}
     return {**found, "engine": step.engine_reason, **(_kernels(train) if device == "cuda" else {})}
 

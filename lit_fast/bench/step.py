@@ -79,11 +79,12 @@ def measured(
             failed[name] = f"{type(error).__name__}: {error}"[:500]
     calls = ON_CUDA if problem.device == "cuda" else 1
     pairs = Pairs({name: ways.repeated(way, calls) for name, way in steps.items()}, problem.device)
-    with turn():
+    with turn():  # probes, too: what others time must not run beside them
         if steps:
             pairs.run(seconds)
+        rows = list(_rows(pairs, steps, problem, against))
     missing = {**failed, **pairs.failed}
-    return [*_rows(pairs, steps, problem, against), *({**_named(name), "status": why} for name, why in missing.items())]
+    return [*rows, *({**_named(name), "status": why} for name, why in missing.items())]
 
 
 def band(problem: Problem) -> float:
