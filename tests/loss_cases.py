@@ -300,7 +300,9 @@ def _logits_gradient_scale(case: Case) -> float:
     """What a difference of probabilities is multiplied by in the gradient of the logits (no more than that)."""
     options = case.options
     soft = options.tau if options.tau_squared else 1 / options.tau
-    return options.beta * (options.alpha + (1 - options.alpha) * soft) / max(case.batch, 1) * (case.grad_scale or 1.0)
+    rows = max(case.batch, 1)
+    row = 1.0 if case.class_weight else 1 / rows  # weights may leave one row nearly all of the cross-entropy's mean
+    return options.beta * (options.alpha * row + (1 - options.alpha) * soft / rows) * (case.grad_scale or 1.0)
 
 
 def _tiniest(dtype: torch.dtype) -> float:
