@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.tables import FUSED, VARIANTS, measured
+from lit_fast.training.curves import plain_log
 
 Row = dict[str, Any]
 COLOURS = {
@@ -74,9 +75,8 @@ def _panel(axis: Any, rows: list[Row], precision: str) -> None:
             ratios = [(row.get("times_eager"), "eager"), (row.get("times_compile"), "compile")]
             text = "\n".join(f"{ratio:.1f}x {of}" for ratio, of in ratios if ratio)
             axis.text(number, top * 1.12, text, ha="center", va="bottom", fontsize=8.5, color="#00664b")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
     axis.margins(y=0.16)
+    plain_log(axis)
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_xlabel("batch")
     axis.set_title(precision, fontsize=11)
