@@ -11,7 +11,6 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 import lit_fast as lf
 from benchmarks import journal
 from benchmarks.pairs import PAIRS, TINY
+from lit_fast import float32
 from lit_fast.bench import ways
 
 Fields = dict[str, Any]
@@ -130,7 +130,7 @@ def _leave_nan_behind(like: Tensor) -> None:
 
 def teacher(device: str, batch: int, dtype: torch.dtype, *, tf32: bool) -> Fields:
     """The lowered teacher: how far its parts are from the modules, and its time."""
-    with _tf32(tf32):
+    with float32.tf32(tf32):
         pair = TINY if device == "cpu" else PAIRS[0]
         module = lf.split(pair.teacher().to(device))
         frozen = lf.FrozenTeacher(module, dtype)
@@ -226,16 +226,6 @@ def _kernels(call: Callable[[], object], calls: int = 3) -> Fields:
     top = sorted(((round(us, 2), round(count, 1), name[:120]) for name, (count, us) in by_name.items()), reverse=True)
     nodes, total = (sum(one[i] for one in by_name.values()) for i in (0, 1))
     return {"nodes": nodes, "kernels_us": total, "top": top[:_TOP]}
-
-
-@contextmanager
-def _tf32(on: bool) -> Any:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 if __name__ == "__main__":
