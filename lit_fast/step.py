@@ -408,6 +408,9 @@ class LITStep:
         try:
             with streams.beside(0):
                 teacher_irs, teacher_logits = self._run_teacher(images, feed)
+                for i in filter(self._is_fed, self.ir_sections):
+                    if i not in fed:  # the teacher was prefetched
+                        feed(i - 1, teacher_irs[i - 1])
             composed, logits = self._composed_pass(images)
         finally:  # also after an error: what has begun reads tensors that the caller goes on with
             streams.join()

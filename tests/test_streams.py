@@ -135,6 +135,16 @@ def test_side_by_side_trains_the_same(options: dict[str, Any]) -> None:
         assert torch.equal(beside.student.model.state_dict()[name], value), name
 
 
+def test_a_teacher_that_was_prefetched_feeds_the_sections_as_well() -> None:
+    (plain, images, labels), (beside, _, _) = made("runner"), made("runner")
+    right = plain(images, labels)
+    beside._streams = Streams()  # type: ignore[assignment]
+    beside.prefetch(images)
+    ours = beside(images, labels)
+    assert torch.equal(ours.total, right.total)
+    assert torch.equal(ours.ir, right.ir)
+
+
 def test_what_began_is_waited_for_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     step, images, labels = made()
     streams = Streams()
