@@ -28,15 +28,21 @@ def append(path: Path, entry: str, **fields: Any) -> None:
 
 
 def read(path: Path, entry: str | None = None) -> list[Entry]:
-    """All whole lines, in order; of one sort if that is given."""
+    """All whole lines that count, in order; of one sort if that is given.
+
+    What has "again" (a call with ``--again STAGE``) takes back what those stages wrote before it: the lines that have
+    one as their "stage", and the stages' own, which have it as their "name".
+    """
     if not path.exists():
         return []
-    found = []
+    found: list[Entry] = []
     for line in path.read_bytes().split(b"\n"):
         try:
             one = json.loads(line)
         except ValueError:  # empty or torn
             continue
-        if isinstance(one, dict) and entry in (None, one.get("entry")):
+        if isinstance(one, dict):
+            if one.get("again"):
+                found = [old for old in found if old.get("stage", old.get("name")) not in one["again"]]
             found.append(one)
-    return found
+    return [one for one in found if entry in (None, one.get("entry"))]

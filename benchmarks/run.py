@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="sizes that only try the code")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="these settings alone")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these variants alone; compile: all its modes")
-    parser.add_argument("--group", default="", help="what rows of the journal are marked with, to tell runs apart")
+    parser.add_argument("--stage", default="", help="whose rows those of the journal are; other stages' are not known")
     parser.add_argument(
         "--together", nargs=2, metavar=("DIR", "N"), help="with N processes of this DIR: compile beside, time in turns"
     )
@@ -92,13 +92,12 @@ def _into_file(options: argparse.Namespace, deadline: float) -> None:
 
 
 def _into_journal(options: argparse.Namespace, deadline: float) -> None:
-    mark = {"group": options.group} if options.group else {}
     if not options.tiny and not any("copy_gb_s" in entry for entry in journal.read(options.journal, "facts")):
         journal.append(options.journal, "facts", copy_gb_s=machine.copy_rate(options.device) / 1e9)
     rows = [row for row in journal.read(options.journal, "row") if row["status"] == "measured"]
-    known = {(row["suite"], row["setting"], row["variant"]) for row in rows if row.get("group", "") == options.group}
+    known = {(row["suite"], row["setting"], row["variant"]) for row in rows if row["stage"] == options.stage}
     for row in _rows(options, deadline, frozenset(known)):
-        journal.append(options.journal, "row", **row, **mark)
+        journal.append(options.journal, "row", stage=options.stage, **row)
 
 
 def _rows(

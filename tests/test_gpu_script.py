@@ -203,12 +203,16 @@ def test_what_is_done_again_replaces_what_was_found(tmp_path: Path) -> None:
     journal.append(path, "call", **call, again=[])
     journal.append(path, "test", stage="tests", id="t::a", outcome="failed", seconds=1.0)
     journal.append(path, "probe", stage="probe", name="p", failed="no")
+    row = {"suite": "loss", "setting": "s", "mode": None, "status": "measured", "best": True, "median_us": 1.0}
+    for stage, variant in (("loss", "native"), ("compiled", "compile")):
+        journal.append(path, "row", stage=stage, variant=variant, **row)
     journal.append(path, "stage", name="tests", status="failed", detail="", seconds=1.0)
-    journal.append(path, "call", **call, again=["tests"])
+    journal.append(path, "call", **call, again=["tests", "loss"])
     journal.append(path, "probe", stage="probe", name="p", us=1.0)
     found = results.of_journal(journal.read(path))
     assert found["tests"]["failed"] == 0
     assert found["stages"] == []
+    assert [one["variant"] for one in found["rows"]] == ["compile"]
     assert [finding.get("us") for finding in found["probe"]] == [1.0]
 
 

@@ -57,10 +57,10 @@ def compiled(session: Session, limit: float) -> Fields:
     end = time.monotonic() + limit
     session.extra.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, (os.cpu_count() or 1) // 4)))
     for number, (suite, setting, variants, rounds) in enumerate(wanted):
-        command = _command(session, suite, 0.6 * limit, variants, [setting], rounds=rounds, group="compile")
+        command = _command(session, suite, 0.6 * limit, variants, [setting], rounds=rounds, stage="compiled")
         session.start([*command, "--together", *together], f"compiled-{number}")
     session.stop_background(end - time.monotonic())
-    outcomes = [_found(session, suite, [setting], "compile") for suite, setting, _, _ in wanted]
+    outcomes = [_found(session, "compiled", suite, setting) for suite, setting, _, _ in wanted]
     worst = next((one for one in outcomes if one["status"] != "passed"), outcomes[0])
     return {"status": worst["status"], "detail": "; ".join(dict.fromkeys(one["detail"] for one in outcomes))}
 
@@ -80,13 +80,13 @@ def _loss_settings(session: Session) -> list[str]:
 
 def _suite(session: Session, name: str, limit: float, variants: tuple[str, ...] = (), *, rounds: float) -> Fields:
     """Run a suite, or what is chosen of it, and count its rows."""
-    done = session.run(_command(session, name, max(limit - 5, 0), variants, rounds=rounds), limit)
+    done = session.run(_command(session, name, max(limit - 5, 0), variants, rounds=rounds, stage=name), limit)
     found = _found(session, name)
     if done.status:
-        found["problems"].append(f"{name}: {' / '.join(done.output.strip().splitlines()[-3:])[-300:]}")
-    if done.status is None and found["status"] == "passed":
-        found["status"] = "timed out"
-    return found if not done.status else {**found, "status": "failed", "detail": found["problems"][-1]}
+        said = f"{name}: {' / '.join(done.output.strip().splitlines()[-3:])[-300:]}"
+        return {"status": "failed", "detail": said, "problems": [*found["problems"], said]}
+    cut = done.status is None and found["status"] == "passed"
+    return {**found, "status": "timed out"} if cut else found
 
 
 def _command(
@@ -97,19 +97,18 @@ def _command(
     settings: list[str] | None = None,
     *,
     rounds: float,
-    group: str = "",
+    stage: str,
 ) -> list[str]:
     command = session.python("-m", "benchmarks.run", "--device", session.device, "--journal", str(session.journal))
-    command += ["--only", suite, "--seconds", f"{seconds:.0f}", "--rounds", str(rounds)]
+    command += ["--stage", stage, "--only", suite, "--seconds", f"{seconds:.0f}", "--rounds", str(rounds)]
     command += [*(["--variants", *variants] if variants else []), *(["--settings", *settings] if settings else [])]
-    return [*command, *(["--tiny"] if session.dry_run else []), *(["--group", group] if group else [])]
+    return [*command, *(["--tiny"] if session.dry_run else [])]
 
 
-def _found(session: Session, suite: str, settings: list[str] | None = None, group: str = "") -> Fields:
-    """The rows of a suite in the journal, counted."""
-    rows = [row for row in session.entries("row") if row["suite"] == suite and (row.get("group") or "") == group]
-    if settings:
-        rows = [row for row in rows if row["setting"] in settings]
+def _found(session: Session, stage: str, suite: str | None = None, setting: str | None = None) -> Fields:
+    """The rows of a stage in the journal, or those of one suite and setting, counted."""
+    rows = [row for row in session.entries("row") if row["stage"] == stage]
+    rows = [row for row in rows if suite is None or (row["suite"], row["setting"]) == (suite, setting)]
     measured = [row for row in rows if row["status"] == "measured"]
     late = [row for row in rows if row["status"].startswith("out of time")]
     known = ("measured", "out of time", "not available")

@@ -19,14 +19,13 @@ Results = dict[str, Any]
 def write(out: Path) -> Results:
     """Write both files, each whole or not at all; returns the content of results.json."""
     found = of_journal(journal.read(out / JOURNAL))
-    _replace(out / "results.json", json.dumps(found, indent=1) + "\n")
-    _replace(out / "summary.md", "\n\n".join(sections(found)) + "\n")
+    replace(out / "results.json", (json.dumps(found, indent=1) + "\n").encode())
+    replace(out / "summary.md", ("\n\n".join(sections(found)) + "\n").encode())
     return found
 
 
 def of_journal(entries: list[journal.Entry]) -> Results:
     """What the calls found together: of whatever was done twice, the last."""
-    entries = without_what_was_done_again(entries)
     calls = [entry for entry in entries if entry["entry"] == "call"]
     facts: dict[str, Any] = {}
     for entry in entries:
@@ -58,16 +57,6 @@ def of_journal(entries: list[journal.Entry]) -> Results:
     return found
 
 
-def without_what_was_done_again(entries: list[journal.Entry]) -> list[journal.Entry]:
-    """The entries that count: a call with ``--again STAGE`` forgets what that stage found before it."""
-    kept: list[journal.Entry] = []
-    for entry in entries:
-        if entry["entry"] == "call" and entry.get("again"):
-            kept = [old for old in kept if old.get("stage", old.get("name")) not in entry["again"]]
-        kept.append(entry)
-    return kept
-
-
 def _last_of(entries: list[journal.Entry], sort: str, *keys: str) -> list[dict[str, Any]]:
     """The last entry of a sort for each value of the keys, in the order of the first ones."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -87,7 +76,8 @@ def _tests(entries: list[journal.Entry]) -> dict[str, Any]:
     return {**counts, "failures": [test for test in verdicts if test["outcome"] == "failed"]}
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. (The library's own way would bring torch into the script's process.)"""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content)
     os.replace(beside, path)

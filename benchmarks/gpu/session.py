@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import journal
-from benchmarks.gpu.results import JOURNAL, without_what_was_done_again
+from benchmarks.gpu.results import JOURNAL
 
 ROOT = Path(__file__).resolve().parents[2]
 CARRY = ROOT / "gpu-carry"  # what prepare.sh makes
@@ -82,8 +82,7 @@ class Session:
 
     def entries(self, sort: str) -> list[dict[str, Any]]:
         """What the journal holds of a sort, earlier calls included."""
-        entries = without_what_was_done_again(journal.read(self.journal))
-        return [entry for entry in entries if entry["entry"] == sort]
+        return journal.read(self.journal, sort)
 
     def facts(self) -> dict[str, Any]:
         """What is known of this machine."""

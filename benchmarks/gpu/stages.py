@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import bars
@@ -125,7 +124,7 @@ def timeline(session: Session, limit: float) -> Fields:
     done = session.run(session.python("-m", "lit_fast", "bench", *pair, "--profile", str(drawn)), limit)
     if done.status != 0:
         return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    _bring(drawn, session.out)
+    results.replace(session.out / drawn.name, drawn.read_bytes())
     return {"status": "passed", "detail": drawn.name}
 
 
@@ -138,15 +137,8 @@ def figure(session: Session, limit: float) -> Fields:
         return {"status": "not available", "detail": "matplotlib is not installed"}
     if done.status != 0:
         return {"status": "timed out" if done.status is None else "failed", "detail": tail(done.output)}
-    _bring(drawn, session.out)
+    results.replace(session.out / drawn.name, drawn.read_bytes())
     return {"status": "passed", "detail": drawn.name}
-
-
-def _bring(path: Path, out: Path) -> None:
-    """A finished file into the results, whole or not at all."""
-    beside = out / f".{path.name}.{os.getpid()}"
-    beside.write_bytes(path.read_bytes())
-    os.replace(beside, out / path.name)
 
 
 # What is worth most comes first, and nothing waits for torch.compile before the last third.
