@@ -13,6 +13,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # see lit_fast/openmp.py
+
 import torch
 
 import lit_fast
