@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ class NamedYaml:
 
     def __init__(self, package: str, kind: str) -> None:
         self._package, self._kind = package, kind
+        self._trees: dict[str, dict[str, Any]] = {}
 
     def names(self) -> list[str]:
         """Names of the files, without their ending."""
@@ -38,4 +40,6 @@ class NamedYaml:
         """File ``name`` as nested plain dictionaries; see `text` for what is raised."""
         import yaml
 
-        return dict(yaml.safe_load(self.text(name)))
+        if name not in self._trees:  # a study's plan asks for the same recipes hundreds of times
+            self._trees[name] = yaml.safe_load(self.text(name))
+        return copy.deepcopy(self._trees[name])

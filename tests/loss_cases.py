@@ -150,6 +150,11 @@ def _special_cases(dtype: torch.dtype) -> list[Case]:
     ]
 
 
+def without_dtype(case: Case) -> str:
+    """What a case tries; the same for the cases of several dtypes."""
+    return case.name.removeprefix(f"{short(case.dtype)}-")
+
+
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -78,6 +78,11 @@ def matrix() -> list[Case]:
     return found
 
 
+def without_dtype(case: Case) -> str:
+    """What a case tries; the same for the cases of several dtypes."""
+    return case.name.partition("-")[2]
+
+
 def build(case: Case, device: str = "cpu") -> Problem:
     def laid_out(tensor: Tensor) -> Tensor:
         return tensor.to(device, case.dtype).to(memory_format=torch.channels_last)

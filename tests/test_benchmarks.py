@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from everyday import exhaustive
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
@@ -235,6 +236,7 @@ def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@exhaustive
 def test_the_benchmarks_run_under_pytest_and_leave_a_results_file(results_file: Path) -> None:
     found = json.loads(results_file.read_text())
     assert {"device", "versions", "command", "date", "commit", "threads", "rows"} <= set(found)
@@ -247,6 +249,7 @@ def test_the_benchmarks_run_under_pytest_and_leave_a_results_file(results_file: 
     assert all(one["times_eager"] == 1.0 for one in eager)
 
 
+@exhaustive
 def test_the_plot_draws_a_results_file_and_prints_its_table(
     results_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

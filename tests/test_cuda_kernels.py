@@ -11,12 +11,17 @@ import re
 import cuda_compilers
 import pytest
 from cuda_compilers import KERNELS, ROOT, Compiled
+from everyday import but_first
 
 NVCC_13 = (75, 80, 90, 100, 120)
 NVRTC_12 = (60, 70)  # Pascal and Volta: P100, V100
 
 
-@pytest.fixture(params=[*NVRTC_12, *NVCC_13], ids=lambda arch: f"sm_{arch}", scope="module")
+@pytest.fixture(
+    params=but_first([90, *NVRTC_12, *(arch for arch in NVCC_13 if arch != 90)]),
+    ids=lambda arch: f"sm_{arch}",
+    scope="module",
+)
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     if request.param in NVRTC_12:
         if cuda_compilers.nvrtc_path() is None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from cuda_on_cpu import emulator
 from cuda_on_cpu.emulator import Emulator
+from everyday import but_first, exhaustive, in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
 # --- the matrix
 
 
-@pytest.mark.parametrize("case", MATRIX, ids=str)
+@pytest.mark.parametrize("case", in_turn(MATRIX, loss_cases.without_dtype), ids=str)
 def test_kernels_are_as_accurate_as_eager(kernels, case):
     loss_cases.check(kernels.backend(), case)
 
@@ -48,6 +49,7 @@ def assert_equal_bits(ours, others):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@exhaustive
 @pytest.mark.parametrize("case", MATRIX[:: len(MATRIX) // 24], ids=str)
 def test_blocks_that_run_at_once_give_the_same_bits(kernels, case):
     one_by_one = results(kernels.backend(), case)
@@ -56,7 +58,9 @@ def test_blocks_that_run_at_once_give_the_same_bits(kernels, case):
 
 
 @pytest.mark.parametrize(("threads", "blocks"), [(32, 1), (32, 6), (64, 2), (128, 3)])
-@pytest.mark.parametrize("dtype", loss_cases.DTYPES, ids=loss_cases.short)
+@pytest.mark.parametrize(
+    "dtype", but_first([torch.float32, torch.float64, torch.float16, torch.bfloat16]), ids=loss_cases.short
+)
 def test_any_grid_is_accurate(kernels, dtype, threads, blocks):
     # Gradients do not depend on the grid, so an element that a thread wrongly wrote, or did not write, shows.
     shapes = ((2, 5000), (1,), (3, 33, 9, 9), (7, 31))
@@ -257,12 +261,14 @@ def with_address_sanitizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program(tmp_path_factory.mktemp("asan"), *options)
 
 
+@exhaustive
 def test_no_access_out_of_bounds_and_no_misaligned_load(with_address_sanitizer):
     status, printed = run(with_address_sanitizer, "all")
     assert status == 0, printed
     assert "problems right" in printed
 
 
+@exhaustive
 def test_a_wrong_loss_is_told(with_address_sanitizer):
     status, printed = run(with_address_sanitizer, "wrong")
     assert status == 1
@@ -270,6 +276,7 @@ def test_a_wrong_loss_is_told(with_address_sanitizer):
     assert "logits gradient: " in printed
 
 
+@exhaustive
 @pytest.mark.parametrize("what", ["student", "teacher", "gradient", "labels"])
 def test_address_sanitizer_finds_a_planted_access_out_of_bounds(with_address_sanitizer, what):
     status, printed = run(with_address_sanitizer, "overrun", what)
@@ -277,6 +284,7 @@ def test_address_sanitizer_finds_a_planted_access_out_of_bounds(with_address_san
     assert "AddressSanitizer: heap-buffer-overflow" in printed
 
 
+@exhaustive
 @pytest.mark.parametrize("label", ["5", "-3", "123456789012"])
 def test_nothing_is_read_at_a_label_out_of_range(with_address_sanitizer, label):
     status, printed = run(with_address_sanitizer, "label", label)
@@ -287,12 +295,14 @@ def test_nothing_is_read_at_a_label_out_of_range(with_address_sanitizer, label):
 THREADS = ("-O1", "-fsanitize=thread", "-DCUDA_ON_CPU_THREADS")
 
 
+@exhaustive
 def test_no_data_race(tmp_path):
     status, printed = run(program(tmp_path, *THREADS), "third")
     assert status == 0, printed
     assert "problems right" in printed
 
 
+@exhaustive
 def test_thread_sanitizer_finds_a_planted_race(tmp_path):
     _, printed = run(program(tmp_path, *THREADS, "-DPLANT_RACE"), "one")
     assert "ThreadSanitizer: data race" in printed

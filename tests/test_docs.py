@@ -39,6 +39,7 @@ import pytest
 import small_reviews
 import torch
 from doc_pages import PAGES, ROOT, Block
+from everyday import exhaustive
 from PIL import Image
 from pydantic import BaseModel
 from torch import nn
@@ -319,7 +320,15 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+# These train for long; what they show is shown by the tests of those parts, too.
+LONG_PAGES = ("checkpoints.md", "quick-start.md", "recipes.md", "scale-out.md", "stargan.md", "studies.md", "text.md")
+
+
+def pages_to_run() -> list[Any]:
+    return [pytest.param(page, marks=exhaustive) if page.name in LONG_PAGES else page for page in PAGES]
+
+
+@pytest.mark.parametrize("page", pages_to_run(), ids=page_name)
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "dali.md":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")

@@ -9,6 +9,7 @@ from typing import Any
 import fake_celeba
 import pytest
 import torch
+from everyday import exhaustive
 from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
@@ -200,6 +201,7 @@ def test_an_interrupted_study_goes_on(
     assert [run["scores"] for run in content(tmp_path)["runs"]] == [run["scores"] for run in content(folder)["runs"]]
 
 
+@exhaustive
 def test_several_processes_give_the_same(faces: Path, folder: Path, tmp_path: Path) -> None:
     run_study("stargan", STUDY, SMOKE, planned(faces), tmp_path, jobs=2, console=quiet())
     assert [run["scores"] for run in content(tmp_path)["runs"]] == [run["scores"] for run in content(folder)["runs"]]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from everyday import exhaustive
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
@@ -62,6 +63,7 @@ def sources() -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in [*files, *ROOT.glob("*")] if not ignored & set(path.parts)}
 
 
+@exhaustive
 def test_a_dry_run_goes_through_every_stage_and_a_second_call_repeats_nothing(tmp_path: Path) -> None:
     checker = tmp_path / "bin" / "compute-sanitizer"
     checker.parent.mkdir()
@@ -104,6 +106,7 @@ def test_a_dry_run_goes_through_every_stage_and_a_second_call_repeats_nothing(tm
     assert [len(same["calls"]), len(found["calls"])] == [2, 1]
 
 
+@exhaustive
 def test_killed_at_any_second_the_folder_is_whole_and_the_next_call_goes_on(tmp_path: Path) -> None:
     """SIGKILL, to the script and all that it runs: nothing can be tidied up."""
     out = tmp_path / "out"
@@ -154,6 +157,7 @@ def test_a_failing_stage_is_recorded_and_the_next_one_runs(tmp_path: Path) -> No
     assert "planted failure" in (tmp_path / "out" / "log.txt").read_text()
 
 
+@exhaustive
 def test_the_time_limit_cuts_stages_short_and_the_bars_come_all_the_same(tmp_path: Path) -> None:
     start = time.monotonic()
     done, found = dry_run(tmp_path / "out", "--minutes", "0.3")

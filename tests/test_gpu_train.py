@@ -17,6 +17,7 @@ from typing import Any
 import fake_cifar
 import numpy as np
 import pytest
+from everyday import exhaustive
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@exhaustive
 def test_a_dry_run_trains_every_student_and_fills_the_table(whole: Path) -> None:
     found = results(whole)
     table = (whole / "table.md").read_text()
@@ -88,6 +90,7 @@ def _has_matplotlib() -> bool:
     return True
 
 
+@exhaustive
 def test_a_killed_run_goes_on_to_the_results_of_one_never_stopped(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 import loss_cases
 import pytest
 import torch
+from everyday import exhaustive, in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import DTYPES, IR_KINDS, LAYOUTS, Case
@@ -20,7 +21,7 @@ from lit_fast.backends import eager, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
-MATRIX = loss_cases.matrix()
+MATRIX = in_turn(loss_cases.matrix(), loss_cases.without_dtype)
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=str)
@@ -92,6 +93,7 @@ def test_native_on_any_shapes(
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set is compiled here")
+@exhaustive
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_older_instruction_sets(instruction_set):
     if instruction_set == "avx2" and native.EXTENSION.instruction_set == "baseline":

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from everyday import exhaustive
 
 from lit_fast.backends import LossOptions, native
 
@@ -78,6 +79,7 @@ def test_threads_share_the_memory():
     assert not failures
 
 
+@exhaustive
 def test_no_more_than_half_a_gibibyte_waits_for_another_use():
     def resident() -> int:
         with open("/proc/self/statm") as file:

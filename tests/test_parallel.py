@@ -19,6 +19,7 @@ import parallel_worker
 import pytest
 import small_reviews
 import torch
+from everyday import exhaustive
 from torch import Tensor, nn
 from training_helpers import TINY, tiny, weights
 
@@ -299,6 +300,7 @@ def test_two_processes_are_one_at_twice_the_batch(whole: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "results.json").read_text())["environment"]["processes"] == 2
 
 
+@exhaustive
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -328,6 +330,7 @@ def test_a_run_that_lost_a_process_resumes_with_another_number(
     assert_same_run(tmp_path / "two", whole)
 
 
+@exhaustive
 def test_a_run_of_one_process_goes_on_with_three(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(lf.LITStep, "__call__", lf.LITStep.__call__)  # put back what the next line replaces
@@ -361,6 +364,7 @@ def test_the_command_line_trains_together_and_rank_0_alone_writes(tmp_path: Path
     assert [result["role"] for result in results] == ["teacher", "student"]
 
 
+@exhaustive
 def test_texts_are_shared_as_images_are(tmp_path: Path) -> None:
     """Both processes also make the file of tokens, or find it."""
     folder = small_reviews.write(tmp_path / "data" / "amazon_review_polarity_csv", train=60, test=20).parent

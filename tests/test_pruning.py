@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny_networks
 import torch
+from everyday import but_first, exhaustive
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_graphs import RecordedGraphs
@@ -201,7 +202,7 @@ def test_a_finished_experiment_may_be_pruned_later(
     assert "sparsity" not in str(results(folder))
 
 
-@pytest.mark.parametrize("stopped_at", [2, 7])
+@pytest.mark.parametrize("stopped_at", but_first([7, 2]))
 def test_an_interrupted_pruned_run_goes_on_bit_identically(
     plain: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
@@ -223,6 +224,7 @@ def test_an_interrupted_pruned_run_goes_on_bit_identically(
     same_pruned_runs(folder, whole)
 
 
+@exhaustive
 def test_captured_steps_keep_the_zeros_and_equal_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
@@ -502,6 +504,7 @@ def test_what_comes_before_a_pruned_run_that_diverges_is_kept(
     assert [line.done for line in lines(json.loads((folder / "small-smoke.json").read_text()))] == [1, 1, 0, 0]
 
 
+@exhaustive
 def test_results_of_other_settings_are_not_taken_for_those_that_failed(studied: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(studied, tmp_path / "studies")
     with pytest.raises(StudyFailed, match="1 of 1 runs failed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from everyday import exhaustive
 from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
@@ -170,6 +172,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def taught(folder: Path, tmp_path: Path) -> Path:
+    """A folder of studies that has the teacher of `folder`, and nothing else yet."""
+    shutil.copytree(folder / "teachers", tmp_path / "teachers")
+    return tmp_path
+
+
 def test_a_study_leaves_its_results(folder: Path) -> None:
     content = json.loads((folder / "small-smoke.json").read_text())
     assert [run["status"] for run in content["runs"]] == ["done", "done"]
@@ -188,31 +197,29 @@ def test_what_has_been_run_is_not_run_again(folder: Path, monkeypatch: pytest.Mo
     assert json.loads((folder / "small-smoke.json").read_text()) == before
 
 
-def test_an_interrupted_study_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_goes_on(folder: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = experiments.Trainer.run, []
 
     def interrupted(self: Any) -> Any:
         calls.append(self.spec.name)
-        if len(calls) == 3:  # the teacher, the first arm, then this one
+        if len(calls) == 2:  # the first arm, then this one
             raise Interrupted("stopped")
         return real(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(experiments.Trainer, "run", interrupted)
         with pytest.raises(Interrupted):
-            run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, console=quiet())
-    half = json.loads((tmp_path / "small-smoke.json").read_text())
+            run_study("small", small_study(), SMOKE, planned(small_study()), taught, console=quiet())
+    half = json.loads((taught / "small-smoke.json").read_text())
     assert [run["status"] for run in half["runs"]] == ["done", "not run"]
     assert [line.done for line in lines(half)] == [1, 0]
-    run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, console=quiet())
+    run_study("small", small_study(), SMOKE, planned(small_study()), taught, console=quiet())
     whole = json.loads((folder / "small-smoke.json").read_text())
-    again = json.loads((tmp_path / "small-smoke.json").read_text())
+    again = json.loads((taught / "small-smoke.json").read_text())
     assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in whole["runs"]]
 
 
-def test_a_run_that_diverges_is_told_and_the_others_go_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_diverges_is_told_and_the_others_go_on(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = experiments.Trainer.run
 
     def diverging(self: Any) -> Any:
@@ -221,11 +228,12 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(
         return real(self)
 
     monkeypatch.setattr(experiments.Trainer, "run", diverging)
-    path = run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, console=quiet())
+    path = run_study("small", small_study(), SMOKE, planned(small_study()), taught, console=quiet())
     assert [run["status"] for run in json.loads(path.read_text())["runs"]] == ["diverged: the loss is NaN", "done"]
     assert "diverged: the loss is NaN" in write_report(path).text
 
 
+@exhaustive
 def test_several_processes_give_the_same(folder: Path, tmp_path: Path) -> None:
     path = run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, jobs=2, console=quiet())
     whole = json.loads((folder / "small-smoke.json").read_text())
@@ -234,11 +242,11 @@ def test_several_processes_give_the_same(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_process_that_fails_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_process_that_fails_is_named(taught: Path) -> None:
     broken = planned(small_study({"name": "broken", "set": {"loss": {"section_weights": [1.0]}}}))
     with pytest.raises(StudyFailed, match=r"1 of 1 runs failed; the first failed with status 2: see .*log"):
-        run_study("small", small_study(), SMOKE, broken, tmp_path, jobs=2, console=quiet())
-    assert "section_weights" in next((tmp_path / "runs").glob("*.log")).read_text()
+        run_study("small", small_study(), SMOKE, broken, taught, jobs=2, console=quiet())
+    assert "section_weights" in next((taught / "runs").glob("*.log")).read_text()
 
 
 def test_runs_that_end_together_are_written_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

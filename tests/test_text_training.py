@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from everyday import exhaustive
 from small_reviews import write
 from training_helpers import before_step, differing, interrupt, quiet, weights, without_times
 from typer.testing import CliRunner, Result
@@ -75,6 +76,7 @@ def test_a_lit_student_goes_through_both_phases_with_an_ir_loss_per_section(
     assert all(value > 0 for value in first["ir"])
 
 
+@exhaustive
 def test_bf16_and_a_sequence_of_depths(folder: Path, tmp_path: Path) -> None:
     experiment = small(folder, "step.precision=bf16", "epochs=1", "student={models: [vdcnn17, vdcnn9], sequence: true}")
     results = run_experiment(experiment, tmp_path / "run", console=quiet())
@@ -153,6 +155,7 @@ def test_inspect_refuses_a_network_of_images_beside_one_of_texts() -> None:
     assert "resnet20 takes images, the data are texts" in done.stderr
 
 
+@exhaustive
 def test_bench_measures_a_step_on_random_texts() -> None:
     pair = ["--teacher", "vdcnn17", "--student", "vdcnn9", "--num-classes", "2", "--length", "64", "--batch-size", "4"]
     done = command("bench", *pair, "--seconds", "0.1", "--no-compile", "--device", "cpu")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import but_first
 
 from lit_fast import backends
 from lit_fast.backends import triton as backend
@@ -27,12 +28,13 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @needs_triton
+@pytest.mark.parametrize("chosen", but_first(["not exhaustive", "exhaustive"]))
 @pytest.mark.parametrize(
     "file", ["triton_interpreted.py", "triton_gather_interpreted.py", "triton_norm_interpreted.py"]
 )
-def test_kernels_in_the_interpreter(file: str) -> None:
-    """Everything in that file; what failed there is in the message."""
-    done = python("-m", "pytest", "-q", str(TESTS / file), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+def test_kernels_in_the_interpreter(file: str, chosen: str) -> None:
+    """The tests in that file; what failed there is in the message."""
+    done = python("-m", "pytest", "-q", "-m", chosen, str(TESTS / file), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

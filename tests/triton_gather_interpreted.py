@@ -5,6 +5,7 @@ from __future__ import annotations
 import gather_cases
 import pytest
 import torch
+from everyday import exhaustive
 from gather_cases import CASES, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ def test_every_bit_is_right(case: Case) -> None:
     gather_cases.check(GATHER, case)
 
 
+@exhaustive
 @settings(max_examples=20)
 @given(
     channels=st.integers(1, 4),
