@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from lit_fast.pairreport import Report, make_report
 from lit_fast.projector import Projectors, sections_differ
 from lit_fast.sections import SplitModel
 
-__all__ = ["PairError", "Report", "chance_limit", "inspect"]
+__all__ = ["PairError", "Report", "chance_limit", "check_pair", "inspect"]
 
 # Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
 CHANCE_IMAGES = 1000
@@ -55,6 +56,27 @@ def inspect(
         >>> f"{lf.inspect(teacher, student, torch.zeros(1, 3, 32, 32)).compression:.2f}"
         '3.16'
     """
+    with _dry_run(teacher, student, example, projector, loader) as (teacher_walk, student_walk):
+        return make_report(teacher, student, teacher_walk, student_walk, projector)
+
+
+def check_pair(
+    teacher: SplitModel, student: SplitModel, example: Tensor, *, projector: Projectors | None = None
+) -> None:
+    """What `inspect` checks, without its report, which takes most of the time."""
+    with _dry_run(teacher, student, example, projector, None):
+        pass
+
+
+@contextmanager
+def _dry_run(
+    teacher: SplitModel,
+    student: SplitModel,
+    example: Tensor,
+    projector: Projectors | None,
+    loader: Iterable[tuple[Tensor, Tensor]] | None,
+) -> Iterator[tuple[Walk, Walk]]:
+    """The walks through a pair in which nothing is wrong; the pair is then what it was."""
     for role, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, SplitModel):
             raise PairError(
@@ -93,7 +115,7 @@ def inspect(
             problems += _chance(teacher, loader, example.device)
         if problems:
             raise PairError(problems)
-        return make_report(teacher, student, teacher_walk, student_walk, projector)
+        yield teacher_walk, student_walk
 
 
 def _teacher_state(teacher: SplitModel) -> list[str]:

@@ -321,7 +321,18 @@ def page_name(page: Path) -> str:
 
 
 # These train for long; what they show is shown by the tests of those parts, too.
-LONG_PAGES = ("checkpoints.md", "quick-start.md", "recipes.md", "scale-out.md", "stargan.md", "studies.md", "text.md")
+LONG_PAGES = {
+    *(
+        "checkpoints.md",
+        "quick-start.md",
+        "recipes.md",
+        "scale-out.md",
+        "stargan.md",
+        "step.md",
+        "studies.md",
+        "text.md",
+    )
+}
 
 
 def pages_to_run() -> list[Any]:

@@ -132,6 +132,7 @@ def _wait_for(process: subprocess.Popen[str], log: Path, text: str, after: int =
         time.sleep(0.05)
 
 
+@exhaustive
 def test_another_teacher_does_not_go_on_with_these_students(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -146,6 +147,7 @@ def test_another_teacher_does_not_go_on_with_these_students(whole: Path, tmp_pat
         train.open_students(options)
 
 
+@exhaustive
 def test_results_alone_are_enough_to_go_on_with_the_next_run(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +169,7 @@ def test_results_alone_are_enough_to_go_on_with_the_next_run(
     assert students.next_run(left=0.0) is None
 
 
+@exhaustive
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

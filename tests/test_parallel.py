@@ -389,6 +389,7 @@ def test_texts_are_shared_as_images_are(tmp_path: Path) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", "vdcnn9-lit-seed0").values())
 
 
+@exhaustive
 def test_a_setting_that_cannot_work_is_told_once(tmp_path: Path) -> None:
     failed = torchrun(2, *distill(tmp_path / "run", "step.device=cpu", "batch_size=33"))
     assert failed.returncode == 1

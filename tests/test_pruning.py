@@ -185,6 +185,7 @@ def same_pruned_runs(one: Path, other: Path) -> None:
         assert without_times(first["history"]) == without_times(second["history"])
 
 
+@exhaustive
 def test_a_finished_experiment_may_be_pruned_later(
     plain: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +329,7 @@ def test_a_run_pruned_with_other_settings_is_refused(
         run_experiment(tiny(BOTH, PRUNED, setting), whole, resume=True, console=quiet())
 
 
+@exhaustive
 def test_so_is_one_that_was_only_begun_and_removing_it_is_enough(
     plain: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

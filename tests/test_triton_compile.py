@@ -250,7 +250,8 @@ def test_another_batch_is_no_other_norm_kernel(compiled_for: Any) -> None:
             compiled_for(one, 90)
         return [len(kernel.device_caches[90][0]) for kernel in kernels]
 
-    first = compilations(32, 64)
-    assert compilations(1, 64) == first
-    assert compilations(33, 64) == first
-    assert compilations(2, 512) == first
+    compilations(32, 64)  # a launch in between finishes the moments
+    both = compilations(1, 64)  # each program does
+    assert compilations(2, 64) == both
+    assert compilations(33, 64) == both
+    assert compilations(2, 512) == both

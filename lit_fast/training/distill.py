@@ -16,7 +16,7 @@ from lit_fast.counting import count_parameters
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
 from lit_fast.parallel import join
-from lit_fast.preflight import inspect
+from lit_fast.preflight import check_pair
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, ModelConfig, load_experiment
@@ -103,7 +103,7 @@ def distill(
         workers.equalise(teacher_split.model)
         example = next(session.loader.eval_batches("val", batch_size=2))[0]
         projector = make_projectors(teacher_split, student_split, example) if experiment.student.projector else None
-        inspect(teacher_split, student_split, example, projector=projector)
+        check_pair(teacher_split, student_split, example, projector=projector)
         name = f"teacher-{labels['teacher']}"
         given = Teacher(name, labels["teacher"], teacher_split, count_parameters(teacher_split.model))
         session.record_given_teacher(given)

@@ -18,7 +18,7 @@ from lit_fast.counting import count_layers, count_macs, count_nonzero, count_par
 from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.parallel import ALONE, Workers, check_batches, join
-from lit_fast.preflight import chance_limit, inspect
+from lit_fast.preflight import chance_limit, check_pair
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
@@ -199,7 +199,7 @@ class Session:
                 given = self._as_teacher(f"teacher-{teacher_config.label}", teacher_config, teacher)
                 trainer = self._trainer(spec, self.folder.path, student, given)
                 if VARIANTS[variant].needs_teacher:
-                    inspect(teacher, student, example, projector=trainer.projector)
+                    check_pair(teacher, student, example, projector=trainer.projector)
                 trainer.check()
             if self.experiment.student.sequence:
                 teacher_config = config

@@ -18,7 +18,7 @@ from lit_fast.data import open_data
 from lit_fast.data.base import Batch
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.models.stargan import Discriminator, with_domain
-from lit_fast.preflight import inspect
+from lit_fast.preflight import check_pair
 from lit_fast.sections import split
 from lit_fast.training.config import ConfigError
 from lit_fast.training.environment import describe_environment, resolve_device
@@ -92,7 +92,7 @@ class GanSession:
                 spec = RunSpec(f"{model}-{variant}", variant, 0, self.experiment.plan(variant))
                 run = self._run(spec, self.folder.path, student, teacher)
                 if variant == "lit":
-                    inspect(teacher.generator, student.generator, example)
+                    check_pair(teacher.generator, student.generator, example)
                 for phase in spec.phases:
                     run.enter(phase)
 
