@@ -19,7 +19,7 @@ SHAPE = (1, 16, 16)
 INFO = WeightInfo("resnet20", 10, 1, 16, "digits", (0.3,), (0.4,))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network() -> nn.Module:
     """A ResNet-20 with running statistics that are not the initial ones."""
     torch.manual_seed(0)
