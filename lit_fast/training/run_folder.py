@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_fast.data import Data
+from lit_fast.errors import RunFolderError
 from lit_fast.training.config import AnyExperiment
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"
 DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
 
-__all__ = ["DALI", "RunFolder", "RunFolderError"]
-
-
-class RunFolderError(ValueError):
-    """The run directory holds something else, or cannot be written."""
+__all__ = ["DALI", "RunFolder"]
 
 
 class RunFolder:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 from pydantic import Field, ValidationError, model_validator
 
 from lit_fast import recipes, studies
-from lit_fast.training.config import AnyExperiment, ConfigError, Experiment, Strict, load_any_experiment, read_yaml
+from lit_fast.errors import ConfigError
+from lit_fast.training.config import AnyExperiment, Experiment, Strict, load_any_experiment, read_yaml
 from lit_fast.training.gan.config import GanExperiment
 
 __all__ = [
