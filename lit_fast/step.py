@@ -59,7 +59,7 @@ class LITStep:
             has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
             layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
             checked against its module; one that fails runs as its module under ``"auto"``, with a warning, and raises
-            `lit_fast.teacher.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
+            `lit_fast.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
             what was taken. Results agree to rounding.
         capture: replay the whole step, optimizer and scaler included, as one CUDA graph, captured when a shape of batch
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``

@@ -19,7 +19,8 @@ from lit_fast.training.gan import experiment as experiments
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.run import GanRun
 from lit_fast.training.gan.study import GAN_BUDGETS, head, lines
-from lit_fast.training.study.plan import GanScores, Planned, Study, digest, load_study, plan
+from lit_fast.training.identity import digest
+from lit_fast.training.study.plan import GanScores, Planned, Study, load_study, plan
 from lit_fast.training.study.report import write_report
 from lit_fast.training.study.run import run_study
 

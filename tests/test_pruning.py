@@ -31,11 +31,12 @@ from lit_fast.training import experiment as experiments
 from lit_fast.training import phase_step
 from lit_fast.training.config import load_experiment
 from lit_fast.training.experiment import run_experiment
+from lit_fast.training.identity import digest
 from lit_fast.training.pruning import prune_smallest
 from lit_fast.training.report import write_report
 from lit_fast.training.results import plain_table, table
 from lit_fast.training.search.run import Space, sequential
-from lit_fast.training.study.plan import BUDGETS, Study, digest, load_study, plan
+from lit_fast.training.study.plan import BUDGETS, Study, load_study, plan
 from lit_fast.training.study.report import lines
 from lit_fast.training.study.report import write_report as write_study_report
 from lit_fast.training.study.run import run_study

@@ -18,8 +18,9 @@ from training_helpers import quiet
 from lit_fast import studies
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, StudyFailed
 from lit_fast.training import experiment as experiments
+from lit_fast.training.identity import digest
 from lit_fast.training.study import run as running
-from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, digest, load_study, plan
+from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, load_study, plan
 from lit_fast.training.study.report import lines, write_report
 from lit_fast.training.study.run import run_study
 

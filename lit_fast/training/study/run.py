@@ -23,8 +23,9 @@ from lit_fast.training.experiment import train_model
 from lit_fast.training.files import atomic_write, write_json
 from lit_fast.training.gan import study as generators
 from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.identity import digest
 from lit_fast.training.results import load_results
-from lit_fast.training.study.plan import Budget, GanScores, Planned, Study, digest
+from lit_fast.training.study.plan import Budget, GanScores, Planned, Study
 
 __all__ = ["planned_content", "run_study"]
 
