@@ -1,4 +1,4 @@
-"""Errors as a user should see them: one paragraph, an exit code, no traceback."""
+"""Errors as a user should see them: one paragraph and an exit code, without a traceback where the words suffice."""
 
 from __future__ import annotations
 
