@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.choice import ALL, Choice
-from lit_fast.backends import native
 from lit_fast.bench.pairing import Pairs
 from lit_fast.data import reviews
+from lit_fast.extension import EXTENSION
 
 Row = dict[str, Any]
 LENGTH = 1014
@@ -60,7 +60,7 @@ def _measured(heading: Row, content: torch.Tensor, seconds: float) -> list[Row]:
         return lambda: by(content, "reviews", length=LENGTH, classes=5)
 
     steps = {"python": tokenise(reviews.by_line)}
-    if native.EXTENSION.loaded:
+    if EXTENSION.loaded:
         steps["native"] = tokenise(reviews.tokenise)
         pairs = zip(steps["python"](), steps["native"](), strict=True)
         if not all(torch.equal(ours, right) for ours, right in pairs):
@@ -82,5 +82,5 @@ def _measured(heading: Row, content: torch.Tensor, seconds: float) -> list[Row]:
                 "mb_s": len(content) / 1e6 / median,
             }
         )
-    failed = {} if native.EXTENSION.loaded else {"native": native.EXTENSION.reason}
+    failed = {} if EXTENSION.loaded else {"native": EXTENSION.reason}
     return [*rows, *({**heading, "variant": n, "status": why} for n, why in {**failed, **paired.failed}.items())]

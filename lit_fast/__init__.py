@@ -12,21 +12,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lit_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    LitFastError,
+    LoweringError,
+    NonFiniteLoss,
+    PairError,
+    RunFolderError,
+    SharingError,
+    SplitError,
+    StoreError,
+    UnavailableError,
+    WorkerLost,
+)
+from lit_fast.version import __version__
+
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
     from lit_fast.build import build_info
     from lit_fast.diagnostics import SectionDiagnostics, section_diagnostics
     from lit_fast.functional import ir_loss, kd_loss, lit_loss
     from lit_fast.losses import IRLoss, KDLoss, LITLoss
-    from lit_fast.preflight import PairError, Report, inspect
+    from lit_fast.preflight import Report, inspect
     from lit_fast.projector import Projectors, make_projectors
     from lit_fast.running_stats import recalibrate
     from lit_fast.sections import SplitModel, copy_parts, split
     from lit_fast.step import LITStep
     from lit_fast.teacher import FrozenTeacher
     from lit_fast.training.distill import Distilled, distill
-
-__version__ = "0.1.0"
 
 _HOME = {
     "build_info": "build",
@@ -36,7 +52,6 @@ _HOME = {
     "kd_loss": "functional",
     "ir_loss": "functional",
     "inspect": "preflight",
-    "PairError": "preflight",
     "Report": "preflight",
     "LITLoss": "losses",
     "KDLoss": "losses",
@@ -55,17 +70,30 @@ _HOME = {
 _SUBMODULES = ("data", "models", "recipes")
 
 __all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "Distilled",
     "FrozenTeacher",
     "IRLoss",
+    "Interrupted",
     "KDLoss",
     "LITLoss",
     "LITStep",
+    "LitFastError",
+    "LoweringError",
+    "NonFiniteLoss",
     "PairError",
     "Projectors",
     "Report",
+    "RunFolderError",
     "SectionDiagnostics",
+    "SharingError",
+    "SplitError",
     "SplitModel",
+    "StoreError",
+    "UnavailableError",
+    "WorkerLost",
     "__version__",
     "build_info",
     "copy_parts",

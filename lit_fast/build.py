@@ -7,8 +7,8 @@ from typing import TypedDict
 
 import torch
 
-import lit_fast
-from lit_fast.backends import native
+from lit_fast.extension import EXTENSION
+from lit_fast.version import __version__
 
 
 class BuildInfo(TypedDict):
@@ -52,18 +52,17 @@ def build_info() -> BuildInfo:
         >>> lit_fast.build_info()["backend"] in ("native", "eager")
         True
     """
-    extension = native.EXTENSION
     return {
-        "version": lit_fast.__version__,
+        "version": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "built_for_torch": extension.built.get("torch"),
-        "compiler": extension.built.get("compiler"),
-        "openmp": extension.built.get("openmp") == "1",
-        "instruction_set": extension.instruction_set,
-        "cuda_archs": extension.cuda_archs,
-        "extension": None if extension.path is None else str(extension.path),
-        "backend": "native" if extension.loaded else "eager",
-        "reason": extension.reason,
+        "built_for_torch": EXTENSION.built.get("torch"),
+        "compiler": EXTENSION.built.get("compiler"),
+        "openmp": EXTENSION.built.get("openmp") == "1",
+        "instruction_set": EXTENSION.instruction_set,
+        "cuda_archs": EXTENSION.cuda_archs,
+        "extension": None if EXTENSION.path is None else str(EXTENSION.path),
+        "backend": "native" if EXTENSION.loaded else "eager",
+        "reason": EXTENSION.reason,
         "threads": torch.get_num_threads(),
     }

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch
-from lit_fast.graphs import Graphs, NotCapturable, graphs_for
+from lit_fast.errors import NotCapturable
+from lit_fast.graphs import Graphs, graphs_for
 from lit_fast.step_state import (
     LearningRates,
     OptimizerTensors,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from lit_fast.tracing import Call, SplitError, Trace
+from lit_fast.errors import SplitError
+from lit_fast.tracing import Call, Trace
 
 
 def part_names(num_sections: int) -> tuple[str, ...]:

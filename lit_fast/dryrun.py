@@ -20,23 +20,6 @@ from lit_fast.sections import SplitModel
 _CONTAINERS = (dict, list, set, deque)
 
 
-class PairError(ValueError):
-    """A teacher and a student that do not fit together.
-
-    Attributes:
-        problems: every problem found, each naming the part, what was expected, what was got and how to mend it.
-    """
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        count = f"{len(problems)} problems" if len(problems) != 1 else "1 problem"
-        lines = (f"  {i}. {problem}" for i, problem in enumerate(problems, 1))
-        super().__init__("\n".join((f"teacher and student do not fit together ({count}):", *lines)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems,)
-
-
 @contextlib.contextmanager
 def untouched(*models: nn.Module) -> Iterator[None]:
     """Within the context the models may run; afterwards they and the random state are what they were.

@@ -120,7 +120,8 @@ def lit_loss(
     Raises:
         TypeError, ValueError: an input is missing or does not fit; the message names it and the mend.
         IndexError: a label is out of range (CPU; on CUDA a device assert, as in torch, or NaN with Triton).
-        RuntimeError: the backend is not available; or, in backward, ``create_graph=True``.
+        UnavailableError: the backend is not to be had here.
+        RuntimeError: in backward, ``create_graph=True``.
 
     Example:
         >>> import torch

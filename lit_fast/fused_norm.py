@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as torch_module
 
+from lit_fast.errors import UnavailableError
+
 if TYPE_CHECKING:
     from lit_fast.kernels.batch_norm import Running
 
@@ -43,10 +45,10 @@ def enabled(on: bool = True) -> Iterator[None]:
 
 
 def check(device: torch.device) -> None:
-    """Raise RuntimeError if the kernels cannot run on this device, with the reason."""
+    """Raise UnavailableError if the kernels cannot run on this device, with the reason."""
     usable, reason = _available(device.type, device.index)
     if not usable:
-        raise RuntimeError(f"fused_norm is not available: {reason}; use fused_norm=False")
+        raise UnavailableError(f"fused_norm is not available: {reason}; use fused_norm=False")
 
 
 def norm_act(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, *, relu: bool = True) -> Tensor:

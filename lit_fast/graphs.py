@@ -12,13 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["CudaGraphs", "Graphs", "NotCapturable", "graphs_for"]
+from lit_fast.errors import NotCapturable
+
+__all__ = ["CudaGraphs", "Graphs", "graphs_for"]
 
 WARM_UPS = 3  # allocator, cuDNN and cuBLAS settle; torch's own number
-
-
-class NotCapturable(RuntimeError):
-    """The step cannot be captured; the message says why."""
 
 
 class Graphs(Protocol):

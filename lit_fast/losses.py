@@ -112,7 +112,7 @@ class LITLoss(_Loss):
 
     Raises:
         TypeError, ValueError: a setting is wrong; the message names it.
-        RuntimeError: the backend is not built.
+        UnavailableError: the backend is not built.
 
     Example:
         >>> import torch

@@ -17,15 +17,12 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lit_fast.dryrun import first_line
+from lit_fast.errors import NotLowerable
 
-__all__ = ["Instruction", "NotLowerable", "lower"]
+__all__ = ["Instruction", "lower"]
 
 _NONE = -1
 aten = torch.ops.aten
-
-
-class NotLowerable(Exception):
-    """What a part does that the runner has no instruction for."""
 
 
 @dataclass

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.dryrun import Walk, dtype_name
-from lit_fast.lowering import NotLowerable, lower
+from lit_fast.errors import NotLowerable
+from lit_fast.lowering import lower
 from lit_fast.parts import Part
 from lit_fast.projector import Projectors
 from lit_fast.sections import SplitModel

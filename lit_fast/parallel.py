@@ -18,12 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_fast.errors import FirstFailed, SharingError, UnavailableError, WorkerLost
+
 __all__ = [
     "ALONE",
-    "FirstFailed",
     "GradientMean",
-    "SharingError",
-    "WorkerLost",
     "Workers",
     "check_batches",
     "join",
@@ -35,18 +34,6 @@ T = TypeVar("T")
 # The others wait while the first process evaluates and writes; a process that ended is noticed at once, not by this.
 _TIMEOUT = timedelta(hours=2)
 _ALIGNED = 4  # elements: gradients start at multiples of 16 bytes, as kernels with wide loads like it
-
-
-class SharingError(ValueError):
-    """Processes that cannot share what they are given: too few GPUs, a batch that does not divide."""
-
-
-class WorkerLost(RuntimeError):
-    """Another process of the run is gone; what its last checkpoint holds is kept."""
-
-
-class FirstFailed(RuntimeError):
-    """Rank 0 raised what it alone reports; the others leave silently."""
 
 
 def share(count: int, rank: int, size: int) -> slice:
@@ -149,7 +136,7 @@ def join(device: str = "auto") -> Iterator[Workers]:
 
     Raises:
         SharingError: fewer GPUs than processes, or one GPU named for several of them.
-        RuntimeError: the others cannot be reached.
+        UnavailableError: the others cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -164,7 +151,7 @@ def join(device: str = "auto") -> Iterator[Workers]:
     try:
         dist.init_process_group("nccl" if own.startswith("cuda") else "gloo", timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
-        raise RuntimeError(
+        raise UnavailableError(
             f"WORLD_SIZE is {size}, and the processes cannot meet ({_reason(error)}); start them with torchrun, or "
             "unset it"
         ) from error

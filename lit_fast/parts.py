@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lit_fast.cuts import divide, part_names
-from lit_fast.tracing import SplitError, trace
+from lit_fast.errors import SplitError
+from lit_fast.tracing import trace
 
 
 def build(model: nn.Module, at: tuple[str, ...], stem: str | None) -> tuple[Part, ...]:

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lit_fast.dryrun import PairError, Walk, batch_shape, describe, first_line, untouched, walk
+from lit_fast.dryrun import Walk, batch_shape, describe, first_line, untouched, walk
+from lit_fast.errors import PairError
 from lit_fast.overwrites import Overwrites
 from lit_fast.pairreport import Report, make_report
 from lit_fast.projector import Projectors, sections_differ
 from lit_fast.sections import SplitModel
 
-__all__ = ["PairError", "Report", "chance_limit", "check_pair", "inspect"]
+__all__ = ["Report", "chance_limit", "check_pair", "inspect"]
 
 # Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
 CHANCE_IMAGES = 1000

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lit_fast.dryrun import PairError, batch_shape, untouched, walk
+from lit_fast.dryrun import batch_shape, untouched, walk
+from lit_fast.errors import PairError
 from lit_fast.sections import SplitModel
 from lit_fast.tracing import set_mode
 

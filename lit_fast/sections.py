@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.cuts import part_names
+from lit_fast.errors import SplitError
 from lit_fast.parts import Part, build
-from lit_fast.tracing import SplitError
 
-__all__ = ["Part", "SplitError", "SplitModel", "copy_parts", "split"]
+__all__ = ["Part", "SplitModel", "copy_parts", "split"]
 
 
 def split(model: nn.Module, at: Sequence[str] | None = None, *, stem: str | None = None) -> SplitModel:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast import fused_norm as norms
-from lit_fast.backends import native
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.capture import CapturedSteps
+from lit_fast.errors import UnavailableError
+from lit_fast.extension import EXTENSION
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, GradientMean, Workers
 from lit_fast.running_stats import RunningStats
@@ -58,7 +59,7 @@ class LITStep:
             has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
             layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
             checked against its module; one that fails runs as its module under ``"auto"``, with a warning, and raises
-            `lit_fast.teacher.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
+            `lit_fast.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
             what was taken. Results agree to rounding.
         capture: replay the whole step, optimizer and scaler included, as one CUDA graph, captured when a shape of batch
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
@@ -79,7 +80,7 @@ class LITStep:
 
     Raises:
         ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
-        RuntimeError: an engine, or ``fused_norm``, that this machine does not have.
+        UnavailableError: an engine, or ``fused_norm``, that this machine does not have.
 
     Source: paper, section 3 and table 3.
     """
@@ -470,9 +471,9 @@ def _choose_engine(requested: str) -> tuple[str, str]:
     """The engine, and why it was taken."""
     if requested not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {requested!r}")
-    usable, reason = native.EXTENSION.loaded, native.EXTENSION.reason
+    usable, reason = EXTENSION.loaded, EXTENSION.reason
     if requested == "runner" and not usable:
-        raise RuntimeError(f"engine 'runner' is not available: {reason}; build the extension or use engine='auto'")
+        raise UnavailableError(f"engine 'runner' is not available: {reason}; build the extension or use engine='auto'")
     if requested != "auto":
         return requested, "requested"
     return ("runner", "the compiled extension is there") if usable else ("eager", reason)

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fast.backends import native
 from lit_fast.dryrun import first_line, untouched
+from lit_fast.errors import CheckFailed, LoweringError, NotLowerable
+from lit_fast.extension import EXTENSION
 from lit_fast.float32 import full_float32
-from lit_fast.lowering import Instruction, NotLowerable, lower
+from lit_fast.lowering import Instruction, lower
 from lit_fast.sections import Part, SplitModel
 
-__all__ = ["FrozenTeacher", "LoweringError", "PartPlan"]
+__all__ = ["FrozenTeacher", "PartPlan"]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64, *_HALVES)
@@ -36,14 +37,6 @@ HALF_TOLERANCE = {torch.bfloat16: 0.02, torch.float16: 0.005}
 Outputs = tuple[list[Tensor], Tensor | None]  # the IRs, the logits
 Run = Callable[[Tensor], Tensor]
 After = Callable[[int, Tensor], None]  # of a section, from 0, with its output
-
-
-class LoweringError(RuntimeError):
-    """A lowered part gives other numbers than its module, or fails."""
-
-
-class _CheckFailed(Exception):
-    """What is wrong with a lowered part."""
 
 
 class PartPlan(NamedTuple):
@@ -239,13 +232,13 @@ class FrozenTeacher:
     def _planned(self, part: Part, examples: list[_Example]) -> tuple[PartPlan, Run]:
         """How a part runs, lowered from the first example and checked on all of them."""
         try:
-            if not native.EXTENSION.loaded:
-                raise NotLowerable(native.EXTENSION.reason)
+            if not EXTENSION.loaded:
+                raise NotLowerable(EXTENSION.reason)
             steps, output = lower(part, examples[0].input.clone())
             return self._lowered(part, steps, output, examples)
         except NotLowerable as error:
             reason = str(error)
-        except _CheckFailed as error:
+        except CheckFailed as error:
             reason = str(error)
             if self._strict:
                 raise LoweringError(
@@ -261,7 +254,7 @@ class FrozenTeacher:
         try:
             run, error = _checked_program(steps, output, self.dtype, examples)
             return PartPlan(part.name, True, len(steps), "", error), run
-        except _CheckFailed as failed:
+        except CheckFailed as failed:
             if not any(step.op == "convolution" for step in steps):
                 raise
             reason = f"convolutions are not fused: fused, {failed}"
@@ -340,7 +333,7 @@ def _checked_program(
     """A part's program in `dtype`, and its largest error in full precision.
 
     Raises:
-        _CheckFailed: it gives other numbers than the module, in full precision or in `dtype`, or cannot run.
+        CheckFailed: it gives other numbers than the module, in full precision or in `dtype`, or cannot run.
     """
     exact = torch.float32 if dtype in _HALVES else dtype
     try:
@@ -353,7 +346,7 @@ def _checked_program(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as failed:  # such as a convolution that cuDNN has no engine for
-        raise _CheckFailed(f"it fails ({first_line(failed)})") from failed
+        raise CheckFailed(f"it fails ({first_line(failed)})") from failed
     return program, error
 
 
@@ -361,13 +354,13 @@ def _checked(program: Run, steps: list[Instruction], example: _Example, dtype: t
     """The error of a program on an example, relative to the module's largest number.
 
     Raises:
-        _CheckFailed: it is not small.
+        CheckFailed: it is not small.
     """
     x = example.input.to(dtype) if example.input.is_floating_point() else example.input
     _poison(steps, x.device, dtype)
     ours = program(_dense(x))
     if ours.shape != example.exact.shape:
-        raise _CheckFailed(f"it gives {tuple(ours.shape)}, the module {tuple(example.exact.shape)}")
+        raise CheckFailed(f"it gives {tuple(ours.shape)}, the module {tuple(example.exact.shape)}")
     compared = example.exact.isfinite() & example.own.isfinite()  # a module may overflow in half precision
     right = example.exact[compared]
     if not right.numel():
@@ -378,7 +371,7 @@ def _checked(program: Run, steps: list[Instruction], example: _Example, dtype: t
     if dtype in _HALVES:
         limit = HALF_TOLERANCE[dtype] + 4 * ((example.own[compared] - right).abs().max() / scale).item()
     if not error <= limit:  # NaN is not
-        raise _CheckFailed(
+        raise CheckFailed(
             f"it differs from the module by {error:.2g} of the largest output in {_name(dtype)}, more than {limit:.1g}"
         )
     return error

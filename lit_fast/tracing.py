@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lit_fast.errors import SplitError
+
 # Functions that make a tensor from nothing. Left alone they would run once, while tracing, and their result would be
 # baked into the graph: random numbers drawn once, indices that stay on the CPU.
 _FACTORIES = (
@@ -28,10 +30,6 @@ _FACTORIES = (
 )
 _TORCH = str(Path(torch.__file__).parent)
 _IN_PLACE = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
-
-
-class SplitError(ValueError):
-    """A model that cannot be cut as asked; the message names the module and what to do."""
 
 
 @dataclass

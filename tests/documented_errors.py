@@ -34,6 +34,7 @@ from lit_fast import teacher as frozen
 from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
 from lit_fast.data.loaders import resident
+from lit_fast.extension import EXTENSION
 from lit_fast.lowering import Instruction
 from lit_fast.training import checkpoint, export
 from lit_fast.training.config import load_experiment
@@ -184,7 +185,7 @@ def frozen_teacher(run: Callable[[tuple[int, ...]], Tensor], strict: bool) -> No
     def program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         return lambda x: run(steps[output - 1].shape)
 
-    present = mock.patch.object(native, "EXTENSION", native.EXTENSION._replace(loaded=True))
+    present = mock.patch.object(frozen, "EXTENSION", EXTENSION._replace(loaded=True))
     with present, mock.patch.object(frozen, "_program", program):
         lf.FrozenTeacher(teacher(), strict=strict).run(torch.randn(2, 3, 8, 8))
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import lit_fast
-from lit_fast.backends import extension, native
+from lit_fast import extension
+from lit_fast.backends import native
+from lit_fast.extension import EXTENSION
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = torch.__version__.split("+")[0]
@@ -90,10 +92,10 @@ def test_without_extension_losses_are_eager_and_say_so_once(package: Path) -> No
 
 @pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 def test_extension_of_another_torch_is_not_loaded(package: Path) -> None:
-    path = native.EXTENSION.path
+    path = EXTENSION.path
     assert path is not None
     content = path.read_bytes()
-    version = f"torch={native.EXTENSION.built['torch']}".encode()
+    version = f"torch={EXTENSION.built['torch']}".encode()
     other = b"torch=0" + version[len(b"torch=0") :]  # of the same length: the file stays what it is
     assert content.count(version) == 1
     (package / "lit_fast" / path.name).write_bytes(content.replace(version, other))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_fast.errors import StoreError
 from lit_fast.training import checkpoint as module
-from lit_fast.training.checkpoint import Checkpoint, CheckpointStore, StoreError
+from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
 
 
 def made(step: int, best: bool = True) -> Checkpoint:

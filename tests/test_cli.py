@@ -24,11 +24,10 @@ import lit_fast
 from lit_fast import models, recipes
 from lit_fast.cli import app
 from lit_fast.cli.experiments import _rich_table
+from lit_fast.errors import Interrupted, NonFiniteLoss, NotCapturable, NotFinite, WorkerLost
 from lit_fast.training import any_experiment
 from lit_fast.training import experiment as experiments
-from lit_fast.training.interrupt import Interrupted
 from lit_fast.training.results import table
-from lit_fast.training.trainer import NonFiniteLoss
 from lit_fast.training.weights import WeightInfo, save_weights
 
 COMMANDS = (
@@ -328,7 +327,10 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (Interrupted("stopped by SIGTERM; --resume goes on"), 130, "stopped by SIGTERM; --resume goes on"),
         (NonFiniteLoss("the loss is not finite at step 7"), 3, "the loss is not finite at step 7"),
         (OSError(errno.ENOSPC, "No space left on device", "/full"), 2, "/full: No space left on device"),
-        (RuntimeError(""), 2, "RuntimeError"),
+        (WorkerLost("another process of this run has ended"), 4, "another process of this run has ended"),
+        (ValueError(""), 2, "ValueError"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "CUDA out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "can't allocate memory"),
         (ModuleNotFoundError("No module named 'sklearn'", name="sklearn"), 2, "'sklearn' is not installed"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -340,9 +342,23 @@ def test_each_kind_of_end_has_its_message_and_exit_code(
     assert says in refused("distill", "--run-dir", tmp_path / "run", code=code)
 
 
-def test_a_defect_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(any_experiment, "run_experiment", raising(KeyError("defect")))
-    assert isinstance(lit_fast_command("distill", "--run-dir", tmp_path / "run").exception, KeyError)
+@pytest.mark.parametrize("defect", [KeyError("defect"), NotFinite(0, [1.0]), NotCapturable("caught elsewhere")])
+def test_a_defect_of_ours_keeps_its_traceback(
+    defect: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_experiment, "run_experiment", raising(defect))
+    assert lit_fast_command("distill", "--run-dir", tmp_path / "run").exception is defect
+
+
+@pytest.mark.parametrize("message", ["GET was unable to find an engine to execute this computation", ""])
+def test_what_may_be_a_defect_of_torch_is_told_with_its_traceback(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_experiment, "run_experiment", raising(RuntimeError(message)))
+    result = lit_fast_command("distill", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith(f"\nerror: {message or 'RuntimeError'}\n")
 
 
 def test_the_traceback_of_a_user_error_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_fast.data import loaders
-from lit_fast.training.config import ConfigError, load_experiment
+from lit_fast.errors import ConfigError
+from lit_fast.training.config import load_experiment
 from lit_fast.training.schedule import Phase
 
 

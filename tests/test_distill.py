@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from training_helpers import differing, quiet, weights
 
 import lit_fast as lf
-from lit_fast.training.config import ConfigError
-from lit_fast.training.run_folder import RunFolderError
+from lit_fast.errors import ConfigError, RunFolderError
 
 OVERRIDES = ("epochs=3", "batch_size=16", "logging.tensorboard=false", "step.device=cpu")
 

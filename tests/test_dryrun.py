@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import lit_fast as lf
-from lit_fast.backends import native
 from lit_fast.bench.ways import Problem, work
 from lit_fast.counting import count_macs
 from lit_fast.dryrun import untouched
+from lit_fast.extension import EXTENSION
 from lit_fast.training.export import export
 
 X, LABELS = (2, 3, 8, 8), torch.tensor([0, 1])
@@ -180,7 +180,7 @@ def exported(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
 
 
 def frozen(teacher: lf.SplitModel, student: lf.SplitModel, x: Tensor) -> None:
-    if native.EXTENSION.loaded:
+    if EXTENSION.loaded:
         lf.FrozenTeacher(teacher)._prepare(x)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast import models
+from lit_fast.errors import ExportError
 from lit_fast.training import export as exporting
-from lit_fast.training.export import TOLERANCE, ExportError, export
+from lit_fast.training.export import TOLERANCE, export
 from lit_fast.training.weights import WeightInfo, read_info
 
 SHAPE = (1, 16, 16)

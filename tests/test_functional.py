@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from lit_fast import backends, functional
 from lit_fast.backends import LossOptions, LossParts, eager, native
 from lit_fast.backends.checks import check_inputs
+from lit_fast.errors import UnavailableError
 from lit_fast.functional import ir_loss, kd_loss, lit_loss
 
 CPU = torch.device("cpu")
@@ -323,7 +324,7 @@ def test_compiled_graph_without_native_warns_too(monkeypatch):
 @pytest.mark.usefixtures("fresh_choice")
 def test_requested_native_without_native_is_an_error(monkeypatch):
     monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
-    with pytest.raises(RuntimeError, match="'native' is not available: no compiler; build the extension"):
+    with pytest.raises(UnavailableError, match="'native' is not available: no compiler; build the extension"):
         lit_loss(**inputs(), backend="native")
 
 

@@ -21,16 +21,14 @@ from training_helpers import differing, quiet, without_times
 
 from lit_fast import models
 from lit_fast.data import open_data
+from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError
 from lit_fast.training.checkpoint import CheckpointStore
-from lit_fast.training.config import ConfigError, load_any_experiment, load_experiment
+from lit_fast.training.config import load_any_experiment, load_experiment
 from lit_fast.training.distill import distill
 from lit_fast.training.gan import experiment as experiment_module
 from lit_fast.training.gan.experiment import run_gan_experiment
 from lit_fast.training.gan.run import GanRun
 from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
-from lit_fast.training.interrupt import Interrupted
-from lit_fast.training.run_folder import RunFolderError
-from lit_fast.training.trainer import NonFiniteLoss
 from lit_fast.training.weights import read_info
 
 TEACHER, SCRATCH, LIT = "teacher-stargan6", "stargan2-scratch-seed0", "stargan2-lit-seed0"

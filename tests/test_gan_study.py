@@ -14,13 +14,14 @@ from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
 from lit_fast.data.celeba import TEST_SIZE
-from lit_fast.training.config import ConfigError, load_any_experiment
+from lit_fast.errors import ConfigError, Interrupted
+from lit_fast.training.config import load_any_experiment
 from lit_fast.training.gan import experiment as experiments
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.run import GanRun
 from lit_fast.training.gan.study import GAN_BUDGETS, head, lines
-from lit_fast.training.interrupt import Interrupted
-from lit_fast.training.study.plan import GanScores, Planned, Study, digest, load_study, plan
+from lit_fast.training.identity import digest
+from lit_fast.training.study.plan import GanScores, Planned, Study, load_study, plan
 from lit_fast.training.study.report import write_report
 from lit_fast.training.study.run import run_study
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lit_fast import graphs
-from lit_fast.graphs import NotCapturable, graphs_for
+from lit_fast.errors import NotCapturable
+from lit_fast.graphs import graphs_for
 
 MESSAGE = "called a synchronizing CUDA operation (Triggered internally at ...)"
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from loss_cases import DTYPES, IR_KINDS, LAYOUTS, Case
 
 from lit_fast.backends import eager, native
+from lit_fast.extension import EXTENSION
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -96,12 +97,13 @@ def test_native_on_any_shapes(
 @exhaustive
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_older_instruction_sets(instruction_set):
-    if instruction_set == "avx2" and native.EXTENSION.instruction_set == "baseline":
+    if instruction_set == "avx2" and EXTENSION.instruction_set == "baseline":
         pytest.skip("this processor has no AVX2")
     code = """
         import loss_cases
         from lit_fast.backends import native
-        print(native.EXTENSION.instruction_set)
+        from lit_fast.extension import EXTENSION
+        print(EXTENSION.instruction_set)
         for case in loss_cases.matrix():
             loss_cases.check(native.lit_loss, case)
         """

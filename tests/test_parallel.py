@@ -27,10 +27,9 @@ import lit_fast as lf
 from lit_fast import parallel
 from lit_fast.cli.errors import explain
 from lit_fast.data import Augmentation, Data, DataError, from_arrays
-from lit_fast.parallel import FirstFailed, GradientMean, WorkerLost, Workers, check_batches, join, share
+from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
+from lit_fast.parallel import GradientMean, Workers, check_batches, join, share
 from lit_fast.training.checkpoint import CheckpointStore
-from lit_fast.training.config import ConfigError
-from lit_fast.training.interrupt import Interrupted
 
 WORKER = Path(parallel_worker.__file__)
 NAME = parallel_worker.NAME

@@ -11,7 +11,8 @@ from example_networks import ViT, vision_resnet18, vision_resnet50
 from torch import Tensor, nn
 
 from lit_fast import models
-from lit_fast.preflight import PairError, inspect
+from lit_fast.errors import PairError
+from lit_fast.preflight import inspect
 from lit_fast.sections import SplitModel, copy_parts, split
 
 X = (1, 3, 16, 16)

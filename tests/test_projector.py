@@ -10,7 +10,8 @@ from example_networks import VisionBasicBlock, VisionResNet, ViT
 from torch import nn
 
 from lit_fast import models
-from lit_fast.preflight import PairError, inspect
+from lit_fast.errors import PairError
+from lit_fast.preflight import inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from lit_fast.errors import ReportError
 from lit_fast.training import plots
-from lit_fast.training.report import ReportError, load_results, table, write_report
+from lit_fast.training.report import load_results, table, write_report
 from lit_fast.training.results import Spread, legend, plain_table
 from lit_fast.training.section_plots import draw_sections
 

@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_reviews import line
 
-from lit_fast.backends import native
 from lit_fast.data import DataError, reviews
 from lit_fast.data.alphabet import CHARACTERS, PADDING, SYMBOLS, UNKNOWN, byte_tokens
+from lit_fast.extension import EXTENSION
 from lit_fast.models.vdcnn import SYMBOLS as EMBEDDED
 
-compiled = pytest.mark.skipif(not native.EXTENSION.loaded, reason=f"no compiled extension: {native.EXTENSION.reason}")
+compiled = pytest.mark.skipif(not EXTENSION.loaded, reason=f"no compiled extension: {EXTENSION.reason}")
 IMPLEMENTATIONS = [reviews.by_line, pytest.param(reviews.tokenise, marks=compiled)]
 
 
@@ -185,6 +185,6 @@ def test_the_op_refuses_other_arguments(arguments, message):
 
 
 def test_without_the_extension_the_reference_is_used(monkeypatch):
-    monkeypatch.setattr(native, "EXTENSION", type("None", (), {"loaded": False})())
+    monkeypatch.setattr(reviews, "EXTENSION", type("None", (), {"loaded": False})())
     tokens, _ = reviews.tokenise(content('"1","a","b"'), "f.csv", length=5, classes=2)
     assert spelled(tokens[0]) == "a b"

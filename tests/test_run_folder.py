@@ -10,7 +10,8 @@ from torch import Tensor
 from training_helpers import tiny
 
 from lit_fast.data import Augmentation, Data, from_arrays
-from lit_fast.training.run_folder import DALI, RunFolder, RunFolderError
+from lit_fast.errors import RunFolderError
+from lit_fast.training.run_folder import DALI, RunFolder
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:

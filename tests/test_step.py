@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast import teacher as teacher_module
-from lit_fast.backends import native
-from lit_fast.teacher import LoweringError
+from lit_fast.errors import LoweringError
+from lit_fast.extension import EXTENSION
 from lit_fast.training.variants import VARIANTS
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
@@ -442,7 +442,7 @@ def gated() -> lf.SplitModel:
     return lf.split(layers.append(nn.Linear(16, 5)), at=["1", "3"])
 
 
-@pytest.mark.skipif(not native.EXTENSION.loaded, reason="no compiled extension")
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
 @pytest.mark.parametrize("engine", ["auto", "runner"])
 def test_a_teacher_that_looks_at_a_value_runs_as_its_module(engine: str) -> None:
     images, labels = batch(torch.float32)
@@ -460,7 +460,7 @@ def test_a_teacher_that_looks_at_a_value_runs_as_its_module(engine: str) -> None
     torch.testing.assert_close(*losses)
 
 
-@pytest.mark.skipif(not native.EXTENSION.loaded, reason="no compiled extension")
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
 def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

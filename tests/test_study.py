@@ -18,14 +18,13 @@ from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
 from lit_fast import studies
+from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, StudyFailed
 from lit_fast.training import experiment as experiments
-from lit_fast.training.config import ConfigError
-from lit_fast.training.interrupt import Interrupted
+from lit_fast.training.identity import digest
 from lit_fast.training.study import run as running
-from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, digest, load_study, plan
+from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, load_study, plan
 from lit_fast.training.study.report import lines, write_report
-from lit_fast.training.study.run import StudyFailed, run_study
-from lit_fast.training.trainer import NonFiniteLoss
+from lit_fast.training.study.run import run_study
 
 SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=500")
 SMOKE = ("smoke", BUDGETS["smoke"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lit_fast import studies
 from lit_fast.cli import app
-from lit_fast.training.results import ReportError
+from lit_fast.errors import ReportError
 from lit_fast.training.study.overview import overview
 from lit_fast.training.study.plan import BUDGETS
 

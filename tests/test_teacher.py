@@ -19,9 +19,10 @@ import lit_fast as lf
 from lit_fast import lowering
 from lit_fast import teacher as teacher_module
 from lit_fast.backends import native
+from lit_fast.errors import LoweringError, NotLowerable
 from lit_fast.float32 import tf32
-from lit_fast.lowering import NotLowerable, lower
-from lit_fast.teacher import FrozenTeacher, LoweringError
+from lit_fast.lowering import lower
+from lit_fast.teacher import FrozenTeacher
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 

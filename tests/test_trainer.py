@@ -18,15 +18,14 @@ from recorded_graphs import RecordedGraphs
 from training_helpers import TINY, before_step, differing, interrupt, quiet, tiny, weights, without_times
 
 from lit_fast import capture
+from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
 from lit_fast.step import LITStep
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training import phase_step
 from lit_fast.training import trainer as trainer_module
-from lit_fast.training.checkpoint import CheckpointStore, StoreError
+from lit_fast.training.checkpoint import CheckpointStore
 from lit_fast.training.experiment import run_experiment, train_model
-from lit_fast.training.interrupt import Interrupted, SignalWatch
-from lit_fast.training.run_folder import RunFolderError
-from lit_fast.training.trainer import NonFiniteLoss
+from lit_fast.training.interrupt import SignalWatch
 
 NAME = "resnet20-lit-seed0"
 

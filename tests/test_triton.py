@@ -65,7 +65,7 @@ backends.check("triton")
 """
     done = python("-c", code)
     assert done.stdout == "(False, 'Triton is not installed')\n", done.stderr
-    assert "RuntimeError: backend 'triton' is not available: Triton is not installed" in done.stderr
+    assert "UnavailableError: backend 'triton' is not available: Triton is not installed" in done.stderr
 
 
 @needs_triton

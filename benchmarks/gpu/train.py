@@ -35,11 +35,11 @@ from benchmarks.machine import describe
 from lit_fast import models
 from lit_fast.data import Data
 from lit_fast.data.cifar import FAMILIES
+from lit_fast.errors import Interrupted
 from lit_fast.models.resnet import ResNet
 from lit_fast.sections import SplitModel
 from lit_fast.training.config import Experiment, load_experiment
 from lit_fast.training.files import atomic_write, write_json
-from lit_fast.training.interrupt import Interrupted
 from lit_fast.training.weights import normalization_of
 
 RECIPE = "resnet-cifar10"

@@ -22,6 +22,7 @@ import torch
 
 from lit_fast.backends import eager
 from lit_fast.backends.options import IR_KINDS, LossOptions, LossParts
+from lit_fast.errors import UnavailableError
 
 __all__ = ["IR_KINDS", "NAMES", "Choice", "LossOptions", "LossParts", "check", "select"]
 
@@ -43,15 +44,15 @@ def check(requested: str) -> None:
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: ``"native"`` is requested and its compiled extension is missing or does not load, or ``"triton"``
-            and Triton is not installed.
+        UnavailableError: ``"native"`` is requested and its compiled extension is missing or does not load, or
+            ``"triton"`` and Triton is not installed.
     """
     if requested not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, NAMES))}, got {requested!r}")
     if requested in _MEND:
         usable, reason = _load(requested).available()
         if not usable:
-            raise RuntimeError(f"backend {requested!r} is not available: {reason}; {_MEND[requested]}")
+            raise UnavailableError(f"backend {requested!r} is not available: {reason}; {_MEND[requested]}")
 
 
 def select(device: torch.device, requested: str = "auto") -> Choice:
@@ -61,7 +62,7 @@ def select(device: torch.device, requested: str = "auto") -> Choice:
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: the requested backend is missing, or has no code for `device`.
+        UnavailableError: the requested backend is missing, or has no code for `device`.
     """
     name, reason = _constant_pick(device.type, device.index, requested)
     if name == "native":
@@ -92,7 +93,7 @@ def _pick(device_type: str, device_index: int | None, requested: str) -> tuple[s
             return name, reason
         reasons.append(f"{name} is not available: {reason}")
     if requested != "auto":
-        raise RuntimeError(f"backend {requested!r} is not available: {reason}; use backend='auto'")
+        raise UnavailableError(f"backend {requested!r} is not available: {reason}; use backend='auto'")
     if not reasons:
         return "eager", f"no fused backend has code for {device_type}"
     warnings.warn(  # once: this function is cached

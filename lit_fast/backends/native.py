@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lit_fast.backends import extension, fused
-
-# Loaded with this module, so that a compiled graph sees a fact and no loading.
-EXTENSION = extension.load()
+from lit_fast.backends import fused
+from lit_fast.extension import EXTENSION
 
 
 def available(device_type: str = "cpu", device_index: int | None = None) -> tuple[bool, str]:

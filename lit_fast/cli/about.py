@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from lit_fast.version import __version__
+
 __all__ = ["build_info", "list_recipes", "show_version"]
 
 
 def show_version(wanted: bool) -> None:
     """Print the version and leave."""
     if wanted:
-        import lit_fast
-
-        typer.echo(f"lit-fast {lit_fast.__version__}")
+        typer.echo(f"lit-fast {__version__}")
         raise typer.Exit
 
 

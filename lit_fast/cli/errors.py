@@ -1,4 +1,4 @@
-"""Errors as a user should see them: one paragraph, an exit code, no traceback."""
+"""Errors as a user should see them: one paragraph and an exit code, without a traceback where the words suffice."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import traceback
 
 import typer
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_FINITE", "WORKER_LOST", "explain", "rank"]
+from lit_fast.errors import Interrupted, LitFastError, Signal
 
-BAD_INPUT, NOT_FINITE, WORKER_LOST, INTERRUPTED = 2, 3, 4, 130
-# What happens to all processes of a run alike, and is told by the first of each machine.
-_SHARED = ("ConfigError", "FirstFailed", "Interrupted", "NonFiniteLoss", "SharingError")
+__all__ = ["explain", "rank"]
+
 # Typer brings its own copy of click, or not, depending on its version; the base classes are found from here.
 _ClickException = typer.BadParameter.__mro__[2]
-_USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+_USER_ERRORS = (LitFastError, ValueError, OSError, RuntimeError, ImportError)
+# RuntimeErrors of torch that are no defect of a program: on a GPU; on the CPU; where there is no GPU.
+_OF_THE_MACHINE = ("out of memory", "can't allocate memory", "not enough memory", "No CUDA GPUs", "NVIDIA driver")
 
 
 def rank() -> int:
@@ -26,20 +27,21 @@ def rank() -> int:
 def explain(error: Exception) -> int:
     """Print ``error`` as one paragraph on stderr and return the exit code.
 
-    ``LIT_FAST_TRACEBACK=1`` in the environment prints the traceback before it.
+    The traceback comes before it if ``LIT_FAST_TRACEBACK=1`` is in the environment, and where the error may be a
+    defect of torch.
 
     Raises:
         Exception: ``error`` itself, where no user can have caused it.
     """
     if _told_by_another(error):
-        return BAD_INPUT if isinstance(error, _ClickException) else _code(error)
+        return _code(error)
     if isinstance(error, _ClickException):
-        return _say(_usage(error), BAD_INPUT)
+        return _say(_usage(error), _code(error))
     if isinstance(error, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
-    if not isinstance(error, _USER_ERRORS):
+        return _say("interrupted", _code(error))
+    if not isinstance(error, _USER_ERRORS) or isinstance(error, Signal):
         raise error
-    if os.environ.get("LIT_FAST_TRACEBACK"):
+    if os.environ.get("LIT_FAST_TRACEBACK") or _unexplained(error):
         traceback.print_exception(error)
     prefix = f"rank {rank()}: " if rank() else ""
     return _say(prefix + _message(error), _code(error))
@@ -47,8 +49,14 @@ def explain(error: Exception) -> int:
 
 def _told_by_another(error: Exception) -> bool:
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    shared = isinstance(error, _ClickException | typer.Abort) or type(error).__name__ in _SHARED
-    return rank() > 0 and not first_here and shared
+    usual = isinstance(error, _ClickException | typer.Abort)
+    return rank() > 0 and not first_here and (usual or getattr(error, "in_every_process", False))
+
+
+def _unexplained(error: Exception) -> bool:
+    """Whether it is a RuntimeError of torch's, whose message says little without the place it comes from."""
+    foreign = isinstance(error, RuntimeError) and not isinstance(error, LitFastError)
+    return foreign and not any(words in str(error) for words in _OF_THE_MACHINE)
 
 
 def _say(message: str, code: int) -> int:
@@ -73,9 +81,6 @@ def _message(error: Exception) -> str:
 
 
 def _code(error: Exception) -> int:
-    from lit_fast.training.interrupt import Interrupted
-
-    if isinstance(error, Interrupted):
-        return INTERRUPTED
-    # Only training raises these, and importing it to compare types would load torch.
-    return {"NonFiniteLoss": NOT_FINITE, "WorkerLost": WORKER_LOST}.get(type(error).__name__, BAD_INPUT)
+    if isinstance(error, typer.Abort):
+        return Interrupted.exit_code
+    return error.exit_code if isinstance(error, LitFastError) else LitFastError.exit_code

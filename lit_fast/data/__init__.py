@@ -8,9 +8,9 @@ from lit_fast.data.arrays import from_arrays
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Batch, Data, Split, TensorSplit
 from lit_fast.data.datasets import from_datasets
-from lit_fast.data.errors import DataError
 from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, numbers
+from lit_fast.errors import DataError
 
 __all__ = [
     "IMAGENET_MEAN",

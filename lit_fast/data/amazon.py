@@ -15,10 +15,10 @@ from lit_fast.data import token_cache
 from lit_fast.data.alphabet import byte_tokens
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, TensorSplit
-from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options
-from lit_fast.data.reviews import ClassError, tokenise
+from lit_fast.data.reviews import tokenise
 from lit_fast.data.splits import kept_and_held_out
+from lit_fast.errors import ClassError, DataError
 
 LENGTH = 1014  # Zhang et al. 2015, section 4.1; VDCNN keeps it
 _PART = 64 << 20  # bytes of text that are tokenised at a time

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_fast.data.errors import DataError
+from lit_fast.errors import DataError
 
 
 @dataclass(frozen=True)

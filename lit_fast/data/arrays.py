@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, TensorSplit
-from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options, class_count, normalisation, numbers
 from lit_fast.data.splits import kept_and_held_out
+from lit_fast.errors import DataError
 
 Pair = tuple[Any, Any]  # images and labels, tensors or arrays
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_fast.data.errors import DataError
+from lit_fast.errors import DataError
 
 
 @dataclass(frozen=True)

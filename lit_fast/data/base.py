@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
-from lit_fast.data.errors import DataError
 from lit_fast.data.tables import EpochTables, epoch_tables
+from lit_fast.errors import DataError
 from lit_fast.parallel import share
 
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B] or float32 [B, classes] (attributes).

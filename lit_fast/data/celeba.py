@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data
-from lit_fast.data.errors import DataError
 from lit_fast.data.folder import FolderSplit, sound
 from lit_fast.data.images import pillow
 from lit_fast.data.options import Options
 from lit_fast.data.tables import generator
+from lit_fast.errors import DataError
 
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")  # StarGAN's, and the LIT paper's figure 9
 CROP, SIZE = 178, 128  # pixels: the width of an aligned image; StarGAN's training size

@@ -14,10 +14,10 @@ from torch import Tensor
 from lit_fast.data.archive import Archive, Form, find
 from lit_fast.data.augment import Augmentation, resize
 from lit_fast.data.base import Data, TensorSplit
-from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options
 from lit_fast.data.pickles import read_pickle, uint8_matrix
 from lit_fast.data.splits import train_val_indices
+from lit_fast.errors import DataError
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

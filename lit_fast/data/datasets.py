@@ -13,10 +13,10 @@ from torch.utils.data import Subset
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, Split
-from lit_fast.data.errors import DataError
 from lit_fast.data.images import eight_bit, pixels
 from lit_fast.data.options import Options, class_count, normalisation, numbers
 from lit_fast.data.splits import kept_and_held_out
+from lit_fast.errors import DataError
 
 SAMPLE = 1_000  # images that statistics and the fingerprint look at: reading all may take minutes
 TWICE = 8  # items read twice: a random transform (a flip, at p = 0.5) goes unseen once in 256 times

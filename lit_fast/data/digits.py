@@ -5,9 +5,9 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation, resize
 from lit_fast.data.base import Data, TensorSplit
-from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options, normalisation
 from lit_fast.data.splits import stratified, train_val_indices
+from lit_fast.errors import DataError
 
 TEST_SIZE = 360
 VAL_SIZE = 180

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, Split
-from lit_fast.data.errors import DataError
 from lit_fast.data.images import check_header, pillow, read_square
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options
 from lit_fast.data.splits import kept_and_held_out
+from lit_fast.errors import DataError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 THREADS = min(8, os.cpu_count() or 1)

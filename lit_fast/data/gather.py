@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from lit_fast.backends import triton
-from lit_fast.backends.native import EXTENSION
 from lit_fast.data.augment import crop_and_flip, normalise
+from lit_fast.extension import EXTENSION
 
 __all__ = ["MOVES", "eager_gather", "gather_for", "levels"]
 

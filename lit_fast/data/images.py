@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fast.data.errors import DataError
+from lit_fast.errors import DataError
 
 
 def pillow() -> ModuleType:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
-from lit_fast.data.errors import DataError
+from lit_fast.errors import DataError
 
 Channels = tuple[float, ...]  # one value per channel
 

@@ -14,26 +14,15 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.alphabet import PADDING, byte_tokens
-from lit_fast.data.errors import DataError
+from lit_fast.errors import ClassError, DataError, MalformedReview
+from lit_fast.extension import EXTENSION
 
-__all__ = ["ClassError", "by_line", "tokenise"]
+__all__ = ["by_line", "tokenise"]
 
 _TABLE = byte_tokens()
 _FIELD = r'"([^"]*(?:""[^"]*)*)"'
 _ROW = re.compile(rf'"([0-9]{{1,9}})",{_FIELD},{_FIELD}', re.DOTALL)
 _BEYOND_ASCII = re.compile("[^\0-\x7f]")
-
-
-class ClassError(DataError):
-    """A review of a class above those of its dataset."""
-
-
-class _Malformed(Exception):
-    """What is wrong with a line, and the error that says so."""
-
-    def __init__(self, what: str, error: type[DataError] = DataError) -> None:
-        super().__init__(what)
-        self.error = error
 
 
 def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_line: int = 1) -> tuple[Tensor, Tensor]:
@@ -52,9 +41,7 @@ def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_lin
     Raises:
         DataError: naming the file, the line and what is wrong with it; `ClassError` if that is a class too high.
     """
-    from lit_fast.backends import native
-
-    if not native.EXTENSION.loaded:
+    if not EXTENSION.loaded:
         return by_line(content, path, length=length, classes=classes, first_line=first_line)
     table = torch.frombuffer(bytearray(_TABLE), dtype=torch.uint8)
     tokens, labels, start, line = torch.ops.lit_fast.tokenise_reviews(content, table, length, classes)
@@ -77,7 +64,7 @@ def by_line(
     for number, line in enumerate(lines, first_line):
         try:
             label, row = _review(line.removesuffix(b"\r"), length, classes)
-        except _Malformed as wrong:
+        except MalformedReview as wrong:
             raise wrong.error(f"{path}: line {number}: {wrong}") from None
         rows += row
         labels.append(label)
@@ -91,13 +78,13 @@ def _review(line: bytes, length: int, classes: int) -> tuple[int, bytes]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Malformed(f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        raise MalformedReview(f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
     row = _ROW.fullmatch(text)
     if row is None:
-        raise _Malformed(_explain(text))
+        raise MalformedReview(_explain(text))
     label = int(row[1])
     if not 1 <= label <= classes:
-        raise _Malformed(f"class {label} is outside 1..{classes}", ClassError if label else DataError)
+        raise MalformedReview(f"class {label} is outside 1..{classes}", ClassError if label else DataError)
     review = " ".join(field.replace('""', '"').replace("\\n", "\n") for field in row.group(2, 3))
     ascii_only = _BEYOND_ASCII.sub("\0", review[:length])  # \0 is as unknown as they are
     return label - 1, ascii_only.encode("ascii").translate(_TABLE).ljust(length, bytes([PADDING]))

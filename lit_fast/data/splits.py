@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lit_fast.data.errors import DataError
 from lit_fast.data.options import Options
 from lit_fast.data.tables import generator
+from lit_fast.errors import DataError
 
 
 def stratified(labels: Tensor, size: int, key: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_fast.data.errors import DataError
+from lit_fast.errors import DataError
 
 _COUNT = 8
 _HASH = 32

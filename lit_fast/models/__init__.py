@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lit_fast.models.checkpoint import CheckpointError, load_checkpoint
+from lit_fast.errors import CheckpointError
+from lit_fast.models.checkpoint import load_checkpoint
 from lit_fast.models.resnet import ResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from lit_fast.models.resnext import ResNeXt, resnext20, resnext32, resnext44, resnext56, resnext110
 from lit_fast.models.stargan import Discriminator, Generator, stargan2, stargan6, with_domain

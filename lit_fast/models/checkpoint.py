@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_fast.errors import CheckpointError
+
 # Keys under which training scripts wrap their weights, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 # DistributedDataParallel and DataParallel write the first, torch.compile the second.
 PREFIXES = ("module.", "_orig_mod.")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit the model."""
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:

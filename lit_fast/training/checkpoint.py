@@ -22,17 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_fast.errors import StoreError
 from lit_fast.training.files import fsync_path
 
-__all__ = ["Checkpoint", "CheckpointStore", "StoreError"]
+__all__ = ["Checkpoint", "CheckpointStore"]
 
 _log = logging.getLogger(__name__)
 _PREFIX, _TEMPORARY = "step-", ".tmp-"
 _KEPT = 2
-
-
-class StoreError(OSError):
-    """A checkpoint that cannot be written or read; the message says what is still intact."""
 
 
 @dataclass

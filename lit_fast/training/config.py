@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
+from lit_fast.errors import ConfigError
 from lit_fast.training.files import hashes
 from lit_fast.training.results import percent
 from lit_fast.training.schedule import Phase
@@ -36,10 +37,6 @@ _FREE_KEYS = frozenset(
         "pruning",  # further runs, which keep their own settings (`lit_fast.training.pruning`)
     }
 )
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names each key, what it got and what it takes."""
 
 
 class Strict(BaseModel):

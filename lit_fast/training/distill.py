@@ -15,11 +15,12 @@ from torch import nn
 from lit_fast.counting import count_parameters
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
+from lit_fast.errors import ConfigError
 from lit_fast.parallel import join
 from lit_fast.preflight import check_pair
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import ConfigError, ModelConfig, load_experiment
+from lit_fast.training.config import ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.trainer import RunSpec

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-import lit_fast
 from lit_fast.float32 import tf32
+from lit_fast.version import __version__
 
 __all__ = ["cudnn_benchmark", "describe_environment", "resolve_device", "tf32"]
 
@@ -47,7 +47,7 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
 def describe_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, processor and device, for reports."""
     return {
-        "lit_fast": lit_fast.__version__,
+        "lit_fast": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -17,11 +17,12 @@ from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
+from lit_fast.errors import ConfigError
 from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, check_pair
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
+from lit_fast.training.config import DataConfig, Experiment, ModelConfig
 from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from lit_fast.data.alphabet import SYMBOLS
 from lit_fast.dryrun import untouched
+from lit_fast.errors import ExportError
 from lit_fast.training.files import atomic_write
 from lit_fast.training.weights import WeightInfo, save_weights
 
-__all__ = ["FORMATS", "TOLERANCE", "ExportError", "Exported", "export", "random_input"]
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "export", "random_input"]
 
 FORMATS = ("safetensors", "onnx", "torch-export")
 # Largest |exported - PyTorch| of a logit, as a part of the largest |logit| (at least 1): fp32 convolutions summed in
@@ -28,10 +29,6 @@ FORMATS = ("safetensors", "onnx", "torch-export")
 TOLERANCE = 1e-4
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _BATCHES = (1, 2, 5)
-
-
-class ExportError(RuntimeError):
-    """The export cannot be made here, or its result disagrees with PyTorch; nothing was written."""
 
 
 @dataclass(frozen=True)

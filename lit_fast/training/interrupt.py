@@ -7,11 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interrupted", "SignalWatch", "stopped"]
+from lit_fast.errors import Interrupted
 
-
-class Interrupted(RuntimeError):
-    """Training was asked to stop; what it had done is saved."""
+__all__ = ["SignalWatch", "stopped"]
 
 
 def stopped(name: str, by: str, step: int) -> Interrupted:

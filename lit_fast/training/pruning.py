@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from lit_fast.errors import RunFolderError
 from lit_fast.sections import SplitModel
 from lit_fast.training.config import Experiment
 from lit_fast.training.files import write_json
 from lit_fast.training.results import percent
-from lit_fast.training.run_folder import RunFolderError
 from lit_fast.training.schedule import Phase
 from lit_fast.training.trainer import RunSpec, Trainer
 from lit_fast.training.variants import VARIANTS

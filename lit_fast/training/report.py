@@ -12,11 +12,11 @@ import yaml
 
 from lit_fast.training import plots
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import ReportError, Row, legend, load_results, markdown_table, table
+from lit_fast.training.results import Row, legend, load_results, markdown_table, table
 from lit_fast.training.section_plots import draw_sections
 from lit_fast.training.section_table import SECTION_COLUMNS, looked_at, section_rows
 
-__all__ = ["ReportError", "ReportPaths", "load_results", "table", "write_report"]
+__all__ = ["ReportPaths", "load_results", "table", "write_report"]
 
 _COLUMNS = (
     "network",

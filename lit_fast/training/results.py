@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_fast.errors import ReportError
+
 __all__ = [
     "HEADERS",
-    "ReportError",
     "Row",
     "Spread",
     "aligned",
@@ -39,10 +40,6 @@ HEADERS = (
     ("", "images/s"),
 )
 _NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
-
-
-class ReportError(ValueError):
-    """A run folder without results, or with results that cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lit_fast.data import Data
-from lit_fast.training.config import AnyExperiment
+from lit_fast.errors import RunFolderError
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"
 DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
 
-__all__ = ["DALI", "RunFolder", "RunFolderError"]
+__all__ = ["DALI", "RunFolder"]
 
 
-class RunFolderError(ValueError):
-    """The run directory holds something else, or cannot be written."""
+class Experiment(Protocol):
+    """What a folder is of: settings, as `lit_fast.training.config` resolves them."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that can change a result."""
+
+    def to_yaml(self) -> str:
+        """All settings."""
 
 
 class RunFolder:
@@ -36,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, experiment: AnyExperiment, data: Data, *, resume: bool, extra: dict[str, Any] | None = None
+        self, path: Path, experiment: Experiment, data: Data, *, resume: bool, extra: dict[str, Any] | None = None
     ) -> None:
         self.path = path
         identity = {**experiment.identity(), _FINGERPRINT: data.fingerprint, **(extra or {})}

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_fast.backends.options import LossParts
+from lit_fast.errors import NotFinite
 
-__all__ = ["LossTally", "NotFinite", "named"]
-
-
-class NotFinite(ArithmeticError):
-    """A loss part is NaN or infinite: ``back`` steps before the last one added, with parts ``row``."""
-
-    def __init__(self, back: int, row: list[float]) -> None:
-        super().__init__(f"{back} steps back: {row}")
-        self.back, self.row = back, row
+__all__ = ["LossTally", "named"]
 
 
 class LossTally:

@@ -18,9 +18,9 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_fast.backends.options import LossParts
-from lit_fast.data.errors import DataError
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
+from lit_fast.errors import DataError, NonFiniteLoss, NotFinite
 from lit_fast.parallel import ALONE, Workers
 from lit_fast.projector import Projectors
 from lit_fast.running_stats import recalibrate
@@ -36,17 +36,13 @@ from lit_fast.training.progress import RunProgress, describe, epoch_line
 from lit_fast.training.run_state import RunState, load_into
 from lit_fast.training.schedule import Phase
 from lit_fast.training.section_looks import SectionLooks
-from lit_fast.training.tally import LossTally, NotFinite, named
+from lit_fast.training.tally import LossTally, named
 from lit_fast.training.variants import VARIANTS
 
-__all__ = ["NonFiniteLoss", "Outcome", "RunSpec", "Trainer"]
+__all__ = ["Outcome", "RunSpec", "Trainer"]
 
 _EVAL_BATCH = 256
 _LEAST_ROWS = 2  # that BatchNorm can train on
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from lit_fast.data.base import Data
-from lit_fast.data.errors import DataError
 from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.streaming import StreamingLoader
+from lit_fast.errors import DataError
 
 __all__ = ["NAMES", "Choice", "Loader", "choose_loader", "open_loader"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.base import Batch, Data, Split, read_ahead
-from lit_fast.data.errors import DataError
 from lit_fast.data.images import read_square
 from lit_fast.data.loaders.base import Loader
+from lit_fast.errors import DataError
 
 if TYPE_CHECKING:
     from lit_fast.data.loaders.dali_graph import Graph

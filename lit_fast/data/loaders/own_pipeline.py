@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.base import Batch, Data
-from lit_fast.data.errors import DataError
 from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.dali import missing
 from lit_fast.data.tables import generator
+from lit_fast.errors import DataError
 
 
 @dataclass(frozen=True)

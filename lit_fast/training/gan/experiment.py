@@ -17,10 +17,10 @@ from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import open_data
 from lit_fast.data.base import Batch
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
+from lit_fast.errors import ConfigError
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.preflight import check_pair
 from lit_fast.sections import split
-from lit_fast.training.config import ConfigError
 from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.files import write_json
 from lit_fast.training.gan.config import GanExperiment

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.data.base import Batch
+from lit_fast.errors import MetricsError
 from lit_fast.models.stargan import with_domain
 from lit_fast.training.gan.samples import domains, to_pixels, translate
 
 __all__ = [
     "ImageScores",
-    "MetricsError",
     "as_result",
     "check_inception",
     "compare",
@@ -26,10 +26,6 @@ __all__ = [
 ]
 
 _NAME = "weights-inception-2015-12-05-6726825d.pth"
-
-
-class MetricsError(ValueError):
-    """Inception score and FID cannot be computed here; the message says what is missing."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import nn
 
 from lit_fast.data.base import Batch
 from lit_fast.data.loaders import Loader
+from lit_fast.errors import NonFiniteLoss, NotFinite
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
@@ -31,8 +32,8 @@ from lit_fast.training.interrupt import SignalWatch, stopped
 from lit_fast.training.logs import RunLog
 from lit_fast.training.progress import RunProgress
 from lit_fast.training.schedule import Phase
-from lit_fast.training.tally import LossTally, NotFinite
-from lit_fast.training.trainer import NonFiniteLoss, RunSpec
+from lit_fast.training.tally import LossTally
+from lit_fast.training.trainer import RunSpec
 
 __all__ = ["GanRun", "Pair", "Position"]
 

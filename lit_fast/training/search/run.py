@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from lit_fast.training.config import ConfigError, Experiment
+from lit_fast.errors import ConfigError, NonFiniteLoss
+from lit_fast.training.config import Experiment
 from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.files import write_json
-from lit_fast.training.study.plan import digest, teacher_alone
-from lit_fast.training.trainer import NonFiniteLoss
+from lit_fast.training.identity import digest, teacher_alone
 
 __all__ = ["Found", "Space", "joint", "sequential"]
 

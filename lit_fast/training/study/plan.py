@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from lit_fast import recipes, studies
-from lit_fast.training.config import AnyExperiment, ConfigError, Experiment, Strict, load_any_experiment, read_yaml
+from lit_fast.errors import ConfigError
+from lit_fast.training.config import Experiment, Strict, load_any_experiment, read_yaml
 from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.identity import teacher_alone
 
 __all__ = [
     "BUDGETS",
@@ -23,14 +23,11 @@ __all__ = [
     "Planned",
     "Study",
     "budgets",
-    "digest",
     "load_study",
     "plan",
-    "teacher_alone",
 ]
 
 Settings = dict[str, Any]
-AnExperiment = TypeVar("AnExperiment", bound=Experiment | GanExperiment)
 
 
 class GanScores(Strict):
@@ -281,36 +278,6 @@ def _load(
     found = load_any_experiment(recipe, None, overrides, own_objects=own_objects)
     assert isinstance(found, Experiment | GanExperiment)
     return found
-
-
-# Settings that a teacher's training does not read.
-_OF_STUDENTS: dict[type[AnyExperiment], tuple[str, ...]] = {
-    Experiment: ("student", "variants", "seeds", "loss", "pruning", "phases.kd", "phases.lit", "phases.finetune"),
-    GanExperiment: (
-        "student", "variants", "seeds", "loss.ir", "discriminator_in_finetune", "phases.lit", "phases.finetune",
-    ),
-}  # fmt: skip
-
-
-def teacher_alone(experiment: AnExperiment) -> AnExperiment:
-    """The experiment with its recipe's settings of students: all who share a teacher agree on what trains it."""
-    plain = _load(experiment.recipe, [{"data": experiment.data.model_dump()}]).model_dump()
-    tree = experiment.model_dump()
-    for key in _OF_STUDENTS[type(experiment)]:
-        *above, last = key.split(".")
-        there, recipe = tree, plain
-        for part in above:
-            there, recipe = there[part], recipe[part]
-        there[last] = recipe[last]
-    return cast(AnExperiment, type(experiment).model_validate(tree))
-
-
-def digest(experiment: Experiment | GanExperiment) -> str:
-    """A short hash of all that decides an experiment's results."""
-    identity = experiment.identity()
-    identity.pop("step.device", None)  # where it runs
-    identity |= experiment.teacher.hashes()
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _family(model: str) -> str:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_fast.errors import ReportError
 from lit_fast.training.curves import plain_log
 from lit_fast.training.files import atomic_write
 from lit_fast.training.gan import study as generators
-from lit_fast.training.results import ReportError, Spread, aligned, markdown_table, way_of
+from lit_fast.training.results import Spread, aligned, markdown_table, way_of
 from lit_fast.training.study.view import COLORS, MARKERS, View, dots
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]

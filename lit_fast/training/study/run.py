@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from lit_fast.errors import NonFiniteLoss, StudyFailed
 from lit_fast.training.any_experiment import run_any_experiment
 from lit_fast.training.config import Experiment
 from lit_fast.training.environment import describe_environment, resolve_device
@@ -22,15 +23,11 @@ from lit_fast.training.experiment import train_model
 from lit_fast.training.files import atomic_write, write_json
 from lit_fast.training.gan import study as generators
 from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.identity import digest
 from lit_fast.training.results import load_results
-from lit_fast.training.study.plan import Budget, GanScores, Planned, Study, digest
-from lit_fast.training.trainer import NonFiniteLoss
+from lit_fast.training.study.plan import Budget, GanScores, Planned, Study
 
-__all__ = ["StudyFailed", "planned_content", "run_study"]
-
-
-class StudyFailed(RuntimeError):
-    """Runs that several processes were given failed; the others' results are kept."""
+__all__ = ["planned_content", "run_study"]
 
 
 def run_study(
@@ -126,7 +123,8 @@ def _in_processes(runs: Sequence[Planned], folder: Path, workers: int, shown: _S
                 ).returncode
         finally:
             places.put(place)
-        status = {0: "done", 3: "diverged: see its log"}.get(code, f"failed with status {code}: see {log}")
+        ends = {0: "done", NonFiniteLoss.exit_code: "diverged: see its log"}
+        status = ends.get(code, f"failed with status {code}: see {log}")
         console.print(f"{_title(runs[i])}: {status}", highlight=False, markup=False)
         shown.done(i, status, own)
 

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled extension ``lit_fast._C``, or says why it cannot be used.
+"""The compiled extension ``lit_fast._C``: `EXTENSION` says whether it is loaded, and why not.
 
 A library that was compiled for another torch may fail to load, or load and crash. So what it was compiled with
 is written into the file as text (csrc/bindings.cpp) and compared with the torch in use before it is loaded.
@@ -53,7 +53,7 @@ class Extension(NamedTuple):
 def load() -> Extension:
     """Load the extension if there is one for this torch; never raises for one that is missing or unfit."""
     # Beside this package's own files and nowhere else: an editable install of another checkout may offer its own.
-    spec = PathFinder.find_spec("lit_fast._C", [str(Path(__file__).parents[1])])
+    spec = PathFinder.find_spec("lit_fast._C", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         return Extension(False, "lit_fast was installed without its compiled extension", {}, None)
     path = Path(spec.origin)
@@ -89,3 +89,7 @@ def _misfit(built: dict[str, str]) -> str | None:
     if built["cxx11_abi"] not in ("none", str(int(torch.compiled_with_cxx11_abi()))):  # none: not GNU's C++ library
         return f"the compiled extension has _GLIBCXX_USE_CXX11_ABI={built['cxx11_abi']}, this torch has the other"
     return None
+
+
+# Loaded with this module, so that a compiled graph sees a fact and no loading.
+EXTENSION = load()
