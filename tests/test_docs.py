@@ -282,7 +282,7 @@ def run_torchrun(arguments: list[str]) -> str:
 def check_make(words: list[str]) -> None:
     """Targets of the Makefile; variables it has."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"^([a-z]+):", makefile, re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
     variables = re.findall(r"^([A-Z]+) [?:]?=", makefile, re.MULTILINE)
     for word in words[1:]:
         assert word in targets or word.partition("=")[0] in variables, f"the Makefile has no {word}"
