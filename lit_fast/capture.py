@@ -34,7 +34,7 @@ __all__ = ["CapturedSteps"]
 MAX_SHAPES = 2  # the full batch and an epoch's last one
 MAX_CAPTURES = 8  # of one step: a setting that changes all the time would capture all the time
 
-Train = Callable[[Tensor, "Tensor | None"], LossParts]
+Train = Callable[[Tensor, Tensor | None], LossParts]  # one step on images and labels
 
 
 class CapturedSteps:
@@ -81,11 +81,10 @@ class CapturedSteps:
         return self._graphs is not None
 
     def replayed(self, batch: Batch, train: Train) -> LossParts | None:
-        """The parts of a step that was replayed on this batch; None where it must run eagerly.
+        """The parts of a step replayed on this batch; None where it must run eagerly.
 
         Args:
-            train: the eager step, on images and labels: what is captured. It is not kept, so that the step it belongs
-                to, which keeps this, is freed at once when it is no longer used.
+            train: the eager step, which is captured. It is not kept: its owner keeps this, and is to be freed at once.
         """
         if self._graphs is None:
             return None

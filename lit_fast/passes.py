@@ -18,14 +18,14 @@ from lit_fast.batches import laid_out
 from lit_fast.running_stats import RunningStats
 from lit_fast.sections import SplitModel
 from lit_fast.streams import SideStreams
-from lit_fast.teacher import After
+from lit_fast.teacher import After, Outputs
 
 if TYPE_CHECKING:
     from lit_fast.projector import Projectors
 
 __all__ = ["PassOutputs", "StudentPasses"]
 
-RunTeacher = Callable[["After | None"], "tuple[list[Tensor], Tensor | None]"]
+RunTeacher = Callable[[After | None], Outputs]
 
 
 class PassOutputs(NamedTuple):
