@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ from lit_fast.bench import step, ways
 from lit_fast.bench.step import Row
 from lit_fast.bench.ways import Problem, Way
 from lit_fast.losses import LITLoss
+from lit_fast.passes import StudentPasses
 from lit_fast.step import LITStep
 
 LADDER = ("plain", "eager", "channels-last", "lowered", "runner", "capture")
@@ -90,8 +91,8 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
         "prefetch": lambda: prefetching_step(problem),
         "teacher-batch": lambda: teacher_batch_step(problem),
         "joined": lambda: _calling(built(problem, JoinedPasses), problem),
-        "fused-sgd": lambda: _calling(built(problem, LITStep, fused=True), problem),
-        "foreach-sgd": lambda: _calling(built(problem, LITStep, foreach=True), problem),
+        "fused-sgd": lambda: _calling(built(problem, fused=True), problem),
+        "foreach-sgd": lambda: _calling(built(problem, foreach=True), problem),
     }
     if compiled:
         found["compiled-student"] = lambda: compiled_student_step(problem)
@@ -109,12 +110,15 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
     return found
 
 
-def built(problem: Problem, kind: type[LITStep], **sgd: bool) -> LITStep:
-    """The fast step, or a variant of its class, with torch's SGD of another implementation."""
+def built(problem: Problem, passes: type[StudentPasses] | None = None, **sgd: bool) -> LITStep:
+    """The fast step, with other passes or torch's SGD of another implementation."""
     teacher, student, _ = problem.networks()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **sgd)
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
-    return kind(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
+    one = LITStep(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
+    if passes is not None:
+        one.passes = passes(student, one.ir_sections, amp_dtype=one.passes.amp_dtype, channels_last=True)
+    return one
 
 
 def _calling(one: LITStep, problem: Problem) -> Way:
@@ -167,17 +171,17 @@ def compiled_student_step(problem: Problem) -> Way:
     return lambda: one(problem.images, problem.labels)
 
 
-class CachingCasts(LITStep):
+class CachingCasts(StudentPasses):
     """Autocast keeps the weights that it has cast, so the second pass of a section casts none; cannot be captured."""
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.amp_dtype is None else torch.autocast(self.device.type, dtype=self.amp_dtype)
 
 
-class JoinedPasses(LITStep):
+class JoinedPasses(StudentPasses):
     """Both passes of a section as one batch of 2B, for the policy "composed" and without projectors."""
 
-    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    def run(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         h = self.student.sections[0](self.student.stem(images))
         irs = [h]
         for i, section in enumerate(self.student.sections[1:], 1):
@@ -213,17 +217,17 @@ class _HalvedNorm:
         return torch.cat((type(norm).forward(norm, composed), fed))
 
 
-class ParallelSections(LITStep):
+class ParallelSections(StudentPasses):
     """Every teacher-fed pass on a stream of its own, beside the composed pass; backward follows by itself."""
 
-    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    def run(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         caller = torch.cuda.current_stream()
-        streams = [torch.cuda.Stream() for _ in self.ir_sections[1:]]
+        streams = [torch.cuda.Stream() for _ in self.compared[1:]]
         fed = []
-        for i, stream in zip(self.ir_sections[1:], streams):
+        for i, stream in zip(self.compared[1:], streams):
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
-                fed.append(self._teacher_fed(i, teacher_irs[i - 1]))
+                fed.append(self.fed(i, teacher_irs[i - 1]))
             teacher_irs[i - 1].record_stream(stream)
         h, composed = self.student.stem(images), []
         for section in self.student.sections:

@@ -7,15 +7,17 @@ resident dataset are gathered there by the graph itself, which also moves on to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lit_fast.step import LITStep
+__all__ = ["Batch", "FedBatch", "Feed", "GivenBatch", "laid_out"]
 
-__all__ = ["Batch", "FedBatch", "Feed", "GivenBatch"]
+
+def laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    """The images, in ``channels_last`` if asked for and they are any [B, C, H, W]."""
+    return images.contiguous(memory_format=torch.channels_last) if channels_last and images.dim() == 4 else images
 
 
 class Feed(Protocol):
@@ -45,14 +47,14 @@ class Batch(Protocol):
     def read(self) -> tuple[Tensor, Tensor | None]:
         """Images and labels."""
 
-    def fixed(self, step: LITStep) -> Batch:
-        """The same batch in tensors of its own, in the layout of the step: what a graph reads."""
+    def static(self) -> Batch:
+        """The same batch in tensors of its own, in the student's layout: what a graph reads."""
 
     def rewind(self) -> None:
         """Make the next `read` give what the last one gave."""
 
-    def take(self, other: Any) -> None:
-        """Make `read` give another batch with the same key."""
+    def copy_from(self, other: Any) -> None:
+        """Make `read` give another batch with the same key, in the same tensors."""
 
 
 class GivenBatch:
@@ -60,8 +62,8 @@ class GivenBatch:
 
     changed = ()
 
-    def __init__(self, images: Tensor, labels: Tensor | None) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, images: Tensor, labels: Tensor | None, channels_last: bool) -> None:
+        self.images, self.labels, self.channels_last = images, labels, channels_last
 
     def __str__(self) -> str:
         return f"{tuple(self.images.shape)} {str(self.images.dtype).removeprefix('torch.')}"
@@ -74,14 +76,14 @@ class GivenBatch:
     def read(self) -> tuple[Tensor, Tensor | None]:
         return self.images, self.labels
 
-    def fixed(self, step: LITStep) -> GivenBatch:
-        images = step.laid_out(torch.empty_like(self.images)).copy_(self.images)
-        return GivenBatch(images, None if self.labels is None else self.labels.clone())
+    def static(self) -> GivenBatch:
+        images = laid_out(torch.empty_like(self.images), self.channels_last).copy_(self.images)
+        return GivenBatch(images, None if self.labels is None else self.labels.clone(), self.channels_last)
 
     def rewind(self) -> None:
         """Nothing: it is always the same batch."""
 
-    def take(self, other: GivenBatch) -> None:
+    def copy_from(self, other: GivenBatch) -> None:
         self.images.copy_(other.images, non_blocking=True)
         if self.labels is not None and other.labels is not None:
             self.labels.copy_(other.labels, non_blocking=True)
@@ -110,12 +112,12 @@ class FedBatch:
         self.feed.position.add_(self.rows)
         return images, labels
 
-    def fixed(self, _step: LITStep) -> FedBatch:
+    def static(self) -> FedBatch:
         into = self.feed.empty(self.rows, channels_last=self.channels_last)
         return FedBatch(self.feed, self.rows, self.channels_last, into)
 
     def rewind(self) -> None:
         self.feed.position.sub_(self.rows)
 
-    def take(self, other: FedBatch) -> None:
+    def copy_from(self, other: FedBatch) -> None:
         """Nothing: the position on the device says which rows come next."""

@@ -10,11 +10,11 @@ Nothing here knows CUDA; ``lit_fast.graphs`` does, and with a stand-in for it al
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch
@@ -30,40 +30,50 @@ from lit_fast.step_state import (
     scaler_tensors,
 )
 
-if TYPE_CHECKING:
-    from lit_fast.step import LITStep
-
 __all__ = ["CapturedSteps"]
 
 MAX_SHAPES = 2  # the full batch and an epoch's last one
 MAX_CAPTURES = 8  # of one step: a setting that changes all the time would capture all the time
 
+Train = Callable[[Tensor, Tensor | None], LossParts]  # one step on images and labels
+
 
 class CapturedSteps:
-    """Runs the steps of a `lit_fast.LITStep`: as replays of a graph, or eagerly where that cannot be.
+    """Replays training steps as graphs, and keeps the tensors that these read and write.
+
+    Args:
+        modules: all whose parameters and buffers a step reads or changes.
+        optimizer, scaler: what updates them.
+        nonfinite: the other tensor that a step changes, a flag on the modules' device.
 
     Attributes:
         reason: why steps are replayed or not.
     """
 
-    def __init__(self, step: LITStep) -> None:
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        nonfinite: Tensor,
+    ) -> None:
+        self._optimizer, self._scaler, self._nonfinite, self._device = optimizer, scaler, nonfinite, nonfinite.device
         self._graphs: Graphs | None = None
         self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._captures = 0
-        self._known: tuple[Any, ...] = ()
+        self._read: tuple[Any, ...] = ()
         self.reason = "each shape of batch is captured when it first comes"
         try:
-            _check_optimizer(step.optimizer)
-            self._graphs = graphs_for(step.device)
+            _check_optimizer(optimizer)
+            self._graphs = graphs_for(self._device)
         except NotCapturable as reason:
             self.reason = str(reason)
             return
-        self._modules = [m for m in (step.student.model, step.projector, step.criterion) if m is not None]
-        self._parts = [child for module in self._modules for child in module.modules()]
-        self._slots = list(addresses(self._modules))
-        if step.scaler is not None:
-            step.scaler.scale(step.nonfinite)  # makes its tensors
-        self._rates = LearningRates(len(step.optimizer.param_groups), step.device)
+        self._parts = [child for module in modules for child in module.modules()]
+        self._slots = list(addresses(modules))
+        if scaler is not None:
+            scaler.scale(nonfinite)  # makes its tensors
+        self._rates = LearningRates(len(optimizer.param_groups), self._device)
         self._state: OptimizerTensors | None = None
 
     @property
@@ -71,30 +81,32 @@ class CapturedSteps:
         """Whether batches are captured and replayed."""
         return self._graphs is not None
 
-    def __call__(self, step: LITStep, batch: Batch) -> LossParts:
+    def replayed(self, batch: Batch, train: Train) -> LossParts | None:
+        """The parts of a step replayed on this batch; None where it must run eagerly.
+
+        Args:
+            train: the eager step, which is captured. It is not kept: its owner keeps this, and is to be freed at once.
+        """
         if self._graphs is None:
-            return step.train_eagerly(*batch.read())
-        step.check_teacher_mode()
-        self._drop_if_stale(step)
-        graph = self._captured.get(batch.key) or self._captured_now(self._graphs, step, batch)
+            return None
+        self._drop_if_stale()
+        graph = self._captured.get(batch.key) or self._captured_now(self._graphs, batch, train)
         if graph is None:
-            return step.train_eagerly(*batch.read())
+            return None
         if self._state is not None:
-            self._state.keep(step.optimizer)
-        self._rates.write(step.optimizer)
-        parts = graph.run(batch)
-        step.criterion._parts = parts
-        return parts
+            self._state.keep(self._optimizer)
+        self._rates.write(self._optimizer)
+        return graph.run(batch)
 
     # -- capturing ---------------------------------------------------------------------------------------------------
 
-    def _captured_now(self, graphs: Graphs, step: LITStep, batch: Batch) -> _Captured | None:
+    def _captured_now(self, graphs: Graphs, batch: Batch, train: Train) -> _Captured | None:
         """A new graph for batches like this one; None, with the reason, where there is none."""
         if len(self._captured) >= MAX_SHAPES:
             self.reason = f"{MAX_SHAPES} shapes of batch are captured; others, as {batch}, run eagerly"
             return None
         try:
-            graph = self._capture(graphs, step, batch)
+            graph = self._capture(graphs, batch, train)
         except Exception as error:  # whatever it is, an eager step is still right, or raises the same
             self._graphs = None
             self._captured.clear()
@@ -105,74 +117,72 @@ class CapturedSteps:
         self.reason = f"{len(self._captured)} captured, the last for {batch}"
         return graph
 
-    def _capture(self, graphs: Graphs, step: LITStep, batch: Batch) -> _Captured:
+    def _capture(self, graphs: Graphs, batch: Batch, train: Train) -> _Captured:
         self._captures += 1
         if self._captures > MAX_CAPTURES:
             raise NotCapturable(
                 f"the optimizer's settings, frozen parts or modes changed more than {MAX_CAPTURES - 1} times, and each "
                 "change needs another capture"
             )
-        optimizer = step.optimizer
+        optimizer = self._optimizer
         _check_optimizer(optimizer)
         if self._state is not None:
             self._state.keep(optimizer)
         prepare_momentum(optimizer)
         self._rates.write(optimizer)
-        fixed = batch.fixed(step)
+        static = batch.static()
 
         def run() -> Tensor:
             with self._rates.used_by(optimizer):
-                total, ce, kl, ir = step.train_eagerly(*fixed.read())
+                total, ce, kl, ir = train(*static.read())
             return torch.cat((torch.stack((total, ce, kl)), ir))
 
         def warm_up() -> Tensor:
             result = run()
-            fixed.rewind()  # a dataset may end with this batch
+            static.rewind()  # a dataset may end with this batch
             return result
 
-        before = Snapshot([*self._changed_by(step), *fixed.changed], optimizer, step.device)
+        before = Snapshot([*self._changed(), *static.changed], optimizer, self._device)
         try:
             graphs.warm_up(warm_up)
             optimizer.zero_grad(set_to_none=True)  # gradients are then written, not added, where the graph keeps them
             replay = graphs.capture(run)
         finally:
             optimizer.zero_grad(set_to_none=True)  # theirs is the graphs' memory, shared by all of them
-            forget_half_step(optimizer, step.scaler)
+            forget_half_step(optimizer, self._scaler)
             before.restore()
         self._state = OptimizerTensors(optimizer)
-        return _Captured(fixed, replay)
+        return _Captured(static, replay)
 
-    def _changed_by(self, step: LITStep) -> list[Tensor]:
-        tensors = [held[name] for held, name in self._slots]
-        tensors.append(step.nonfinite)
-        return [*tensors, *scaler_tensors(step.scaler)]
+    def _changed(self) -> list[Tensor]:
+        return [*(held[name] for held, name in self._slots), self._nonfinite, *scaler_tensors(self._scaler)]
 
     # -- what a graph depends on besides tensors' values -------------------------------------------------------------
 
-    def _drop_if_stale(self, step: LITStep) -> None:
-        known = self._read(step)
-        if known != self._known:
+    def _drop_if_stale(self) -> None:
+        read = self._read_on_host()
+        if read != self._read:
             self._captured.clear()
-            self._rates = LearningRates(len(step.optimizer.param_groups), step.device)
-            self._known = known
+            self._rates = LearningRates(len(self._optimizer.param_groups), self._device)
+            self._read = read
 
-    def _read(self, step: LITStep) -> tuple[Any, ...]:
-        """All that the host read when the step was captured, and the addresses that it used."""
-        groups = step.optimizer.param_groups
+    def _read_on_host(self) -> tuple[Any, ...]:
+        """All that the host reads when a step is captured, and the addresses that the step uses."""
+        groups = self._optimizer.param_groups
         settings = [(len(g["params"]), *(_plain(v) for k, v in g.items() if k not in ("params", "lr"))) for g in groups]
         held = [_address(tensors[name]) for tensors, name in self._slots]
         modes = [module.training for module in self._parts]
-        return settings, held, modes, _constants(step.scaler)
+        return settings, held, modes, _constants(self._scaler)
 
 
 class _Captured(NamedTuple):
     """A graph with the batch that it reads."""
 
-    fixed: Batch
+    static: Batch
     replay: Callable[[], Tensor]
 
     def run(self, batch: Batch) -> LossParts:
-        self.fixed.take(batch)
+        self.static.copy_from(batch)
         row = self.replay().clone()  # the next replay writes to the same place
         return LossParts(row[0], row[1], row[2], row[3:])
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lit_fast.dryrun import untouched
 from lit_fast.functional import compute
-from lit_fast.sections import Part, SplitModel
+from lit_fast.passes import StudentPasses
+from lit_fast.sections import Part
 from lit_fast.step import LITStep
 
 __all__ = ["SectionDiagnostics", "section_diagnostics"]
@@ -79,12 +80,13 @@ def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = N
             "IRs of equal width"
         )
     step.check_teacher_mode()
+    passes = StudentPasses(student, range(student.num_sections), copied=True)
     with untouched(teacher, student):
         with torch.no_grad():
             targets, teacher_logits = teacher.run(images)
         with torch.enable_grad():
-            composed, logits = _composed_pass(student, step.laid_out(images))
-            fed = [composed[0], *(section(t.clone()) for section, t in zip(student.sections[1:], targets))]
+            composed, logits = passes.composed(step.passes.laid_out(images))
+            fed = [composed[0], *(passes.fed(i, target) for i, target in enumerate(targets[:-1], 1))]
             alone = dataclasses.replace(step.options, beta=0.0, section_weights=None)
             errors = [compute(irs, targets, None, None, None, None, None, alone, "eager").ir for irs in (fed, composed)]
             cosines: list[float | None] = [None] * len(fed)
@@ -101,16 +103,6 @@ def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = N
                 for i, value in zip(step.ir_sections, found):
                     cosines[i] = value
     return SectionDiagnostics(errors[0].tolist(), errors[1].tolist(), cosines, cosine)
-
-
-def _composed_pass(student: SplitModel, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """As ``student.run``, with IRs that a section which overwrites its input leaves intact."""
-    x = student.stem(images)
-    irs = []
-    for section in student.sections:
-        irs.append(section(x))
-        x = irs[-1].clone()
-    return irs, student.head(x)
 
 
 def _cosines(kd_loss: Tensor, ir_loss: Tensor, sections: Sequence[Part]) -> tuple[list[float | None], float | None]:

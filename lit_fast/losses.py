@@ -48,6 +48,10 @@ class _Loss(nn.Module):
         """
         return self._parts
 
+    def keep(self, parts: LossParts) -> None:
+        """Take ``parts`` for those of the last call: a graph that is replayed repeats the call without making it."""
+        object.__setattr__(self, "_parts", parts)
+
     def _compute(
         self,
         student_irs: IRs,

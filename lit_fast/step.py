@@ -5,14 +5,14 @@ The six variants of the paper's table 3 are two switches: which sections carry a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lit_fast import fused_norm as norms
 from lit_fast.backends.options import LossParts
 from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.capture import CapturedSteps
@@ -20,11 +20,10 @@ from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, GradientMean, Workers
-from lit_fast.running_stats import RunningStats
+from lit_fast.passes import StudentPasses
 from lit_fast.sections import SplitModel
 from lit_fast.step_state import prepare_momentum
-from lit_fast.streams import SideStreams
-from lit_fast.teacher import After, FrozenTeacher
+from lit_fast.teacher import After, FrozenTeacher, Outputs
 
 if TYPE_CHECKING:
     from lit_fast.projector import Projectors
@@ -75,6 +74,7 @@ class LITStep:
             rounding.
 
     Attributes:
+        passes: the student's two passes, which the step trains (`lit_fast.passes.StudentPasses`).
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
             device, so do it rarely.
 
@@ -117,10 +117,7 @@ class LITStep:
             teacher.eval().requires_grad_(False)
 
         self.device = next(student.parameters()).device
-        if fused_norm:
-            norms.check(self.device)
-        self._fused_norm = fused_norm
-        self.amp_dtype = _amp_dtype(precision, self.device)
+        amp_dtype = _amp_dtype(precision, self.device)
         self.scaler = scaler
         if precision == "fp16" and scaler is None:
             self.scaler = torch.amp.GradScaler(self.device.type)
@@ -128,26 +125,26 @@ class LITStep:
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         self.engine, self._engine_reason = _choose_engine(engine)
         self._frozen: FrozenTeacher | None = None
-        self._ahead: list[tuple[Tensor, Tensor]] = []  # prefetched images, as given and in the student's layout
-        self._channels_last = False
-        if self.engine == "runner":
-            if teacher is not None and self._needs_teacher:
-                self._frozen = FrozenTeacher(
-                    teacher, self.amp_dtype, logits=self.options.beta > 0, strict=engine == "runner"
-                )
-            self._channels_last = any(isinstance(module, nn.Conv2d) for module in student.modules())
-            if self._channels_last:
-                student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        fed = [i for i in self.ir_sections if self.teacher_fed]
-        self.running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
-        self._streams = self._side_streams(bn_policy, fed) if side_by_side else None
-        self._checked_inplace = False
-        # Entered with the name of each part of a step while it runs: what `lit-fast bench --profile` listens to.
-        self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        if self.engine == "runner" and teacher is not None and self._needs_teacher:
+            self._frozen = FrozenTeacher(teacher, amp_dtype, logits=self.options.beta > 0, strict=engine == "runner")
+        self.passes = StudentPasses(
+            student,
+            self.ir_sections,
+            teacher_fed=self.teacher_fed,
+            logits=self.options.beta > 0.0,
+            bn_policy=bn_policy,
+            projector=projector,
+            amp_dtype=amp_dtype,
+            channels_last=self.engine == "runner",
+            side_by_side=side_by_side,
+            fused_norm=fused_norm,
+        )
         if capture and workers.size > 1:
             raise ValueError("capture: the sum over several workers is not captured; use capture=False")
-        self._captured = CapturedSteps(self) if capture else None
+        self._captured: CapturedSteps | None = None
+        if capture:
+            modules = [module for module in (student.model, projector, criterion) if module is not None]
+            self._captured = CapturedSteps(modules, optimizer, self.scaler, self.nonfinite)
         self._mean: GradientMean | None = None
         if workers.size > 1:
             trained = (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
@@ -159,6 +156,15 @@ class LITStep:
         parts = () if self._frozen is None else self._frozen.parts
         notes = (f"{p.name}: {'' if p.lowered else 'runs as its modules: '}{p.reason}" for p in parts if p.reason)
         return "; ".join((self._engine_reason, *notes))
+
+    @property
+    def mark(self) -> Callable[[str], AbstractContextManager[Any]]:
+        """Entered with the name of each part of a step while it runs: what `lit-fast bench --profile` listens to."""
+        return self.passes.mark
+
+    @mark.setter
+    def mark(self, mark: Callable[[str], AbstractContextManager[Any]]) -> None:
+        self.passes.mark = mark
 
     @property
     def captured(self) -> bool:
@@ -219,17 +225,6 @@ class LITStep:
                     f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
                 )
 
-    def _side_streams(self, bn_policy: str, fed: Sequence[int]) -> SideStreams | None:
-        """One for the teacher and one for each section but the first; none where nothing can run side by side."""
-        if bn_policy == "both":
-            raise ValueError(
-                "side_by_side: both passes of a section write its running statistics under bn_policy='both', so they "
-                "must follow each other; use another policy or side_by_side=False"
-            )
-        if self.device.type != "cuda" or not any(fed):
-            return None
-        return SideStreams(self.device, self.student.num_sections)
-
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> LossParts:
@@ -243,7 +238,7 @@ class LITStep:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
             With several workers, those over all their rows.
         """
-        return self._train(GivenBatch(images, labels))
+        return self._train(GivenBatch(images, labels, self.passes.channels_last))
 
     def train_on(self, feed: Feed, rows: int) -> LossParts:
         """Train on the next rows of a dataset that lies on the device, and move it on by them.
@@ -258,12 +253,16 @@ class LITStep:
         Returns:
             As for a call with images and labels.
         """
-        return self._train(FedBatch(feed, rows, self._channels_last))
+        return self._train(FedBatch(feed, rows, self.passes.channels_last))
 
     def _train(self, batch: Batch) -> LossParts:
-        if self._captured is not None:
-            return self._captured(self, batch)
-        return self.train_eagerly(*batch.read())
+        if self._captured is not None and self._captured.active:
+            self.check_teacher_mode()
+            parts = self._captured.replayed(batch, self._train_eagerly)
+            if parts is not None:
+                self.criterion.keep(parts)
+                return parts
+        return self._train_eagerly(*batch.read())
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start the teacher on images of later calls, after those announced before, while the caller goes on.
@@ -284,11 +283,9 @@ class LITStep:
         """
         if self._frozen is not None and not self.captured:
             self.check_teacher_mode()
-            announced = [(images, self.laid_out(images)) for images in batches]
-            self._frozen.prefetch(*(laid_out for _, laid_out in announced))
-            self._ahead += announced
+            self._frozen.prefetch(*batches)
 
-    def train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
+    def _train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
         parts = self._backward(images, labels)
@@ -314,7 +311,7 @@ class LITStep:
         loss = self.loss(images, labels)
         with self.mark("backward"):
             self.optimizer.zero_grad(set_to_none=True)
-            with nullcontext() if self._streams is None else self._streams.backward():
+            with self.passes.backward():
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return self.criterion.parts  # set by the call in `loss`
 
@@ -326,144 +323,32 @@ class LITStep:
 
     def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        images = self._prefetched(images)
-        with self._autocast(), norms.enabled() if self._fused_norm else nullcontext():
-            if self._streams is None:
-                with self.mark("teacher"):
-                    teacher_irs, teacher_logits = self._run_teacher(images)
-                student_irs, student_logits = self._run_student(images, teacher_irs)
-            else:
-                teacher_irs, teacher_logits, student_irs, student_logits = self._run_side_by_side(self._streams, images)
+        laid_out = self.passes.laid_out(images)
+        outputs = self.passes(laid_out, functools.partial(self._run_teacher, images, laid_out))
         with self.mark("loss"):
             return self.criterion(
-                student_irs,
-                [teacher_irs[i] for i in self.ir_sections],
-                student_logits,
-                teacher_logits,
+                outputs.irs,
+                [outputs.teacher_irs[i] for i in self.ir_sections],
+                outputs.logits,
+                outputs.teacher_logits,
                 labels,
                 grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
             )
 
-    def _prefetched(self, images: Tensor) -> Tensor:
-        """The very tensor that the teacher was started on, if these images were announced; else laid out now."""
-        if self._ahead:
-            announced, laid_out = self._ahead.pop(0)
-            if announced is images:
-                return laid_out
-            self._ahead = []
-        return self.laid_out(images)
-
-    def laid_out(self, images: Tensor) -> Tensor:
-        """The images in the layout that the student runs in."""
-        if self._channels_last and images.dim() == 4:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
-
-    def _autocast(self) -> Any:
-        if self.amp_dtype is None:
-            return nullcontext()
-        # No cache: a graph would keep the weights of its capture wherever they were cast outside of it, and without it
-        # the gradients of a section's two passes are added in float32.
-        return torch.autocast(self.device.type, dtype=self.amp_dtype, cache_enabled=False)
-
-    def _run_teacher(self, images: Tensor, after: After | None = None) -> tuple[list[Tensor], Tensor | None]:
+    def _run_teacher(self, images: Tensor, laid_out: Tensor, after: After | None) -> Outputs:
         if self.teacher is None or not self._needs_teacher:
             return [], None
         self.check_teacher_mode()
         if self._frozen is not None:
-            return self._frozen.run(images, after)
+            return self._frozen.prefetched(images) or self._frozen.run(laid_out, after)
         with torch.no_grad():
-            return self.teacher.run(images, after)
+            return self.teacher.run(laid_out, after)
 
     def check_teacher_mode(self) -> None:
         """Raises RuntimeError if the teacher was put back into train mode."""
         if self.teacher is not None and self._needs_teacher and self.teacher.training:
             raise RuntimeError(
                 "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
-            )
-
-    def _run_student(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Both student passes. Returns the IRs to compare (those of ``ir_sections``) and the composed logits."""
-        composed, logits = self._composed_pass(images)
-        with self.mark("student, teacher-fed"):
-            irs = []  # torch.compile does not trace a comprehension whose elements enter contexts
-            for i in self.ir_sections:
-                ir = self._teacher_fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i]
-                irs.append(self._compared(i, ir))
-        self._checked_inplace = True
-        return irs, logits
-
-    def _run_side_by_side(
-        self, streams: SideStreams, images: Tensor
-    ) -> tuple[list[Tensor], Tensor | None, list[Tensor], Tensor | None]:
-        """Teacher and both student passes, each section as soon as its input is there."""
-        fed: dict[int, Tensor] = {}
-        with_grad = torch.is_grad_enabled()
-
-        def feed(before: int, teacher_ir: Tensor) -> None:
-            i = before + 1
-            if i in self.ir_sections:
-                with streams.beside(i, after=0), torch.set_grad_enabled(with_grad):
-                    fed[i] = self._compared(i, self._teacher_fed(i, teacher_ir))
-
-        try:
-            with streams.beside(0):
-                teacher_irs, teacher_logits = self._run_teacher(images, feed)
-                for i in filter(self._is_fed, self.ir_sections):
-                    if i not in fed:  # the teacher was prefetched
-                        feed(i - 1, teacher_irs[i - 1])
-            composed, logits = self._composed_pass(images)
-        finally:  # also after an error: what has begun reads tensors that the caller goes on with
-            streams.join()
-        irs = [fed[i] if self._is_fed(i) else self._compared(i, composed[i]) for i in self.ir_sections]
-        self._checked_inplace = True
-        return teacher_irs, teacher_logits, irs, logits
-
-    def _composed_pass(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The outputs of the student's own sections, as far as they are needed, and its logits."""
-        student, stats = self.student, self.running_stats
-        sections = student.sections
-        composed_grad = self.options.beta > 0.0 or not self.teacher_fed
-        last_needed = len(sections) if composed_grad or stats.needs_composed_pass else 1
-
-        composed: list[Tensor] = []
-        with self.mark("student, composed"):
-            h = student.stem(images)
-            for i, section in enumerate(sections[:last_needed]):
-                # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
-                grad = nullcontext() if composed_grad or i == 0 else torch.no_grad()
-                with stats.composed_pass(i), grad:
-                    h = section(h)
-                composed.append(h)
-            logits = student.head(h) if self.options.beta > 0.0 else None
-        return composed, logits
-
-    def _is_fed(self, i: int) -> bool:
-        """Whether section ``i`` (from 0) is compared in a pass of its own; section 1 is both passes at once."""
-        return self.teacher_fed and i > 0
-
-    def _compared(self, i: int, ir: Tensor) -> Tensor:
-        """What is held against the teacher's IR."""
-        return ir if self.projector is None else self.projector.compare(i, ir)
-
-    def _teacher_fed(self, i: int, teacher_ir: Tensor) -> Tensor:
-        """What section ``i`` (from 0) makes of the teacher's IR before it."""
-        fed = teacher_ir if self.projector is None else self.projector.feed(i - 1, teacher_ir)
-        with self._watch_inplace(i, fed), self.running_stats.teacher_fed_pass(i):
-            return self.student.sections[i](fed)
-
-    @contextmanager
-    def _watch_inplace(self, i: int, fed: Tensor) -> Iterator[None]:
-        """On the first step: a section that overwrites its input would corrupt the IR kept as target."""
-        if self._checked_inplace:
-            yield
-            return
-        before = fed._version
-        yield
-        if fed._version != before:
-            raise RuntimeError(
-                f"section {i + 1} of the student overwrites its input in place, which is the teacher's IR {i}, kept as "
-                "a target; make its first operation out of place (for example nn.ReLU(inplace=False))"
             )
 
 

@@ -111,21 +111,12 @@ class FrozenTeacher:
     def run(self, images: Tensor, after: After | None = None) -> Outputs:
         """The k section outputs and the logits of a batch; no autograd graph.
 
-        If `images` is the very tensor that ``prefetch`` was given next, its results are waited for instead of computed;
-        if it is another, all that was announced is dropped.
-
         Args:
-            images: model input, [B, ...].
+            images: model input, [B, ...]; if they are what was `prefetched`, its results are waited for, not computed.
             after: called with the number of each section, from 0, and its output, before the next one is begun; not
                 for results that were waited for.
         """
-        if self._ahead:
-            ahead, wait = self._ahead.popleft()
-            found = wait()
-            if ahead is images:
-                return found
-            self._ahead.clear()
-        return self._forward(images, after)
+        return self.prefetched(images) or self._forward(images, after)
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start on batches that ``run`` will be given, after those announced before, while the caller goes on.
@@ -142,6 +133,20 @@ class FrozenTeacher:
         if len(batches) > 1:
             wait = _Shares(wait, [len(batch) for batch in batches])
         self._ahead.extend((batch, wait) for batch in batches)
+
+    def prefetched(self, images: Tensor) -> Outputs | None:
+        """The results of the very tensor that ``prefetch`` was given next, waited for.
+
+        If it was given another next, all that was announced is dropped, and there are none.
+        """
+        if not self._ahead:
+            return None
+        announced, wait = self._ahead.popleft()
+        outputs = wait()
+        if announced is images:
+            return outputs
+        self._ahead.clear()
+        return None
 
     def run_batches(self, batches: list[Tensor]) -> list[Outputs]:
         """Several batches in one forward: a larger batch uses the hardware better. Results as those of ``run``."""

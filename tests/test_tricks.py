@@ -14,7 +14,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks is no pa
 import lit_fast as lf
 from benchmarks import tables, tricks
 from lit_fast.bench.ways import Problem
-from lit_fast.step import LITStep
 
 
 def problem(precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Problem:
@@ -26,7 +25,7 @@ def problem(precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Prob
 
 def test_joined_passes_have_the_gradients_and_the_statistics_of_the_step() -> None:
     exact = problem(dtype=torch.float64)
-    steps = [tricks.built(exact, kind) for kind in (LITStep, tricks.JoinedPasses)]
+    steps = [tricks.built(exact, passes) for passes in (None, tricks.JoinedPasses)]
     for _ in range(3):
         for step in steps:
             step(exact.images, exact.labels)

@@ -1,0 +1,121 @@
+"""The step beside other work on the same cores: ``python -m benchmarks.beside --out DIR``.
+
+The idle threads of OpenMP spin unless they are told to sleep (`lit_fast.openmp`). Each row is the median of one way of
+the step, with threads that spin or sleep, alone or beside a load:
+
+| load | what |
+|---|---|
+| alone | nothing else |
+| trains | another process that trains with PyTorch on all cores, whose threads spin |
+| computes | a process for each core, of one thread |
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, run
+from benchmarks.pairs import PAIRS, TINY
+from lit_fast.bench.pairing import Pairs
+from lit_fast.bench.ways import plain_step, runner_step
+
+LOADS = ("alone", "trains", "computes")
+WAITS = {"spin": "300000", "sleep": "0"}  # of GOMP_SPINCOUNT; 300000 is what libgomp takes where nothing is set
+BATCH = 32
+
+
+def measure(seconds: float, tiny: bool) -> dict[str, float]:
+    """Seconds of a step, by way."""
+    problem = (TINY if tiny else PAIRS[1]).problem(BATCH, "fp32", "cpu")
+    pairs = Pairs({"plain": plain_step(problem), "runner": runner_step(problem)}, "cpu")
+    pairs.run(seconds)
+    return {name: pairs.spread(name).median for name in pairs.times}
+
+
+def train() -> None:
+    """Until it is killed."""
+    step = plain_step(PAIRS[1].problem(BATCH, "fp32", "cpu"))
+    while True:
+        step()
+
+
+def compute() -> None:
+    """Until it is killed, in one thread."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(64, 64)
+    while True:
+        matrix @ matrix
+
+
+def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
+    """This module in a process whose threads wait so."""
+    environment = {**os.environ, "GOMP_SPINCOUNT": WAITS[wait]}
+    environment.pop("OMP_WAIT_POLICY", None)
+    command = [sys.executable, "-m", "benchmarks.beside", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=machine.ROOT)
+
+
+@contextmanager
+def beside(load: str) -> Iterator[None]:
+    """While a load runs."""
+    others = {"alone": [], "trains": ["--train"], "computes": ["--compute"] * (os.cpu_count() or 1)}[load]
+    loads = [process("spin", other) for other in others]
+    try:
+        if loads:
+            time.sleep(5)  # it has started
+        yield
+    finally:
+        for one in loads:
+            one.kill()
+            one.communicate()
+
+
+def rows(seconds: float, tiny: bool) -> Iterator[dict[str, Any]]:
+    for load in LOADS:
+        for wait in WAITS:
+            with beside(load):
+                done = process(wait, *(["--tiny"] if tiny else []), "--measure", str(seconds))
+                printed, _ = done.communicate()
+            if done.returncode:
+                raise SystemExit(f"measuring failed ({load}, {wait}), status {done.returncode}")
+            for way, median in json.loads(printed).items():
+                row = {"suite": "beside", "setting": load, "wait": wait, "variant": way, "median_us": median * 1e6}
+                print(f"{load:<10} {wait:<6} {way:<7} {median * 1e3:8.1f} ms", flush=True)
+                yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/<device>-beside.json")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of rounds at one setting")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only try the code")
+    parser.add_argument("--measure", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
+    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compute", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train()
+    elif options.compute:
+        compute()
+    elif options.measure is not None:
+        print(json.dumps(measure(options.measure, options.tiny)))
+    else:
+        found = run.results("cpu", f"python -m benchmarks.beside {' '.join(sys.argv[1:])}", [], tiny=options.tiny)
+        found["rows"] = list(rows(options.seconds, options.tiny))
+        if options.out:
+            run.write(options.out / f"{machine.slug('cpu')}-beside.json", found)
+
+
+if __name__ == "__main__":
+    main()
