@@ -27,7 +27,6 @@ __all__ = [
     "Workers",
     "check_batches",
     "join",
-    "share",
 ]
 
 T = TypeVar("T")
@@ -47,14 +46,6 @@ class WorkerLost(RuntimeError):
 
 class FirstFailed(RuntimeError):
     """Rank 0 raised what it alone reports; the others leave silently."""
-
-
-def share(count: int, rank: int, size: int) -> slice:
-    """The rows of a batch of ``count`` that process ``rank`` of ``size`` takes; together they are all rows, once each.
-
-    Sizes differ by one at most. Rank 0's is empty only if all are.
-    """
-    return slice(-(-rank * count // size), -(-(rank + 1) * count // size))
 
 
 @dataclass(frozen=True)
