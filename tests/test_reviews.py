@@ -11,7 +11,7 @@ from small_reviews import line
 from lit_fast.data import DataError
 from lit_fast.data.alphabet import CHARACTERS, PADDING, SYMBOLS, UNKNOWN, byte_tokens
 from lit_fast.data.reviews import tokenise
-from lit_fast.models.vdcnn import SYMBOLS as EMBEDDED
+from lit_fast.models import vdcnn9
 
 
 def spelled(row: torch.Tensor) -> str:
@@ -23,7 +23,7 @@ def spelled(row: torch.Tensor) -> str:
 
 
 def test_there_are_69_tokens_as_many_as_the_network_embeds():
-    assert SYMBOLS == EMBEDDED == 69
+    assert SYMBOLS == vdcnn9().embedding.num_embeddings == 69
     assert len(set(CHARACTERS)) == 67
 
 
