@@ -1,8 +1,9 @@
-"""What of a suite is measured: all of it, or some settings and variants by name."""
+"""What of a suite is measured: all of it, or some settings and variants by name, and within the time there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -36,3 +37,16 @@ class Choice(NamedTuple):
 
 
 ALL = Choice()
+
+
+def in_time(
+    heading: dict[str, Any], deadline: float, measure: Callable[[], Iterable[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of one setting; with `heading`, one that says what failed, or that `deadline` is past."""
+    if time.monotonic() > deadline:
+        yield {**heading, "variant": "all", "status": "out of time"}
+        return
+    try:
+        yield from measure()
+    except Exception as error:
+        yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}

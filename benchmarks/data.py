@@ -16,15 +16,15 @@ All but the steps end with a batch on the device and do nothing with it.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.choice import ALL, Choice
+from benchmarks.choice import ALL, Choice, in_time
 from benchmarks.data_sources import OneByOne, Setting, arrays, settings
 from benchmarks.pairs import PAIRS, TINY
 from benchmarks.step import half_precision
@@ -50,13 +50,8 @@ def run(
         if not choice.setting("data", setting.name):
             continue
         heading = _heading(setting, device)
-        if time.monotonic() > deadline:
-            yield {**heading, "variant": "all", "status": "out of time"}
-            continue
-        try:
-            yield from measured(setting, device, seconds, tiny=tiny, choice=choice)
-        except Exception as error:
-            yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}
+        measure = partial(measured, setting, device, seconds, tiny=tiny, choice=choice)
+        yield from in_time(heading, deadline, measure)
 
 
 def measured(

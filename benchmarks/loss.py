@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import settings, variants
-from benchmarks.choice import ALL, Choice
+from benchmarks.choice import ALL, Choice, in_time
 from benchmarks.settings import Setting
 from lit_fast.bench import probes
 from lit_fast.bench.pairing import Pairs
@@ -148,14 +149,8 @@ def run(
     for setting in settings.settings(device, tiny=tiny):
         if not choice.setting("loss", setting.name):
             continue
-        heading = {"suite": "loss", "setting": setting.name, "device": device, "variant": "all", "mode": None}
-        if time.monotonic() > deadline:
-            yield {**heading, "status": "out of time"}
-            continue
-        try:
-            yield from _measured(setting, device, deadline, seconds, choice)
-        except Exception as error:
-            yield {**heading, "status": f"{type(error).__name__}: {error}"[:500]}
+        heading = {"suite": "loss", "setting": setting.name, "device": device, "mode": None}
+        yield from in_time(heading, deadline, partial(_measured, setting, device, deadline, seconds, choice))
 
 
 def _measured(setting: Setting, device: str, deadline: float, seconds: float, choice: Choice) -> list[Row]:

@@ -10,15 +10,13 @@ import platform
 import re
 import shutil
 import statistics
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.checkout import commit, printed
 from lit_fast.bench.pairing import Pairs
-
-ROOT = Path(__file__).resolve().parents[1]
+from lit_fast.training.environment import processor
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def describe(device: str) -> dict[str, Any]:
         "device": device_name(device),
         "kind": device,
         "capability": ".".join(map(str, torch.cuda.get_device_capability(0))) if device == "cuda" else None,
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -45,9 +43,9 @@ def versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "nvcc": _last_line(_printed(nvcc, "--version")),
-        "c++": (_printed(compiler, "--version") or "").partition("\n")[0] or None,
+        "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "nvcc": _last_line(printed(nvcc, "--version")),
+        "c++": (printed(compiler, "--version") or "").partition("\n")[0] or None,
         **{name: _version(name) for name in names},
     }
 
@@ -59,25 +57,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def commit() -> str:
-    """The commit that is checked out, "-dirty" behind it if files differ; "unknown" without git."""
-    known = os.environ.get("LIT_FAST_COMMIT")
-    if known:
-        return known
-    return (
-        _printed("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
-    )
-
-
 def device_name(device: str) -> str:
-    return torch.cuda.get_device_name(0) if device == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    """Model of the processor and how many cores of it there are."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(0) if device == "cuda" else processor()
 
 
 def slug(device: str) -> str:
@@ -95,14 +76,6 @@ def copy_rate(device: str) -> float:
     for _ in range(15):
         pairs.round()
     return 2 * source.nbytes / statistics.median(pairs.times["copy"])
-
-
-def _printed(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _last_line(text: str | None) -> str | None:

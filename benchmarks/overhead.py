@@ -61,13 +61,13 @@ def run(
     times: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     counts = {}
     for key, call in timed.items():
-        _seconds(call, device, 2)
-        counts[key] = 2 if tiny else min(max(int(_SECONDS / _seconds(call, device, 1)), 1), CALLS)
+        seconds_of(call, device, 2)
+        counts[key] = 2 if tiny else min(max(int(_SECONDS / seconds_of(call, device, 1)), 1), CALLS)
     end = min(time.monotonic() + seconds, deadline)
     rounds = 0
     while rounds < 3 or (time.monotonic() < end and rounds < 100):
         for key, call in timed.items():
-            times[key].append(_seconds(call, device, counts[key]) / counts[key])
+            times[key].append(seconds_of(call, device, counts[key]) / counts[key])
         rounds += 1
     for (backend, name), measured in times.items():
         median, low, high = spread(measured)
@@ -86,7 +86,8 @@ def _heading(device: str, backend: str, name: str) -> Row:
     return {"suite": "overhead", "setting": name, "device": device, "variant": variant, "mode": None}
 
 
-def _seconds(call: Callable[[], object], device: str, count: int) -> float:
+def seconds_of(call: Callable[[], object], device: str, count: int) -> float:
+    """Seconds that so many calls take, one behind the other."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.choice import ALL, Choice
+from benchmarks.choice import ALL, Choice, in_time
 from benchmarks.pairs import PAIRS, TINY, Pair
 from lit_fast.bench import step
 from lit_fast.bench.step import Row
@@ -74,13 +74,8 @@ def run(
         if not choice.setting("step", setting.name):
             continue
         heading = setting.heading("step", device)
-        if time.monotonic() > deadline:
-            yield {**heading, "variant": "all", "mode": None, "status": "out of time"}
-            continue
-        try:
-            yield from measured(setting, device, deadline, seconds, compiled=not tiny, choice=choice)
-        except Exception as error:
-            yield {**heading, "variant": "all", "mode": None, "status": f"{type(error).__name__}: {error}"[:500]}
+        measure = partial(measured, setting, device, deadline, seconds, compiled=not tiny, choice=choice)
+        yield from in_time({**heading, "mode": None}, deadline, measure)
 
 
 def measured(

@@ -10,5 +10,4 @@ SUITES = {
     "tricks": "benchmarks.tricks",
     "teacher": "benchmarks.teacher",
     "data": "benchmarks.data",
-    "text": "benchmarks.text",
 }

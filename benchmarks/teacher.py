@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 import lit_fast as lf
-from benchmarks.choice import ALL, Choice
+from benchmarks.choice import ALL, Choice, in_time
 from benchmarks.pairs import PAIRS, TINY, Pair
 from lit_fast.bench import probes
 from lit_fast.bench.pairing import Pairs
@@ -30,15 +30,9 @@ def run(
             heading |= {"device": device, "batch": batch, "dtype": "fp32", "mode": None}
             if not choice.setting("teacher", heading["setting"]):
                 continue
-            if time.monotonic() > deadline:
-                yield {**heading, "variant": "all", "status": "out of time"}
-                continue
-            try:
-                yield from _measured(
-                    heading, pair, batch, device, seconds, compiled=not tiny and choice.variant("compile")
-                )
-            except Exception as error:
-                yield {**heading, "variant": "all", "status": f"{type(error).__name__}: {error}"[:500]}
+            compiled = not tiny and choice.variant("compile")
+            measure = partial(_measured, heading, pair, batch, device, seconds, compiled=compiled)
+            yield from in_time(heading, deadline, measure)
 
 
 def _network(pair: Pair) -> str:

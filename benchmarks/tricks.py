@@ -28,16 +28,16 @@ Each of the others changes one thing about the rung `runner`:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.choice import ALL, Choice
+from benchmarks.choice import ALL, Choice, in_time
 from benchmarks.pairs import PAIRS, TINY
 from benchmarks.step import Setting, half_precision
 from lit_fast.bench import step, ways
@@ -68,16 +68,17 @@ def run(
         if not choice.setting("tricks", setting.name):
             continue
         heading = setting.heading("tricks", device)
-        if time.monotonic() > deadline:
-            yield {**heading, "variant": "all", "mode": None, "status": "out of time"}
-            continue
-        try:
-            problem = setting.pair.problem(setting.batch, setting.precision, device)
-            chosen = {k: v for k, v in tricks(problem, compiled=not tiny).items() if choice.variant(k)}
-            found = step.measured(problem, chosen, against=LADDER, deadline=deadline, seconds=seconds)
-            yield from ({**heading, **row} for row in found)
-        except Exception as error:
-            yield {**heading, "variant": "all", "mode": None, "status": f"{type(error).__name__}: {error}"[:500]}
+        measure = partial(_measured, setting, device, deadline, seconds, compiled=not tiny, choice=choice)
+        yield from in_time({**heading, "mode": None}, deadline, measure)
+
+
+def _measured(
+    setting: Setting, device: str, deadline: float, seconds: float, *, compiled: bool, choice: Choice
+) -> list[Row]:
+    problem = setting.pair.problem(setting.batch, setting.precision, device)
+    chosen = {k: v for k, v in tricks(problem, compiled=compiled).items() if choice.variant(k)}
+    rows = step.measured(problem, chosen, against=LADDER, deadline=deadline, seconds=seconds)
+    return [{**setting.heading("tricks", device), **row} for row in rows]
 
 
 def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:

@@ -26,7 +26,6 @@ __all__ = [
     "Workers",
     "check_batches",
     "join",
-    "share",
 ]
 
 T = TypeVar("T")
@@ -34,14 +33,6 @@ T = TypeVar("T")
 # The others wait while the first process evaluates and writes; a process that ended is noticed at once, not by this.
 _TIMEOUT = timedelta(hours=2)
 _ALIGNED = 4  # elements: gradients start at multiples of 16 bytes, as kernels with wide loads like it
-
-
-def share(count: int, rank: int, size: int) -> slice:
-    """The rows of a batch of ``count`` that process ``rank`` of ``size`` takes; together they are all rows, once each.
-
-    Sizes differ by one at most. Rank 0's is empty only if all are.
-    """
-    return slice(-(-rank * count // size), -(-(rank + 1) * count // size))
 
 
 @dataclass(frozen=True)

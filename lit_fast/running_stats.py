@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_fast.literals import StatsPolicy
 from lit_fast.sections import SplitModel
 
 __all__ = ["POLICIES", "RunningStats", "recalibrate"]
 
-POLICIES = ("composed", "both", "teacher_fed", "recalibrate")
+POLICIES: tuple[StatsPolicy, ...] = get_args(StatsPolicy)
 
 
 class RunningStats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lit_fast.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.capture import CapturedSteps
 from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
+from lit_fast.literals import Engine, StudentInput
 from lit_fast.losses import LITLoss
 from lit_fast.parallel import ALONE, GradientMean, Workers
 from lit_fast.passes import StudentPasses
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "PRECISIONS", "LITStep"]
 
-ENGINES = ("auto", "runner", "eager")
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-StudentInput = Literal["teacher", "composed"]
 
 
 class LITStep:

@@ -47,7 +47,7 @@ def test_three_splits_of_texts(tmp_path, name, classes):
 def test_rows_are_those_of_the_file(folder):
     data = open_small(folder)
     raw = (folder / "test.csv").read_bytes()
-    tokens, labels = reviews.by_line(raw, "test.csv", length=LENGTH, classes=2)
+    tokens, labels = reviews.tokenise(raw, "test.csv", length=LENGTH, classes=2)
     assert torch.equal(data.test.fetch(torch.arange(40)), tokens)
     assert torch.equal(data.test.labels, labels.long())
 

@@ -18,7 +18,7 @@ from everyday import exhaustive
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, data, data_sources, loss, overhead, plot, settings, step, suites, teacher, text, variants  # noqa: E402
+from benchmarks import bars, data, data_sources, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
 from benchmarks.choice import Choice  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -110,15 +110,6 @@ def test_the_step_and_the_teacher_are_measured_in_all_variants() -> None:
         assert {row["status"] for row in rows} == {"measured"}, rows
         assert {"eager", "runner"} <= {row["variant"] for row in rows}
         assert all(row["times_eager"] > 0 for row in rows if row["variant"] != "eager")
-
-
-def test_tokenising_is_measured_in_megabytes_per_second() -> None:
-    rows = list(text.run("cpu", float("inf"), tiny=True, seconds=0.1))
-    assert {row["status"] for row in rows} == {"measured"}, rows
-    assert {"python", "native"} <= {row["variant"] for row in rows}
-    assert all(row["mb_s"] > 0 for row in rows)
-    late = list(text.run("cpu", time.monotonic() - 1, tiny=True))
-    assert {row["status"] for row in late} == {"out of time"}
 
 
 def test_the_loaders_are_measured_alone_and_with_the_step() -> None:

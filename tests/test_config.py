@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from lit_fast.data import loaders
 from lit_fast.errors import ConfigError
+from lit_fast.literals import Precision
+from lit_fast.step import PRECISIONS
 from lit_fast.training.config import load_experiment
 from lit_fast.training.schedule import Phase
+from lit_fast.training.variants import VARIANTS, Variant
 
 
 def write(path: Path, text: str) -> Path:
@@ -213,6 +216,11 @@ def test_only_what_can_change_a_result_is_identity() -> None:
     other = ["data.dir=/a", "data.val_seed=1"]
     assert load_experiment("resnet-cifar10", overrides=same).identity() == ours.identity()
     assert load_experiment("resnet-cifar10", overrides=other).identity() != ours.identity()
+
+
+def test_every_variant_and_precision_of_the_code_can_be_chosen() -> None:
+    assert get_args(Variant) == tuple(VARIANTS)
+    assert get_args(Precision) == tuple(PRECISIONS)
 
 
 def test_every_loader_can_be_chosen() -> None:

@@ -157,3 +157,8 @@ def test_a_pipeline_that_ends_too_early_is_refused(data):
 def test_switching_the_augmentation_off_is_refused(data):
     with pytest.raises(DataError, match="augments as it likes"):
         PipelineLoader(data, make_for(data)).train_batches(0, batch_size=8, seed=0, augment=False)
+
+
+def test_an_evaluation_of_no_split_is_refused_at_the_call(data):
+    with pytest.raises(DataError, match="no split 'training'"):
+        PipelineLoader(data, make_for(data)).eval_batches("training", batch_size=4)

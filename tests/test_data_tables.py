@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_fast.data import Augmentation
-from lit_fast.data.tables import epoch_tables, generator
+from lit_fast.data.tables import epoch_tables, generator, share
 
 CIFAR = Augmentation(pad=4, flip=True)
 
@@ -71,3 +71,12 @@ def test_tables_stay_what_they_were():
     assert tables.rows.tolist() == [2, 1, 1, 7, 1, 2, 8, 7]
     assert tables.columns.tolist() == [5, 0, 2, 8, 0, 0, 7, 2]
     assert tables.flips.int().tolist() == [1, 1, 0, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 32])
+def test_shares_are_all_rows_once_and_almost_equal(count, size):
+    taken = [list(range(count))[share(count, rank, size)] for rank in range(size)]
+    assert [row for rows in taken for row in rows] == list(range(count))
+    assert max(map(len, taken)) - min(map(len, taken)) <= 1
+    assert len(taken[0]) > 0 or count == 0

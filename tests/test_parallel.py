@@ -27,23 +27,15 @@ import lit_fast as lf
 from lit_fast import parallel
 from lit_fast.cli.errors import explain
 from lit_fast.data import Augmentation, Data, DataError, from_arrays
+from lit_fast.data.tables import share
 from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
-from lit_fast.parallel import GradientMean, Workers, check_batches, join, share
+from lit_fast.parallel import GradientMean, Workers, check_batches, join
 from lit_fast.training.checkpoint import CheckpointStore
 
 WORKER = Path(parallel_worker.__file__)
 NAME = parallel_worker.NAME
 
 # -- shares ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 32])
-def test_shares_are_all_rows_once_and_almost_equal(count: int, size: int) -> None:
-    taken = [list(range(count))[share(count, rank, size)] for rank in range(size)]
-    assert [row for rows in taken for row in rows] == list(range(count))
-    assert max(map(len, taken)) - min(map(len, taken)) <= 1
-    assert len(taken[0]) > 0 or count == 0
 
 
 def numbered(count: int) -> Data:

@@ -1,25 +1,17 @@
-"""Lines of reviews to tokens: the alphabet, the form of Zhang et al., the extension against the reference, refusals."""
+"""Lines of reviews to tokens: the alphabet, the form of Zhang et al., refusals."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_reviews import line
 
-from lit_fast.data import DataError, reviews
+from lit_fast.data import DataError
 from lit_fast.data.alphabet import CHARACTERS, PADDING, SYMBOLS, UNKNOWN, byte_tokens
-from lit_fast.extension import EXTENSION
-from lit_fast.models.vdcnn import SYMBOLS as EMBEDDED
-
-compiled = pytest.mark.skipif(not EXTENSION.loaded, reason=f"no compiled extension: {EXTENSION.reason}")
-IMPLEMENTATIONS = [reviews.by_line, pytest.param(reviews.tokenise, marks=compiled)]
-
-
-def content(text: str | bytes) -> torch.Tensor:
-    raw = text.encode() if isinstance(text, str) else text
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+from lit_fast.data.reviews import tokenise
+from lit_fast.models import vdcnn9
 
 
 def spelled(row: torch.Tensor) -> str:
@@ -31,7 +23,7 @@ def spelled(row: torch.Tensor) -> str:
 
 
 def test_there_are_69_tokens_as_many_as_the_network_embeds():
-    assert SYMBOLS == EMBEDDED == 69
+    assert SYMBOLS == vdcnn9().embedding.num_embeddings == 69
     assert len(set(CHARACTERS)) == 67
 
 
@@ -45,7 +37,6 @@ def test_tokens_are_numbered_as_the_paper_prints_the_characters():
 # -- the form ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenise", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("row", "label", "text"),
     [
@@ -58,9 +49,9 @@ def test_tokens_are_numbered_as_the_paper_prints_the_characters():
         ('"1","x,y","z"', 0, "x,y z"),
     ],
 )
-def test_a_review_is_title_space_and_text(tokenise, row, label, text):
+def test_a_review_is_title_space_and_text(row, label, text):
     for end in ("", "\n", "\r\n"):
-        tokens, labels = tokenise(content(row + end), "f.csv", length=40, classes=2)
+        tokens, labels = tokenise((row + end).encode(), "f.csv", length=40, classes=2)
         assert (tokens.dtype, tokens.shape, labels.dtype, labels.tolist()) == (
             *(torch.uint8, (1, 40), torch.uint8),
             [label],
@@ -68,17 +59,15 @@ def test_a_review_is_title_space_and_text(tokenise, row, label, text):
         assert spelled(tokens[0]) == text
 
 
-@pytest.mark.parametrize("tokenise", IMPLEMENTATIONS)
-def test_long_reviews_are_cut_and_short_ones_padded_with_zeros(tokenise):
-    tokens, labels = tokenise(content('"1","ab","cd"\n"2","","e"\n'), "f.csv", length=4, classes=2)
+def test_long_reviews_are_cut_and_short_ones_padded_with_zeros():
+    tokens, labels = tokenise(b'"1","ab","cd"\n"2","","e"\n', "f.csv", length=4, classes=2)
     assert [spelled(row) for row in tokens] == ["ab c", " e"]
     assert tokens[1, 2:].tolist() == [0, 0]
     assert labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("tokenise", IMPLEMENTATIONS)
-def test_no_lines_give_no_rows(tokenise):
-    tokens, labels = tokenise(content(""), "f.csv", length=4, classes=2)
+def test_no_lines_give_no_rows():
+    tokens, labels = tokenise(b"", "f.csv", length=4, classes=2)
     assert tokens.shape == (0, 4)
     assert labels.shape == (0,)
 
@@ -105,86 +94,49 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("tokenise", IMPLEMENTATIONS)
 @pytest.mark.parametrize("bad", MALFORMED, ids=lambda b: repr(b)[2:-1])
-def test_a_malformed_line_is_named_by_its_number(tokenise, bad):
+def test_a_malformed_line_is_named_by_its_number(bad):
     with pytest.raises(DataError) as error:
-        tokenise(content(GOOD * 70 + bad + b"\n" + GOOD + bad + b"\n"), "d/f.csv", length=8, classes=2, first_line=30)
+        tokenise(GOOD * 70 + bad + b"\n" + GOOD + bad + b"\n", "d/f.csv", length=8, classes=2, first_line=30)
     assert str(error.value).startswith("d/f.csv: line 100: ")
     assert MALFORMED[bad] in str(error.value)
 
 
-# -- the extension is the reference ------------------------------------------------------------------------------------
+# -- any text ----------------------------------------------------------------------------------------------------------
 
-texts = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\n"), max_size=30)
-rows = st.tuples(st.integers(1, 5), texts, texts).map(lambda fields: line(*fields).encode())
+texts = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\n\\"), max_size=30)
+rows = st.tuples(st.integers(1, 5), texts, texts)
 noise = st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"n"))
 damaged = st.tuples(
-    rows, st.integers(0, 80), st.sampled_from([b"", b'"', b"\\", b",", b"\x80", b"\xf4\x90", b"\r"])
+    rows.map(lambda fields: line(*fields).encode()),
+    st.integers(0, 80),
+    st.sampled_from([b"", b'"', b"\\", b",", b"\x80", b"\xf4\x90", b"\r"]),
 ).map(lambda t: t[0][: t[1]] + t[2] + t[0][t[1] + 1 :])
 
 
-def outcome(tokenise, raw: bytes, length: int):
+@settings(max_examples=100, deadline=None)
+@given(st.lists(rows, max_size=6), st.integers(1, 70), st.sampled_from(["\n", "\r\n"]))
+def test_every_review_becomes_its_characters(reviews, length, end):
+    table = byte_tokens()
+    raw = "".join(line(*review) + end for review in reviews).encode()
+    tokens, labels = tokenise(raw, "f.csv", length=length, classes=5)
+    assert labels.tolist() == [label - 1 for label, _, _ in reviews]
+    for row, (_, title, text) in zip(tokens.tolist(), reviews, strict=True):
+        expected = [table[ord(c)] if ord(c) < 128 else UNKNOWN for c in f"{title} {text}"][:length]
+        assert row == expected + [PADDING] * (length - len(expected))
+
+
+def outcome(raw: bytes):
     try:
-        tokens, labels = tokenise(content(raw), "f.csv", length=length, classes=5)
+        tokens, labels = tokenise(raw, "f.csv", length=9, classes=5)
     except DataError as error:
         return str(error)
-    return tokens.tolist(), labels.tolist()
+    return tokens.shape, labels.shape
 
 
-@compiled
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.one_of(rows, rows, damaged, noise), max_size=6),
-    st.integers(1, 70),
-    st.sampled_from([b"", b"\n", b"\n\n"]),
-)
-@example([b'"1","a\\","n"'], 9, b"\n")
-@example([b'"1","\xe0\x80\x80","n"', b'"1","\xf0\x8f\xbf\xbf",""'], 9, b"")
-def test_the_extension_gives_what_the_reference_gives(lines, length, end):
-    raw = b"\n".join(lines) + end
-    assert outcome(reviews.tokenise, raw, length) == outcome(reviews.by_line, raw, length)
-
-
-@compiled
-@settings(max_examples=300, deadline=None)
-@given(st.binary(min_size=1, max_size=5).map(lambda b: b.replace(b"\n", b" ").replace(b'"', b" ")))
-def test_the_extension_knows_utf8_as_python_does(raw):
-    row = b'"1","","' + raw + b'"'
-    assert outcome(reviews.tokenise, row, 12) == outcome(reviews.by_line, row, 12)
-
-
-@compiled
-def test_many_lines_over_several_threads_keep_their_order():
-    raw = "".join(line(i % 5 + 1, str(i), "text") + "\n" for i in range(3000))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        tokens, labels = reviews.tokenise(content(raw), "f.csv", length=9, classes=5)
-    finally:
-        torch.set_num_threads(before)
-    assert [spelled(row) for row in tokens] == [f"{i} text"[:9] for i in range(3000)]
-    assert labels.tolist() == [i % 5 for i in range(3000)]
-
-
-@compiled
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((torch.zeros(4), torch.zeros(256, dtype=torch.uint8), 4, 2), "content: expected uint8"),
-        (
-            (torch.zeros(4, dtype=torch.uint8), torch.zeros(9, dtype=torch.uint8), 4, 2),
-            r"table: expected uint8 \[256\]",
-        ),
-        ((torch.zeros(4, dtype=torch.uint8), torch.zeros(256, dtype=torch.uint8), 0, 2), "expected length > 0"),
-    ],
-)
-def test_the_op_refuses_other_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        torch.ops.lit_fast.tokenise_reviews(*arguments)
-
-
-def test_without_the_extension_the_reference_is_used(monkeypatch):
-    monkeypatch.setattr(reviews, "EXTENSION", type("None", (), {"loaded": False})())
-    tokens, _ = reviews.tokenise(content('"1","a","b"'), "f.csv", length=5, classes=2)
-    assert spelled(tokens[0]) == "a b"
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(damaged, noise))
+def test_a_damaged_line_is_read_or_refused_by_its_number(bad):
+    good = line(1, "a", "b").encode() + b"\n"
+    found = outcome(good + bad + b"\n" + good)
+    assert found == ((3, 9), (3,)) or found.startswith("f.csv: line 2: ")

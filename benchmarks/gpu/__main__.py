@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.checkout import commit
 from benchmarks.gpu import results
-from benchmarks.gpu.session import CARRY, Session, commit
+from benchmarks.gpu.session import CARRY, Session
 from benchmarks.gpu.stages import STAGES, run_stage
 from benchmarks.gpu.summary import sections
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import lit_fast as lf
 from benchmarks import journal
+from benchmarks.overhead import seconds_of
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast import float32
 from lit_fast.bench import ways
@@ -198,14 +199,7 @@ def _ms(call: Callable[[], object], device: str, calls: int = 10) -> float:
     """Milliseconds of one of several calls, one behind the other."""
     for _ in range(3):
         call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / calls * 1e3
+    return seconds_of(call, device, calls) / calls * 1e3
 
 
 def _kernels(call: Callable[[], object], calls: int = 3) -> Fields:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import journal
+from benchmarks.checkout import ROOT, commit
 from benchmarks.gpu.results import JOURNAL
 
-ROOT = Path(__file__).resolve().parents[2]
 CARRY = ROOT / "gpu-carry"  # what prepare.sh makes
 # What a copy of the tree needs.
 _TREE = ("lit_fast", "benchmarks", "tests", "csrc", "kernels", "build_backend")
@@ -209,12 +209,3 @@ def _stop(process: subprocess.Popen[bytes], *numbers: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
             process.wait(2)
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        known = os.environ.get("LIT_FAST_COMMIT")
-        return known or subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

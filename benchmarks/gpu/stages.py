@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import bars
+from benchmarks.checkout import ROOT
 from benchmarks.gpu import carry, checkers, measuring, results, tests
-from benchmarks.gpu.session import ROOT, Session
+from benchmarks.gpu.session import Session
 
 Fields = dict[str, Any]
 FINAL = ("passed", "skipped", "none yet")  # of an earlier call: not to be done again

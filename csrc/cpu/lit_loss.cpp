@@ -12,7 +12,7 @@
 #include <numeric>
 
 #include "csrc/cpu/kernels.h"
-#include "csrc/cpu/memory.h"
+#include "csrc/cpu/pool.h"
 #include "csrc/layout.h"
 
 namespace lit_fast::cpu {

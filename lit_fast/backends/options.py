@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
 
-IR_KINDS = ("l2", "l1", "smooth_l1")
+from lit_fast.literals import IRKind
+
+IR_KINDS: tuple[IRKind, ...] = get_args(IRKind)
 
 
 class LossParts(NamedTuple):

@@ -120,7 +120,7 @@ def _read(file: Path, name: str, options: Options, length: int) -> tuple[Tensor,
         with file.open("rb") as source:
             if not source.seek(0, 2):
                 raise DataError(f"{file}: is empty; unpack the archive again")
-            content = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)  # never written to; torch wants it so
+            content = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
     classes = len(FAMILIES[name].classes)
@@ -146,8 +146,7 @@ def _parts(content: mmap.mmap, path: str, length: int, classes: int) -> Iterator
     start, line = 0, 1
     while start < len(content):
         end = content.rfind(b"\n", start, start + _PART) + 1 or content.find(b"\n", start) + 1 or len(content)
-        part = torch.frombuffer(content, dtype=torch.uint8, offset=start, count=end - start)
-        tokens, labels = tokenise(part, path, length=length, classes=classes, first_line=line)
+        tokens, labels = tokenise(content[start:end], path, length=length, classes=classes, first_line=line)
         yield tokens, labels
         start, line = end, line + len(labels)
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
-from lit_fast.data.tables import EpochTables, epoch_tables
+from lit_fast.data.tables import EpochTables, epoch_tables, share
 from lit_fast.errors import DataError
-from lit_fast.parallel import share
 
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B] or float32 [B, classes] (attributes).
 Batch = tuple[Tensor, Tensor]
@@ -76,13 +75,26 @@ class TensorSplit(Split):
 class TrainingPlan:
     """What one process's training batches of an epoch are made of.
 
-    `tables` are those of the whole epoch, with crop offsets in 0..2*`pad`; `places[i]` are the positions in them of the
-    rows of the i-th batch that is still to come.
+    Attributes:
+        epoch, batch_size, seed, start_step, augment, shard: as `Data.train_batches` was asked.
+        tables: those of the whole epoch, with crop offsets in 0..2*`pad`.
+        places: of every batch of the epoch, the positions in `tables` of this process's rows.
     """
 
+    epoch: int
+    batch_size: int
+    seed: int
+    start_step: int
+    augment: bool
+    shard: tuple[int, int]
     tables: EpochTables
     pad: int
     places: list[slice]
+
+    @property
+    def left(self) -> list[slice]:
+        """`places` without the batches that are skipped."""
+        return self.places[self.start_step :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +273,10 @@ class Data:
         plan = self.training_plan(
             epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
         )
+        return self.planned_batches(plan, device)
+
+    def planned_batches(self, plan: TrainingPlan, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """The batches of `train_batches` that are left in a plan."""
         tables, target = plan.tables, torch.device(device)
 
         def batch(positions: slice, raw: Tensor) -> Batch:
@@ -272,8 +288,8 @@ class Data:
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
             return self.network_input(moved), labels
 
-        fetched = _fetch(self.train, [tables.order[place] for place in plan.places])
-        return (batch(place, raw) for place, raw in zip(plan.places, fetched))
+        fetched = _fetch(self.train, [tables.order[place] for place in plan.left])
+        return (batch(place, raw) for place, raw in zip(plan.left, fetched))
 
     def training_plan(
         self,
@@ -294,11 +310,11 @@ class Data:
             raise DataError(f"shard: expected (rank, size) with 0 <= rank < size, got {shard}")
         augmentation = self.augmentation if augment else Augmentation()
         places = []
-        for start in range(start_step * batch_size, len(self.train), batch_size):
+        for start in range(0, len(self.train), batch_size):
             rows = share(min(batch_size, len(self.train) - start), rank, size)
             places.append(slice(start + rows.start, start + rows.stop))
         tables = epoch_tables(len(self.train), seed, _checked(epoch, "epoch", 0), augmentation)
-        return TrainingPlan(tables, augmentation.pad, places)
+        return TrainingPlan(epoch, batch_size, seed, start_step, augment, shard, tables, augmentation.pad, places)
 
     def eval_batches(self, split: str, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All images of a split in their fixed order, without augmentation; the last batch may be smaller.

@@ -2,8 +2,7 @@ r"""Reviews as Zhang et al. 2015 publish them, one per line, ``"class","title","
 
 A quote within a field is doubled, a line break is written ``\n`` (a backslash and an n). Title, a space and text make
 one string, as in LIT's released code; letters are taken as lower case (ASCII only), a character outside the alphabet is
-one unknown token, so is a line break; the string is cut or padded to a fixed length. The compiled extension does this
-for whole files; `by_line` is the reference, used where there is none, and it words what is wrong with a line.
+one unknown token, so is a line break; the string is cut or padded to a fixed length.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from lit_fast.data.alphabet import PADDING, byte_tokens
 from lit_fast.errors import ClassError, DataError, MalformedReview
-from lit_fast.extension import EXTENSION
 
-__all__ = ["by_line", "tokenise"]
+__all__ = ["tokenise"]
 
 _TABLE = byte_tokens()
 _FIELD = r'"([^"]*(?:""[^"]*)*)"'
@@ -25,11 +23,11 @@ _ROW = re.compile(rf'"([0-9]{{1,9}})",{_FIELD},{_FIELD}', re.DOTALL)
 _BEYOND_ASCII = re.compile("[^\0-\x7f]")
 
 
-def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_line: int = 1) -> tuple[Tensor, Tensor]:
+def tokenise(content: bytes, path: str, *, length: int, classes: int, first_line: int = 1) -> tuple[Tensor, Tensor]:
     """Tokens and labels of whole lines.
 
     Args:
-        content: uint8 [bytes] of a file or a part of it that begins with a line and ends with one.
+        content: a file or a part of it that begins with a line and ends with one.
         path: the file as messages name it.
         length: tokens per review.
         classes: how many there are; the file counts them from 1.
@@ -41,22 +39,7 @@ def tokenise(content: Tensor, path: str, *, length: int, classes: int, first_lin
     Raises:
         DataError: naming the file, the line and what is wrong with it; `ClassError` if that is a class too high.
     """
-    if not EXTENSION.loaded:
-        return by_line(content, path, length=length, classes=classes, first_line=first_line)
-    table = torch.frombuffer(bytearray(_TABLE), dtype=torch.uint8)
-    tokens, labels, start, line = torch.ops.lit_fast.tokenise_reviews(content, table, length, classes)
-    if start >= 0:
-        rest = content[start:].numpy().tobytes()
-        by_line(rest, path, length=length, classes=classes, first_line=first_line + line)
-        raise AssertionError(f"{path}: line {first_line + line}: the extension refuses what the reference takes")
-    return tokens, labels
-
-
-def by_line(
-    content: Tensor | bytes, path: str, *, length: int, classes: int, first_line: int = 1
-) -> tuple[Tensor, Tensor]:
-    """The reference of `tokenise`, in Python."""
-    lines = (content if isinstance(content, bytes) else content.numpy().tobytes()).split(b"\n")
+    lines = content.split(b"\n")
     if not lines[-1]:
         lines.pop()  # what follows the last line's end
     rows = bytearray()
@@ -68,9 +51,10 @@ def by_line(
             raise wrong.error(f"{path}: line {number}: {wrong}") from None
         rows += row
         labels.append(label)
-    tokens = torch.frombuffer(rows, dtype=torch.uint8) if rows else torch.empty(0, dtype=torch.uint8)
-    targets = torch.frombuffer(labels, dtype=torch.uint8) if labels else torch.empty(0, dtype=torch.uint8)
-    return tokens.view(-1, length), targets
+    if not labels:
+        return torch.empty((0, length), dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+    tokens = torch.frombuffer(rows, dtype=torch.uint8).view(-1, length)
+    return tokens, torch.frombuffer(labels, dtype=torch.uint8)
 
 
 def _review(line: bytes, length: int, classes: int) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""Random tables of one epoch: order, crop offsets and flips as pure functions of (seed, epoch).
+"""Random tables of one epoch: order, crop offsets and flips as pure functions of (seed, epoch); who takes which rows.
 
 Nothing is drawn while batches are made, so a run resumed at any step sees the very batches it would have seen, without
 any saved generator state and without computing the batches it skips.
@@ -50,3 +50,11 @@ def epoch_tables(size: int, seed: int, epoch: int, augmentation: Augmentation | 
     if augmentation is not None and augmentation.flip:
         flips = torch.randint(0, 2, (size,), generator=generator("flip", seed, epoch)).bool()
     return EpochTables(order, rows, columns, flips)
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """The rows of a batch of `count` that process `rank` of `size` takes; together they are all rows, once each.
+
+    Sizes differ by one at most. Rank 0's is empty only if all are.
+    """
+    return slice(-(-rank * count // size), -(-(rank + 1) * count // size))

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_fast.data.alphabet import SYMBOLS
 from lit_fast.models.resnet import positive
 
-SYMBOLS = 69  # the alphabet's 66 characters, padding, unknown and space: see lit_fast.data.alphabet
 EMBEDDING = 16
 KMAX = 8
 HIDDEN = 2048

@@ -10,13 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
+from lit_fast.data.loaders import LoaderName
 from lit_fast.errors import ConfigError
+from lit_fast.literals import Engine, IRKind, Precision, StatsPolicy
 from lit_fast.training.files import hashes
 from lit_fast.training.results import percent
 from lit_fast.training.schedule import Phase
+from lit_fast.training.variants import Variant
 
-Variant = Literal["scratch", "kd", "hint", "one_ir_teacher_input", "multi_ir", "lit"]
-LoaderName = Literal["auto", "resident", "dali", "torch"]  # lit_fast.data.loaders.NAMES
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -159,7 +160,7 @@ class LossConfig(Strict):
     alpha: Fraction = 0.95
     beta: Fraction = 0.75
     tau: Positive = 6.0
-    ir: Literal["l2", "l1", "smooth_l1"] = "l2"
+    ir: IRKind = "l2"
     tau_squared: bool = True
     section_weights: tuple[float, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -182,10 +183,10 @@ class OptimizerConfig(Strict):
 class StepConfig(Strict):
     """How a step is computed; see `lit_fast.LITStep`."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    bn_policy: Literal["composed", "both", "teacher_fed", "recalibrate"] = "composed"
+    precision: Precision = "fp32"
+    bn_policy: StatsPolicy = "composed"
     channels_last: bool = True
-    engine: Literal["auto", "runner", "eager"] = "auto"
+    engine: Engine = "auto"
     capture: bool = True
     side_by_side: bool = False
     cudnn_benchmark: bool = False

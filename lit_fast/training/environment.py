@@ -13,7 +13,7 @@ import torch
 from lit_fast.float32 import tf32
 from lit_fast.version import __version__
 
-__all__ = ["cudnn_benchmark", "describe_environment", "resolve_device", "tf32"]
+__all__ = ["cudnn_benchmark", "describe_environment", "processor", "resolve_device", "tf32"]
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -51,14 +51,15 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "processes": processes,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model, or its kind where the system does not tell."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

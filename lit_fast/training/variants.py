@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["VARIANTS", "Switches"]
+from lit_fast.literals import StudentInput
+
+__all__ = ["VARIANTS", "Switches", "Variant"]
+
+Variant = Literal["scratch", "kd", "hint", "one_ir_teacher_input", "multi_ir", "lit"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Switches:
     """Which sections carry an IR loss in the LIT phase, what their input is, and whether there is a teacher at all."""
 
     ir: Literal["none", "middle", "all"] = "none"
-    student_input: Literal["teacher", "composed"] = "composed"
+    student_input: StudentInput = "composed"
     needs_teacher: bool = True
 
     def ir_sections(self, count: int) -> tuple[int, ...]:

@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
 from lit_fast.training.files import atomic_write
 
 __all__ = ["WeightInfo", "normalization_of", "read_info", "save_weights"]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

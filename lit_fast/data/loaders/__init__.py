@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -11,9 +12,10 @@ from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.streaming import StreamingLoader
 from lit_fast.errors import DataError
 
-__all__ = ["NAMES", "Choice", "Loader", "choose_loader", "open_loader"]
+__all__ = ["NAMES", "Choice", "Loader", "LoaderName", "choose_loader", "open_loader"]
 
-NAMES = ("auto", "resident", "dali", "torch")
+LoaderName = Literal["auto", "resident", "dali", "torch"]
+NAMES: tuple[LoaderName, ...] = get_args(LoaderName)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from lit_fast.data.base import Batch, Data
+from lit_fast.data.base import Batch, Data, TrainingPlan
 
 L = TypeVar("L", bound="Loader")
 
@@ -37,9 +37,9 @@ class Loader(ABC):
         self.data = data
         self.device = torch.device(device)
         self.channels_last = channels_last and not data.is_text
+        self._layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.reason = reason
 
-    @abstractmethod
     def train_batches(
         self,
         epoch: int,
@@ -51,10 +51,22 @@ class Loader(ABC):
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Batches of one training epoch; arguments and errors as `Data.train_batches`."""
+        return self._train(
+            self.data.training_plan(
+                epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
+            )
+        )
 
     @abstractmethod
+    def _train(self, plan: TrainingPlan) -> Iterator[Batch]:
+        """The batches that are left in a plan."""
+
     def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
         """All of a split in its fixed order; arguments and errors as `Data.eval_batches`."""
+        return self._laid_out(self.data.eval_batches(split, batch_size=batch_size, device=self.device))
+
+    def _laid_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return ((inputs.contiguous(memory_format=self._layout), labels) for inputs, labels in batches)
 
     def close(self) -> None:  # noqa: B027  # most loaders hold nothing that must be let go
         """Let go of memory, threads and pipelines. The loader cannot be used afterwards; a second call does nothing."""

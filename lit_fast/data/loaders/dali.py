@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_fast.data.base import Batch, Data, Split, read_ahead
+from lit_fast.data.base import Batch, Data, Split, TrainingPlan, read_ahead
 from lit_fast.data.images import read_square
 from lit_fast.data.loaders.base import Loader
 from lit_fast.errors import DataError
@@ -82,19 +82,7 @@ class DaliLoader(Loader):
         self._threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._idle: dict[tuple[Graph, int], _Pipe] = {}
 
-    def train_batches(
-        self,
-        epoch: int,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        augment: bool = True,
-        shard: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        plan = self.data.training_plan(
-            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
-        )
+    def _train(self, plan: TrainingPlan) -> Iterator[Batch]:
         tables = plan.tables
         offsets = flips = None
         if tables.rows is not None and tables.columns is not None:
@@ -103,7 +91,7 @@ class DaliLoader(Loader):
             flips = tables.flips.to(torch.int32)
         batches = [
             Rows(tables.order[at], None if offsets is None else offsets[at], None if flips is None else flips[at])
-            for at in plan.places
+            for at in plan.left
         ]
         return self._batches(self.data.train, batches)
 
@@ -124,16 +112,13 @@ class DaliLoader(Loader):
         for rows in batches:
             labels = split.labels[rows.indices].to(self.device, non_blocking=True)
             if len(rows.indices):
-                yield self._own(next(made)), labels
+                # A copy, for DALI uses its buffers again.
+                yield next(made).clone(memory_format=self._layout), labels
             else:  # DALI has no empty batches
                 nothing = torch.empty((0, *self.data.shape), dtype=torch.uint8, device=self.device)
                 yield self.data.network_input(nothing), labels
         if full and next(made, None) is None:
             self._idle[graph, most] = pipe
-
-    def _own(self, made: Tensor) -> Tensor:
-        """A copy, for DALI uses its buffers again."""
-        return made.clone(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def _graph(self, split: Split, rows: Rows) -> Graph:
         from lit_fast.data.loaders.dali_graph import Graph

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lit_fast.data.base import Batch, Data
+from lit_fast.data.base import Batch, Data, TrainingPlan
 from lit_fast.data.loaders.base import Loader
 from lit_fast.data.loaders.dali import missing
 from lit_fast.data.tables import generator
@@ -54,8 +53,8 @@ class PipelineLoader(Loader):
         device, channels_last: as for every loader.
 
     Raises:
-        DataError: DALI is not installed; while batches are made: the pipeline ends too early, or its outputs do not
-            fit.
+        DataError: DALI is not installed. For training batches with `augment=False`: what the pipeline does is its own
+            affair. While batches are made: the pipeline ends too early, or its outputs do not fit.
     """
 
     name = "dali"
@@ -74,33 +73,15 @@ class PipelineLoader(Loader):
             raise DataError(why)
         self._make = make
 
-    def train_batches(
-        self,
-        epoch: int,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        augment: bool = True,
-        shard: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        """As `Loader.train_batches`, but `augment` must be True: what the pipeline does is its own affair."""
-        if not augment:
+    def _train(self, plan: TrainingPlan) -> Iterator[Batch]:
+        if not plan.augment:
             raise DataError("a pipeline of your own augments as it likes; set data.augment=true, or use another loader")
-        rank, size = shard
-        plan = self.data.training_plan(epoch, batch_size=batch_size, seed=seed, shard=shard)
         counts = [place.stop - place.start for place in plan.places]
-        if not 0 <= start_step <= len(counts):
-            raise DataError(f"start_step: expected 0..{len(counts)} (steps per epoch), got {start_step}")
-        drawn = torch.randint(0, 2**31 - 1, (), generator=generator("pipeline", seed, epoch))
+        drawn = torch.randint(0, 2**31 - 1, (), generator=generator("pipeline", plan.seed, plan.epoch))
         gpu = (self.device.index or 0) if self.device.type == "cuda" else None
         threads = len(os.sched_getaffinity(0))
-        request = EpochRequest(max(counts), int(drawn), rank, size, gpu, threads)
-        return self._batches(request, counts, start_step)
-
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
-        for inputs, labels in self.data.eval_batches(split, batch_size=batch_size, device=self.device):
-            yield self._own(inputs), labels
+        request = EpochRequest(max(counts), int(drawn), *plan.shard, gpu, threads)
+        return self._batches(request, counts, plan.start_step)
 
     def _batches(self, request: EpochRequest, counts: list[int], start: int) -> Iterator[Batch]:
         pipeline = self._make(request)
@@ -134,7 +115,6 @@ class PipelineLoader(Loader):
                 f"batch {step} of your pipeline: expected one label of 0..{self.data.num_classes - 1} per image, got "
                 f"{len(labels)} for {len(inputs)} images: {labels[:8].tolist()} ..."
             )
-        return self._own(inputs[:count].to(self.device)), labels[:count].to(self.device, torch.int64, copy=True)
-
-    def _own(self, inputs: Tensor) -> Tensor:
-        return inputs.clone(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        # Copies, for DALI uses its buffers again.
+        images = inputs[:count].to(self.device).clone(memory_format=self._layout)
+        return images, labels[:count].to(self.device, torch.int64, copy=True)

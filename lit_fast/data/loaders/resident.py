@@ -41,46 +41,35 @@ class ResidentLoader(Loader):
             size += f", read in {time.perf_counter() - began:.1f} s"
         self.reason = f"{size}; {reason}"
         self.training = Feed(data, self._stored["train"], augmented=True)
-        self._epochs = 0
-
-    def train_batches(
-        self,
-        epoch: int,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        augment: bool = True,
-        shard: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        plan = self.data.training_plan(
-            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=shard
-        )
-        self.training.begin(plan)
-        self._epochs += 1
-        return self._train(self._epochs, plan.places, start_step * batch_size, batch_size)
+        self._begun: TrainingPlan | None = None
 
     def begin(self, epoch: int, *, batch_size: int, seed: int, start_step: int = 0, augment: bool = True) -> list[int]:
-        """Begin an epoch for `LITStep.train_on`, which reads `training` batch by batch; arguments as above.
+        """Begin an epoch for `LITStep.train_on`, which reads `training` batch by batch; arguments as for
+        `train_batches`.
 
         Returns:
             the rows of each batch that is left.
         """
-        plan = self.data.training_plan(
-            epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment, shard=(0, 1)
-        )
-        self.training.begin(plan)
+        plan = self.data.training_plan(epoch, batch_size=batch_size, seed=seed, start_step=start_step, augment=augment)
+        self._begin(plan)
         self.training.position.fill_(start_step * batch_size)
-        self._epochs += 1
-        return [place.stop - place.start for place in plan.places]
+        return [place.stop - place.start for place in plan.left]
 
-    def _train(self, epoch: int, places: list[slice], start: int, batch_size: int) -> Iterator[Batch]:
-        for place in places:
-            if epoch != self._epochs:
+    def _begin(self, plan: TrainingPlan) -> None:
+        self.training.begin(plan)
+        self._begun = plan
+
+    def _train(self, plan: TrainingPlan) -> Iterator[Batch]:
+        self._begin(plan)
+        return self._batches(plan)
+
+    def _batches(self, plan: TrainingPlan) -> Iterator[Batch]:
+        for step, place in enumerate(plan.left, plan.start_step):
+            if plan is not self._begun:
                 raise RuntimeError("resident loader: another epoch was begun; go through one before the next")
+            start = step * plan.batch_size
             self.training.position.fill_(start)
             yield self._batch(self.training, place.stop - place.start, place.start - start)
-            start += batch_size
 
     def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
         places = self.data.eval_places(split, batch_size=batch_size)

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
-from lit_fast.training.config import AnyExperiment, LoaderName, Strict, shorten
+from lit_fast.data.loaders import LoaderName
+from lit_fast.literals import Engine, IRKind, Precision
+from lit_fast.training.config import AnyExperiment, Strict, shorten
 from lit_fast.training.files import hashes
 from lit_fast.training.schedule import Phase
 
@@ -107,7 +109,7 @@ class GanLossConfig(Strict):
     attributes: Annotated[float, Field(ge=0.0)] = 1.0
     reconstruction: Annotated[float, Field(ge=0.0)] = 10.0
     gradient_penalty: Annotated[float, Field(ge=0.0)] = 10.0
-    ir: Literal["l2", "l1", "smooth_l1"] = "l2"
+    ir: IRKind = "l2"
 
 
 class AdamConfig(Strict):
@@ -119,8 +121,8 @@ class AdamConfig(Strict):
 class GanStepConfig(Strict):
     """How a step is computed."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    engine: Literal["auto", "runner", "eager"] = "auto"
+    precision: Precision = "fp32"
+    engine: Engine = "auto"
     tf32: bool = True
     device: str = "auto"
 

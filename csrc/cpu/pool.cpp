@@ -1,4 +1,4 @@
-#include "csrc/cpu/memory.h"
+#include "csrc/cpu/pool.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty_like.h>

@@ -1,0 +1,11 @@
+"""Settings with a few named values, for the code and for configs: beside the code, they would cost a config the import
+of torch's compiler.
+"""
+
+from typing import Literal
+
+Engine = Literal["auto", "runner", "eager"]
+IRKind = Literal["l2", "l1", "smooth_l1"]
+Precision = Literal["fp32", "bf16", "fp16"]
+StatsPolicy = Literal["composed", "both", "teacher_fed", "recalibrate"]
+StudentInput = Literal["teacher", "composed"]
