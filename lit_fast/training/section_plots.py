@@ -6,27 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fast.training.curves import (
-    BLACK,
-    GREY,
-    SECTION_COLORS,
-    Points,
-    Runs,
-    curve,
-    finite,
-    history,
-    legend,
-    nothing,
-    phase_starts,
-    plain_log,
-    whole_epochs,
-)
-from lit_fast.training.files import atomic_write
+from lit_fast.training.curves import Points, Runs, curve, finite, history, phase_starts
+from lit_fast.training.figure import BLACK, DARK, LIGHT, SERIES, legend, nothing, panels, plain_log, save, whole_epochs
 from lit_fast.training.section_table import looked_at
 
 __all__ = ["draw_sections"]
-
-_TITLES = ("IR error", "assembly gap", "KD and IR gradients")
 
 Series = Callable[[Mapping[str, Any]], Points]
 
@@ -41,23 +25,14 @@ def draw_sections(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups = looked_at(results)
     if not groups:
         raise ValueError("no run has section diagnostics")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15.0, 4.2 * len(groups)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    axes = figure.subplots(len(groups), 3, squeeze=False)
+    contents = {"IR error": _errors, "assembly gap": _gaps, "KD and IR gradients": _cosines}
+    figure, axes = panels(len(groups), len(contents), (15.0, 4.2 * len(groups)))
     for row, ((network, way), runs) in zip(axes, groups.items()):
-        for ax, panel, what in zip(
-            row, (_errors, _gaps, _cosines), ("IR error", "assembly gap", "KD and IR gradients")
-        ):
+        for ax, (what, panel) in zip(row, contents.items()):
             ax.set_title(f"{network} {way}: {what}", fontsize=11)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(alpha=0.25, linewidth=0.6)
-            ax.set_axisbelow(True)
             ax.set_xlabel("epoch")
             panel(ax, runs)
-    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+    save(figure, path)
 
 
 def _errors(ax: Any, runs: Runs) -> None:
@@ -66,8 +41,8 @@ def _errors(ax: Any, runs: Runs) -> None:
         curve(ax, runs, _of("teacher_fed", i), _color(i), "-")
         curve(ax, runs, _of("composed", i), _color(i), "--")
         ax.plot([], [], color=_color(i), label=f"section {i + 1}")
-    ax.plot([], [], color=GREY, linestyle="-", label="teacher-fed")
-    ax.plot([], [], color=GREY, linestyle="--", label="composed")
+    ax.plot([], [], color=LIGHT, linestyle="-", label="teacher-fed")
+    ax.plot([], [], color=LIGHT, linestyle="--", label="composed")
     plain_log(ax)
     _finish(ax, runs)
 
@@ -78,7 +53,7 @@ def _gaps(ax: Any, runs: Runs) -> None:
     for i in range(1, _count(runs)):
         curve(ax, runs, _ratio(i), _color(i), "-")
         ax.plot([], [], color=_color(i), label=f"section {i + 1}")
-    ax.axhline(1.0, color=GREY, linewidth=0.8)
+    ax.axhline(1.0, color=DARK, linewidth=0.8)
     if _count(runs) == 1:
         return nothing(ax, "one section: nothing to put together")
     _finish(ax, runs)
@@ -89,7 +64,7 @@ def _cosines(ax: Any, runs: Runs) -> None:
     if not any(map(total, runs)):
         return nothing(ax, "trained on one of the two losses alone")
     ax.set_ylabel("cosine between the gradients")
-    ax.axhline(0.0, color=GREY, linewidth=0.8)
+    ax.axhline(0.0, color=DARK, linewidth=0.8)
     for i in range(_count(runs)):
         if any(map(_of("cosines", i), runs)):
             curve(ax, runs, _of("cosines", i), _color(i), "-")
@@ -103,13 +78,13 @@ def _cosines(ax: Any, runs: Runs) -> None:
 
 def _finish(ax: Any, runs: Runs) -> None:
     for start in sorted({start for run in runs for start in phase_starts(run)}):
-        ax.axvline(start - 0.5, color=GREY, linewidth=1.0, linestyle=(0, (2, 3)))
+        ax.axvline(start - 0.5, color=DARK, linewidth=1.0, linestyle=(0, (2, 3)))
     whole_epochs(ax)
     legend(ax)
 
 
 def _color(section: int) -> str:
-    return SECTION_COLORS[section % len(SECTION_COLORS)]
+    return SERIES[section % len(SERIES)]
 
 
 def _looks(run: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lit_fast.training.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.training.files import atomic_write
 from lit_fast.training.results import aligned
 
@@ -23,7 +24,6 @@ LEGEND = (
     "reconstruction: mean absolute difference of an image translated there and back, of values in -1..1; to teacher: "
     "the same between the network's and the teacher's translations. IS, FID: inception score and Fréchet distance."
 )
-_COLORS = {"scratch": "#7f7f7f", "lit": "#d55e00", "teacher": "#0072b2"}
 
 
 def is_gan(folder: Path) -> bool:
@@ -90,17 +90,13 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     titles = {
         "lit": "IR loss (LIT phase)",
         "generator_reconstruction": "reconstruction loss",
         "generator_attributes": "attribute loss of generated images",
     }
-    for place, (key, title) in zip(figure.subplots(1, len(titles)), titles.items()):
+    figure, axes = panels(1, len(titles), (12.0, 3.6))
+    for ax, (key, title) in zip(axes[0], titles.items()):
         for result in results:
             name = "teacher" if result["role"] == "teacher" else result["variant"]
             for field, style in ((key, "-"), (f"val_{'ir' if key == 'lit' else key}", ":")):
@@ -112,13 +108,15 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if points:
                     label = f"{name}, {result['model']}" + (" (validation)" if style == ":" else "")
                     marker = "o" if len(points) < 2 else None
-                    place.plot(*zip(*points), style, color=_COLORS[name], label=label, marker=marker)
-        place.set_title(title)
-        place.set_xlabel("epoch of the run")
-        place.set_yscale("log" if key == "lit" else "linear")
-        if place.lines:
-            place.legend(fontsize="small")
-    atomic_write(path, lambda p: figure.savefig(p, format="png", dpi=110))
+                    ax.plot(*zip(*points), style, color=WAY_COLORS[name], label=label, marker=marker)
+        ax.set_title(title)
+        ax.set_xlabel("epoch of the run")
+        whole_epochs(ax)
+        if key == "lit":
+            plain_log(ax)
+        if ax.lines:
+            legend(ax)
+    save(figure, path)
 
 
 def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
