@@ -11,7 +11,7 @@ from benchmarks.gpu.train_plan import EPOCHS, TIME, WAYS, Run, runs
 from lit_fast.training.curves import curve, finite, history
 from lit_fast.training.figure import WAY_COLORS, legend, panels, save, whole_epochs
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import markdown_table
+from lit_fast.training.tables import markdown_table
 
 _COLUMNS = (
     "network",

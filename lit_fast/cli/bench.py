@@ -147,18 +147,17 @@ def _own_function(name: str, option: str) -> Any:
 def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, heading: str) -> None:
     from lit_fast.bench import step
     from lit_fast.training.files import write_json
+    from lit_fast.training.tables import aligned
 
     rows = step.measured(problem, step.builders(problem, compiled=compiled), seconds=seconds)
     measured = [row for row in rows if row["status"] == "measured"]
     typer.echo("")
-    typer.echo(f"{'':<10}{'ms':>9}{'images/s':>11}{'memory':>11}{'x plain':>9}{'x eager':>9}{'x compile':>11}")
+    lines = [["", "ms", "images/s", "memory", "x plain", "x eager", "x compile"]]
     for row in sorted(measured, key=lambda row: -row["median_us"]):
         memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in row else ""
         ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("times_plain", "times_eager", "times_compile")]
-        typer.echo(
-            f"{row['variant']:<10}{row['median_us'] / 1e3:9.2f}{row['images_s']:11,.0f}{memory:>11}"
-            f"{ratios[0]:>9}{ratios[1]:>9}{ratios[2]:>11}"
-        )
+        lines.append([row["variant"], f"{row['median_us'] / 1e3:.2f}", f"{row['images_s']:,.0f}", memory, *ratios])
+    typer.echo(aligned(lines, left=1, least=(10, 7, 9, 9, 7, 7, 9)))
     typer.echo("")
     for row in measured:
         typer.echo(f"{row['variant']:<9} {_WAYS[row['variant']]}")

@@ -12,9 +12,10 @@ import yaml
 
 from lit_fast.training import plots
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import ReportError, Row, legend, load_results, markdown_table, table
+from lit_fast.training.results import ReportError, Row, legend, load_results, table
 from lit_fast.training.section_plots import draw_sections
 from lit_fast.training.section_table import SECTION_COLUMNS, looked_at, section_rows
+from lit_fast.training.tables import markdown_table
 
 __all__ = ["ReportError", "ReportPaths", "load_results", "table", "write_report"]
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_fast.training.tables import aligned
+
 __all__ = [
     "HEADERS",
     "ReportError",
     "Row",
     "Spread",
-    "aligned",
     "grouped",
     "legend",
     "load_results",
-    "markdown_table",
     "percent",
     "plain_table",
     "table",
@@ -192,26 +192,6 @@ def plain_table(rows: Sequence[Row]) -> str:
     """The table as aligned text, for a pipe or a file."""
     lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
     return aligned(lines, left=2, rule=2)
-
-
-def aligned(lines: Sequence[Sequence[str]], *, left: int, rule: int | None = None) -> str:
-    """Cells in columns, the first ``left`` flush left, the others right; a rule below the first ``rule`` lines."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
-        for pairs in (zip(line, widths, strict=True) for line in lines)
-    ]
-    if rule is not None:
-        shown.insert(rule, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in shown)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """As ``aligned``, in Markdown; empty without rows."""
-    if not rows:
-        return ""
-    rule = ["---" if i < left else "---:" for i in range(len(columns))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *rows])
 
 
 def _text(value: Spread | None) -> str:

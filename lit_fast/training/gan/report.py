@@ -11,7 +11,7 @@ import yaml
 
 from lit_fast.training.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import aligned
+from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
 
@@ -120,19 +120,16 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
-    results = content["results"]
-    rule = "|" + "---|" * len(_COLUMNS)
-    rows = ["| " + " | ".join(row) + " |" for row in (_COLUMNS, *(_cells(result) for result in results))]
-    environment = [f"| {key} | {value} |" for key, value in content["environment"].items()]
+    environment = [(key, str(value)) for key, value in content["environment"].items()]
     experiment = yaml.safe_dump(content["experiment"], sort_keys=False, allow_unicode=True).rstrip()
     parts = [
         f"# lit_fast: {content['experiment']['recipe']} on {content['experiment']['data']['name']}",
-        "\n".join([rows[0], rule, *rows[1:]]),
+        markdown_table(_COLUMNS, [_cells(result) for result in content["results"]], left=None),
         LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
         "## Environment",
-        "\n".join(["| | |", "|---|---|", *environment]),
+        markdown_table(("", ""), environment, left=None),
         "## Config",
         f"```yaml\n{experiment}\n```",
     ]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from lit_fast.training.figure import MARKERS, SERIES, panels, plain_log, save
 from lit_fast.training.files import atomic_write
 from lit_fast.training.gan import study as generators
-from lit_fast.training.results import ReportError, Spread, aligned, markdown_table, way_of
+from lit_fast.training.results import ReportError, Spread, way_of
 from lit_fast.training.study.view import View, dots
+from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
 
