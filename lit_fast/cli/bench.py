@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lit_fast.cli.networks import Domains, ImageSize, InChannels, Length, NumClasses, Width, fresh_network, input_shape
-from lit_fast.cli.options import Device, network
+from lit_fast.cli.options import Device
+from lit_fast.cli.subject import Domains, ImageSize, InChannels, Length, NumClasses, Sizes, Subject, Width
 
 if TYPE_CHECKING:
     from lit_fast.bench.ways import Problem
@@ -76,32 +77,27 @@ def bench(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     torch.manual_seed(0)
-    generates = teacher in models.generator_names()
-    if generates:
-        num_classes, in_channels = domains, 3 + domains
-    shape = input_shape(network(teacher)[0], in_channels, image_size, length)
-    pair = [
-        _network(name, option, num_classes, shape, width)
-        for name, option in ((teacher, "--teacher"), (student, "--student"))
-    ]
+    sizes = Sizes(num_classes, image_size, in_channels, length, domains, width)
+    subject = Subject.of(models.Network.parse(teacher), sizes)
+    pair = [_split(name, option, subject) for name, option in ((teacher, "--teacher"), (student, "--student"))]
     if pair[0].num_sections != pair[1].num_sections:
         raise ValueError(
             f"--student: expected {pair[0].num_sections} sections as --teacher, got {pair[1].num_sections}"
         )
-    images = random_input(batch_size, shape).to(where)
-    labels = None if generates else torch.randint(0, num_classes, (batch_size,)).to(where)
+    images = random_input(batch_size, subject.shape).to(where)
+    labels = None if subject.generates else torch.randint(0, num_classes, (batch_size,)).to(where)
     problem = Problem(
         pair[0].to(where),
         pair[1].to(where),
         images,
         labels,
         precision,
-        beta=0.0 if generates else 0.75,  # a generator has no logits: the IR loss alone
+        beta=0.0 if subject.generates else 0.75,  # a generator has no logits: the IR loss alone
         name=f"{teacher} to {student}",
     )
     machine = describe_environment(where)
     named = f"{machine['processor']}, {machine['threads']} threads" if where.type == "cpu" else machine["device"]
-    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, shape))}, {precision}, {named}"
+    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, subject.shape))}, {precision}, {named}"
     typer.echo(heading)
     if profile is not None:
         _draw(problem, profile, heading)
@@ -109,12 +105,13 @@ def bench(
     _time(problem, seconds, compiled, out, heading)
 
 
-def _network(name: str, option: str, num_classes: int, shape: tuple[int, ...], width: int) -> SplitModel:
-    """A built-in network, or what a function of the user's returns; split."""
+def _split(name: str, option: str, subject: Subject) -> SplitModel:
+    """A built-in network of the subject's sizes, or what a function of the user's returns; split."""
+    from lit_fast.models import Network
     from lit_fast.sections import SplitModel, split
 
     if ":" not in name:
-        return split(fresh_network(*network(name), num_classes, shape, width))
+        return split(replace(subject, network=Network.parse(name)).build())
     found = _own_function(name, option)()
     if isinstance(found, SplitModel):
         return found

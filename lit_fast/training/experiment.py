@@ -95,8 +95,8 @@ class Session:
 
     def build(self, config: ModelConfig, seed: int) -> SplitModel:
         """A built-in network with the weights that ``seed`` gives, split, on the device."""
-        if models.reads_text(config.model) != self.data.is_text:
-            takes, given = ("texts", "images") if models.reads_text(config.model) else ("images", "texts")
+        if (models.Network(config.model).kind == "texts") != self.data.is_text:
+            takes, given = ("images", "texts") if self.data.is_text else ("texts", "images")
             raise ConfigError(f"{config.model} takes {takes}, dataset {self.data.name} has {given}: choose another")
         torch.manual_seed(seed)
         model = models.create(
