@@ -66,7 +66,7 @@ class Network(NamedTuple):
 
 def names(*kinds: Kind) -> tuple[str, ...]:
     """Of the networks of these kinds; of none given, the classifiers, which ``create`` knows."""
-    return tuple(name for kind in kinds or ("images", "texts") for name in _BUILDERS[cast(Kind, kind)])
+    return tuple(name for kind in kinds or ("images", "texts") for name in _BUILDERS[kind])
 
 
 def create(

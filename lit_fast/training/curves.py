@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Points", "Runs", "curve", "finite", "history", "phase_starts"]
+__all__ = ["Points", "curve", "finite", "history", "phase_starts"]
 
-Runs = Sequence[Mapping[str, Any]]
+Run = TypeVar("Run", bound=Mapping[str, Any])
 Points = list[tuple[float, float]]
 
 
-def curve(ax: Any, runs: Runs, series: Callable[[Mapping[str, Any]], Points], color: str, dash: Any) -> None:
+def curve(ax: Any, runs: Sequence[Run], series: Callable[[Run], Points], color: str, dash: Any) -> None:
     """The mean over the seeds, and each seed thin behind it."""
     lines = [points for run in runs if (points := series(run))]
     if not lines:

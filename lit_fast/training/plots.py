@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lit_fast.training.curves import Points, Runs, curve, finite, history, phase_starts
+from lit_fast.training.curves import Points, curve, finite, history, phase_starts
 from lit_fast.training.figure import (
     BLACK,
     DARK,
@@ -24,7 +24,7 @@ from lit_fast.training.figure import (
     save,
     whole_epochs,
 )
-from lit_fast.training.results import Row, grouped, table
+from lit_fast.training.results import Results, Row, RunResult, Runs, grouped, table
 
 __all__ = ["draw"]
 
@@ -34,7 +34,7 @@ Key = tuple[str, str, str]  # role, network, way of training
 _LEAST_SPAN = 2.0  # percentage points that the accuracy axis shows at least: a tenth is noise, and should look it
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
+def draw(content: Results, path: Path) -> None:
     """Write the four panels of ``content`` (what ``results.json`` holds) to the PNG ``path``.
 
     Raises:
@@ -165,19 +165,19 @@ def _times(ax: Any, groups: Mapping[Key, Runs]) -> None:
 # -- series and style ---------------------------------------------------------------------------------------------
 
 
-def _loss(run: Mapping[str, Any]) -> Points:
+def _loss(run: RunResult) -> Points:
     return finite((entry["epoch"], entry["loss"]) for entry in history(run))
 
 
-def _accuracy(run: Mapping[str, Any]) -> Points:
+def _accuracy(run: RunResult) -> Points:
     return finite((entry["seconds"], entry["val_accuracy"]) for entry in history(run))
 
 
-def _ir_count(run: Mapping[str, Any]) -> int:
+def _ir_count(run: RunResult) -> int:
     return max((len(entry["ir"]) for entry in history(run)), default=0)
 
 
-def _ir(section: int) -> Callable[[Mapping[str, Any]], Points]:
+def _ir(section: int) -> Callable[[RunResult], Points]:
     return lambda run: finite((e["epoch"], e["ir"][section]) for e in history(run) if len(e["ir"]) > section)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fast.training.curves import Points, Runs, curve, finite, history, phase_starts
+from lit_fast.training.curves import Points, curve, finite, history, phase_starts
 from lit_fast.training.figure import BLACK, DARK, LIGHT, SERIES, legend, nothing, panels, plain_log, save, whole_epochs
+from lit_fast.training.results import RunResult, Runs
 from lit_fast.training.section_table import looked_at
 
 __all__ = ["draw_sections"]
 
-Series = Callable[[Mapping[str, Any]], Points]
+Series = Callable[[RunResult], Points]
 
 
-def draw_sections(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_sections(results: Runs, path: Path) -> None:
     """A row of three panels for each network and way of training whose sections were looked at.
 
     Raises:
@@ -87,7 +88,7 @@ def _color(section: int) -> str:
     return SERIES[section % len(SERIES)]
 
 
-def _looks(run: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+def _looks(run: RunResult) -> list[tuple[int, Mapping[str, Any]]]:
     return [(entry["epoch"], entry["sections"]) for entry in history(run) if "sections" in entry]
 
 
@@ -107,5 +108,5 @@ def _ratio(section: int) -> Series:
     )
 
 
-def _cosine_of_all(run: Mapping[str, Any]) -> Points:
+def _cosine_of_all(run: RunResult) -> Points:
     return finite((epoch, look["cosine"]) for epoch, look in _looks(run))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lit_fast.training.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.training.files import atomic_write
+from lit_fast.training.results import Results, RunResult, Runs, read_results
 from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
@@ -29,16 +28,15 @@ LEGEND = (
 def is_gan(folder: Path) -> bool:
     """Whether ``results.json`` of ``folder`` is of a StarGAN experiment; false where it cannot be read."""
     try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return bool(content["experiment"].get("task") == "gan")
+        return bool(read_results(folder)["experiment"].get("task") == "gan")
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
 def conclude(folder: Path) -> str:
     """Write the report of ``folder``; returns the table and where everything lies, as text."""
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    results: Sequence[Mapping[str, Any]] = content["results"]
+    content = read_results(folder)
+    results = content["results"]
     lines = [table(results), LEGEND, ""]
     figure: Path | None = folder / "report.png"
     try:
@@ -56,12 +54,12 @@ def conclude(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Runs) -> str:
     """One aligned line per run."""
     return aligned([_COLUMNS, *(_cells(result) for result in results)], left=2, rule=1)
 
 
-def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(result: RunResult) -> tuple[str, ...]:
     scores: Mapping[str, float | None] = result.get("scores") or {}
     return (
         result["model"],
@@ -84,7 +82,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(results: Runs, path: Path) -> None:
     """Losses over the epochs: the IR loss of the LIT phases, and cycle and attributes of the adversarial ones.
 
     Raises:
@@ -119,7 +117,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
+def _markdown(content: Results, figure: Path | None) -> str:
     environment = [(key, str(value)) for key, value in content["environment"].items()]
     experiment = yaml.safe_dump(content["experiment"], sort_keys=False, allow_unicode=True).rstrip()
     parts = [
