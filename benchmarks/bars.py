@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import markdown
+
 Row = dict[str, Any]
 Results = dict[str, Any]  # a results file: copy_gb_s, rows and where they come from
 PASS, FAIL, NOT_MEASURED = "PASS", "FAIL", "NOT MEASURED"
@@ -208,11 +210,11 @@ def _judge(bar: Bar, results: Results) -> dict[str, Any]:
 
 def table(verdicts: list[dict[str, Any]]) -> str:
     """The bars as a Markdown table."""
-    lines = ["| bar | asked | measured | verdict | worst of |", "|---|---|---|---|---|"]
+    lines = []
     for bar in verdicts:
         value = "-" if bar["value"] is None else f"{bar['value']:.3g}"
-        lines.append(f"| {bar['bar']} | {bar['asked']} | {value} | {bar['verdict']} | {bar['of'] or '-'} |")
-    return "\n".join(lines)
+        lines.append([bar["bar"], bar["asked"], value, bar["verdict"], bar["of"] or "-"])
+    return markdown.table(("bar", "asked", "measured", "verdict", "worst of"), lines)
 
 
 if __name__ == "__main__":

@@ -13,33 +13,21 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.tables import FUSED, VARIANTS, measured
-from lit_fast.training.curves import plain_log
+from lit_fast.training.figure import DARK, GREEN, GREY, ORANGE, SKY, panels, plain_log, save
 
 Row = dict[str, Any]
-COLOURS = {
-    "eager": "#999999",
-    "compile": "#56b4e9",
-    "triton": "#e69f00",
-    "native": "#009e73",
-}  # for colour-blind readers
+COLORS = {"eager": GREY, "compile": SKY, "triton": ORANGE, "native": GREEN}
 FAMILIES = ("cifar", "tiny")  # the first that was measured is drawn
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
     """Write the figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     family = next((f for f in FAMILIES if any(row["family"] == f for row in measured(results, "loss"))), None)
     rows = [row for row in measured(results, "loss") if row["family"] == family and row["variant"] in VARIANTS]
     precisions = [p for p in ("float32", "bfloat16", "float16") if any(row["dtype"] == p for row in rows)]
     if not rows:
         raise SystemExit("nothing to draw: no setting was measured")
-    figure, axes = pyplot.subplots(
-        1, len(precisions), figsize=(1.2 + 5.2 * len(precisions), 4.6), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(1, len(precisions), (1.2 + 5.2 * len(precisions), 4.6), sharey=True)
     for axis, precision in zip(axes[0], precisions):
         _panel(axis, [row for row in rows if row["dtype"] == precision], precision)
     axes[0][0].set_ylabel("forward + backward, ms (log scale)")
@@ -51,7 +39,8 @@ def draw(results: dict[str, Any], out: Path) -> None:
     fused = next((VARIANTS[name] for name in FUSED if any(row["variant"] == name for row in rows)), None)
     meaning = f"\nnumbers: how many times faster {fused} is" if fused else ""
     figure.suptitle(title + meaning, fontsize=11)
-    figure.savefig(out, dpi=150)
+    figure.set_dpi(150)
+    save(figure, out)
 
 
 def _panel(axis: Any, rows: list[Row], precision: str) -> None:
@@ -60,13 +49,13 @@ def _panel(axis: Any, rows: list[Row], precision: str) -> None:
     width = 0.8 / len(names)
     fused = next((name for name in FUSED if name in names), None)
     for place, name in enumerate(names):
-        label, colour = VARIANTS[name], COLOURS[name]
+        label, color = VARIANTS[name], COLORS[name]
         own = [row for row in rows if row["variant"] == name]
         x = [batches.index(row["batch"]) + (place - (len(names) - 1) / 2) * width for row in own]
         y = [row["median_us"] / 1000 for row in own]
         spread = [[m - row["quartiles_us"][0] / 1000 for m, row in zip(y, own)]]
         spread.append([row["quartiles_us"][1] / 1000 - m for m, row in zip(y, own)])
-        axis.bar(x, y, width * 0.94, color=colour, label=label, yerr=spread, ecolor="#444444", error_kw={"lw": 0.8})
+        axis.bar(x, y, width * 0.94, color=color, label=label, yerr=spread, ecolor=DARK, error_kw={"lw": 0.8})
     for number, batch in enumerate(batches):
         here = [row for row in rows if row["batch"] == batch]
         row = next((row for row in here if row["variant"] == fused), None)
@@ -74,15 +63,13 @@ def _panel(axis: Any, rows: list[Row], precision: str) -> None:
             top = max(max(one["quartiles_us"][1], one["median_us"]) for one in here) / 1000
             ratios = [(row.get("times_eager"), "eager"), (row.get("times_compile"), "compile")]
             text = "\n".join(f"{ratio:.1f}x {of}" for ratio, of in ratios if ratio)
-            axis.text(number, top * 1.12, text, ha="center", va="bottom", fontsize=8.5, color="#00664b")
+            axis.text(number, top * 1.12, text, ha="center", va="bottom", fontsize=8.5, color=DARK)
     axis.margins(y=0.16)
     plain_log(axis)
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_xlabel("batch")
     axis.set_title(precision, fontsize=11)
-    axis.grid(axis="y", which="major", color="#dddddd", lw=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(visible=False, axis="x")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import tricks
+from lit_fast.training.tables import markdown_table
 
 Row = dict[str, Any]
 VARIANTS = {
@@ -32,8 +33,9 @@ def loss(rows: list[Row]) -> str:
     """Milliseconds by setting and variant, and how many times faster the fused loss is."""
     names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
     fused = next((name for name in FUSED if name in names), None)
-    head = ["shapes", "batch", "precision", *(f"{VARIANTS[name]}, ms" for name in names)]
-    lines = [head + (["x eager", "x compile", "GB/s", "% of a copy"] if fused else [])]  # of the fused loss
+    columns = ["shapes", "batch", "precision", *(f"{VARIANTS[name]}, ms" for name in names)]
+    columns += ["x eager", "x compile", "GB/s", "% of a copy"] if fused else []  # of the fused loss
+    lines = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
         one = next(iter(by_variant.values()))
@@ -43,7 +45,7 @@ def loss(rows: list[Row]) -> str:
             row = by_variant.get(fused, {})
             cells += [_number(row.get(key)) for key in ("times_eager", "times_compile", "gb_s", "percent_of_copy")]
         lines.append(cells)
-    return _markdown(lines, left=3)
+    return markdown_table(columns, lines, left=3)
 
 
 def step(rows: list[Row]) -> str:
@@ -53,19 +55,21 @@ def step(rows: list[Row]) -> str:
         for name in ("plain", "eager", "compile", "runner", "capture")
         if any(row["variant"] == name for row in rows)
     ]
-    lines = [[rows[0]["suite"], *(f"{name}, ms" for name in names), "images/s", "x plain", "x eager", "x compile"]]
+    columns = [rows[0]["suite"], *(f"{name}, ms" for name in names), "images/s", "x plain", "x eager", "x compile"]
+    lines = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
         best = next((by_variant[name] for name in reversed(names) if name in by_variant), {})
         cells = [_number(by_variant.get(name, {}).get("median_us"), 1000) for name in names]
         ratios = [_number(best.get(f"times_{name}")) for name in ("plain", "eager", "compile")]
         lines.append([setting, *cells, _number(best.get("images_s")), *ratios])
-    return _markdown(lines, left=1)
+    return markdown_table(columns, lines, left=1)
 
 
 def tricks_table(rows: list[Row]) -> str:
     """The ladder, each rung against the one before it, then what was tried on top, against lit_fast's step."""
-    lines = [["setting", "variant", "ms", "x the rung before", "x lit_fast's step", "peak memory, MiB"]]
+    columns = ["setting", "variant", "ms", "x the rung before", "x lit_fast's step", "peak memory, MiB"]
+    lines = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         by_variant = {row["variant"]: row for row in rows if row["setting"] == setting}
         ladder = [name for name in tricks.LADDER if name in by_variant]
@@ -75,25 +79,20 @@ def tricks_table(rows: list[Row]) -> str:
             memory = row["peak_bytes"] / 2**20 if "peak_bytes" in row else None
             ratios = [_number(row.get(f"times_{before}")), _number(row.get("times_runner"))]
             lines.append([setting, name, _number(row["median_us"], 1000), *ratios, _number(memory)])
-    return _markdown(lines, left=2)
+    return markdown_table(columns, lines, left=2)
 
 
 def data(rows: list[Row]) -> str:
     """Images per second by dataset and loader, and the step's demand."""
-    lines = [["dataset", "variant", "images/s", "x pil", "x torch", "x dali", "time lost, %"]]
+    columns = ["dataset", "variant", "images/s", "x pil", "x torch", "x dali", "time lost, %"]
+    lines = []
     for row in sorted(rows, key=lambda row: row["setting"]):  # stable: variants keep their order
         ratios = [_number(row.get(f"times_{name}")) for name in ("pil", "torch", "dali")]
         lines.append(
             [row["setting"], row["variant"], _number(row["images_s"]), *ratios, _number(row.get("percent_lost"))]
         )
-    return _markdown(lines, left=2)
+    return markdown_table(columns, lines, left=2)
 
 
 def _number(value: float | None, divisor: float = 1.0) -> str:
     return "-" if value is None else f"{value / divisor:.3g}" if value < 1000 * divisor else f"{value / divisor:.0f}"
-
-
-def _markdown(lines: list[list[str]], left: int) -> str:
-    """Cells as a table, the first line its head; all columns but the first `left` aligned to the right."""
-    rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))

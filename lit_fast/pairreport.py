@@ -14,6 +14,7 @@ from lit_fast.lowering import lower
 from lit_fast.parts import Part
 from lit_fast.projector import Projectors
 from lit_fast.sections import SplitModel
+from lit_fast.training.tables import aligned
 
 Shape = tuple[int, ...]
 
@@ -81,8 +82,7 @@ class Report:
             if (row.teacher.shapes, row.teacher.dtype) != (row.student.shapes, row.student.dtype):
                 cells.append(("  student", row.student.shapes, row.student.dtype, "", "", "", "", ""))
         cells.append(_cells("total", self.teacher, self.student, ""))
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = ["  ".join(map(_pad, row, widths, range(len(row)))).rstrip() for row in cells]
+        lines = aligned(cells, left=(0, 1, 2, 7)).split("\n")
         rule = "-" * max(map(len, lines))
         lines = [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
         lines.append(
@@ -154,7 +154,3 @@ def _mega(macs: int) -> str:
 
 def _times(shape: Shape) -> str:
     return "x".join(map(str, shape)) if shape else "scalar"
-
-
-def _pad(text: str, width: int, column: int) -> str:
-    return text.rjust(width) if 3 <= column <= 6 else text.ljust(width)

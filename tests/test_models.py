@@ -173,9 +173,35 @@ def test_every_name_can_be_created():
                 name.rstrip("0123456789"), (VDCNN, 4, "fc3")
             )
             assert isinstance(model, family)
-            assert models.reads_text(name) == (family is VDCNN)
+            assert models.Network(name).kind == ("texts" if family is VDCNN else "images")
             assert model.sections == tuple(f"layer{i + 1}" for i in range(sections))
             assert model.get_submodule(last).out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("label", "network", "kind"),
+    [
+        ("resnet20", ("resnet20", None), "images"),
+        ("resnext20-c16", ("resnext20", 16), "images"),
+        ("vdcnn9", ("vdcnn9", None), "texts"),
+        ("stargan2", ("stargan2", None), "generator"),
+        ("my-cnn", ("my-cnn", None), None),
+        ("my-c", ("my-c", None), None),
+    ],
+)
+def test_a_label_names_the_network_and_is_printed_again(label, network, kind):
+    assert models.Network.parse(label) == network
+    assert str(models.Network(*network)) == label
+    assert models.Network(*network).kind == kind
+
+
+def test_a_network_is_built_for_what_it_is_fed():
+    with torch.device("meta"):
+        generator = models.Network("stargan2").build(5, (8, 16, 16), width=4)
+        assert generator(torch.zeros(2, 8, 16, 16)).shape == (2, 3, 16, 16)
+        grey = models.Network.parse("resnext20-c16").build(7, (1, 8, 8))
+        assert grey(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+        assert models.Network("vdcnn9").build(4, (64,))(torch.zeros(2, 64, dtype=torch.int64)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(

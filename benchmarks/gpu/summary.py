@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import bars
+from benchmarks import bars, markdown
 
 Results = dict[str, Any]
 
@@ -20,10 +20,11 @@ def sections(results: Results) -> list[str]:
         "",
         f"{results['date']}, commit {results['commit']}; {known or 'versions unknown'}; `{results['command']}`",
     ]
-    stages = ["| stage | status | seconds | |", "|---|---|---|---|"]
-    for stage in results["stages"]:
-        stages.append(f"| {stage['name']} | {stage['status']} | {stage['seconds']:.1f} | {_cell(stage['detail'])} |")
-    parts = ["\n".join(head), "\n".join(stages), bars.table(results["bars"])]
+    stages = [
+        (stage["name"], stage["status"], f"{stage['seconds']:.1f}", _cell(stage["detail"]))
+        for stage in results["stages"]
+    ]
+    parts = ["\n".join(head), markdown.table(("stage", "status", "seconds", ""), stages), bars.table(results["bars"])]
     if results["tests"]["failures"]:
         parts.append(failures(results["tests"]["failures"]))
     if results["probe"]:
@@ -44,22 +45,20 @@ def failures(tests: list[dict[str, Any]]) -> str:
 
 def probe(findings: list[dict[str, Any]]) -> str:
     """A line for each finding of the probe, without the lists of kernels."""
-    lines = ["| probe | |", "|---|---|"]
+    lines = []
     for finding in findings:
         shown = {k: v for k, v in finding.items() if k not in ("name", "stage", "top", "seconds")}
         if "parts" in shown:
             shown["errors"] = [f"{part['error']:.1e}" for part in shown.pop("parts")]
         words = ", ".join(f"{key} {_value(value)}" for key, value in shown.items())
-        lines.append(f"| {finding['name']} | {_cell(words)[:400]} |")
-    return "\n".join(lines)
+        lines.append((finding["name"], _cell(words)[:400]))
+    return markdown.table(("probe", ""), lines)
 
 
 def steps(rows: list[dict[str, Any]]) -> str:
     """The rows of the step, its tricks, the teacher and the loaders."""
-    lines = [
-        "| suite | setting | variant | us | images/s | x plain | x eager | x compile | launches | kernels, us | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("suite", "setting", "variant", "us", "images/s", "x plain", "x eager", "x compile", "launches")
+    lines = []
     for row in rows:
         if row["suite"] in ("loss", "overhead"):
             continue
@@ -68,18 +67,14 @@ def steps(rows: list[dict[str, Any]]) -> str:
         cells = [_number(row.get(figure)) for figure in figures]
         lost = f"{row['percent_lost']:.1f} % lost" if "percent_lost" in row else ""
         said = lost if row["status"] == "measured" else row["status"]
-        lines.append(
-            f"| {row['suite']} | {row['setting']} | {row['variant']}{mode} | {' | '.join(cells)} | {_cell(said)} |"
-        )
-    return "\n".join(lines)
+        lines.append((row["suite"], row["setting"], row["variant"] + mode, *cells, _cell(said)))
+    return markdown.table((*columns, "kernels, us", ""), lines)
 
 
 def times(rows: list[dict[str, Any]]) -> str:
     """The rows of the loss, a line for each variant that counts, and what is missing."""
-    lines = [
-        "| setting | variant | us | kernels, GB/s | % of copy | x eager | x compile | launches | kernels, us | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("setting", "variant", "us", "kernels, GB/s", "% of copy", "x eager", "x compile", "launches")
+    lines = []
     for row in rows:
         if row["suite"] == "loss" and row["status"] == "measured" and row["best"]:
             mode = f" ({row['mode']})" if row["mode"] else ""
@@ -95,12 +90,17 @@ def times(rows: list[dict[str, Any]]) -> str:
                 _number(row.get("kernel_us")),
                 _number(row["peak_bytes"] / 1e6 if "peak_bytes" in row else None),
             )
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| one call, tiny tensors | variant | us |", "|---|---|---|"]
-    for row in rows:
-        if row["suite"] == "overhead" and row["status"] == "measured":
-            lines.append(f"| {row['setting']} | {row['variant']} | {row['median_us']:.1f} |")
-    return "\n".join(lines)
+            lines.append(cells)
+    calls = [
+        (row["setting"], row["variant"], f"{row['median_us']:.1f}")
+        for row in rows
+        if row["suite"] == "overhead" and row["status"] == "measured"
+    ]
+    tables = (
+        markdown.table((*columns, "kernels, us", "MB"), lines),
+        markdown.table(("one call, tiny tensors", "variant", "us"), calls),
+    )
+    return "\n\n".join(tables)
 
 
 def _number(value: float | str | None) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.train_plan import EPOCHS, TIME, WAYS, Run, runs
-from lit_fast.training.curves import curve, finite, history, legend, whole_epochs
+from lit_fast.training.curves import curve, finite, history
+from lit_fast.training.figure import WAY_COLORS, legend, panels, save, whole_epochs
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import markdown_table
+from lit_fast.training.tables import markdown_table
 
 _COLUMNS = (
     "network",
@@ -26,7 +27,6 @@ _COLUMNS = (
     "test %, best",
     "state",
 )
-_COLORS = {"lit": "#d55e00", "kd": "#0072b2", "scratch": "#7f7f7f"}
 _DASHES = {EPOCHS: "-", TIME: "--"}
 
 
@@ -158,28 +158,22 @@ def _schedules(content: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(content: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    by_epoch, by_time = figure.subplots(1, 2)
+    figure, ((by_epoch, by_time),) = panels(1, 2, (11.0, 4.5))
     for ax, key, label in ((by_epoch, "epoch", "epochs"), (by_time, "seconds", "seconds of training")):
         for (way, compared_at), together in _grouped(content).items():
             curve(
                 ax,
                 together,
                 lambda run, key=key: finite((entry[key], entry["val_accuracy"]) for entry in history(run)),
-                _COLORS[way],
+                WAY_COLORS[way],
                 _DASHES[compared_at],
             )
-            ax.plot([], [], color=_COLORS[way], linestyle=_DASHES[compared_at], label=f"{way}, {compared_at}")
+            ax.plot([], [], color=WAY_COLORS[way], linestyle=_DASHES[compared_at], label=f"{way}, {compared_at}")
         ax.set(xlabel=label, ylabel="validation accuracy, %")
-        ax.grid(alpha=0.3)
     whole_epochs(by_epoch)
     legend(by_time)
     figure.suptitle(f"{' to '.join(content['networks'])}, {content['data']}; {content['device']}", fontsize=10)
-    canvas = FigureCanvasAgg(figure)
-    atomic_write(path, lambda file: canvas.print_figure(file, dpi=110, format="png"))
+    save(figure, path)
 
 
 def _grouped(content: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:

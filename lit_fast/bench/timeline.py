@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_fast.bench.ways import Way
+from lit_fast.training.figure import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels, save
 
 __all__ = ["PARTS", "Bar", "Timeline", "draw", "mark", "record"]
 
@@ -20,8 +21,7 @@ PARTS = ("teacher", "student, composed", "student, teacher-fed", "loss", "backwa
 _REST = "between"  # what is in none of them
 _PREFIX = "lit_fast: "
 _WARM_UPS = 5
-# Okabe and Ito's palette: told apart with any colour vision.
-_COLORS = dict(zip((*PARTS, _REST), ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#999999")))
+_COLORS = dict(zip((*PARTS, _REST), (BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY)))
 
 
 def mark(part: str) -> AbstractContextManager[Any]:
@@ -146,27 +146,23 @@ def draw(timelines: Sequence[Timeline], path: Path, heading: str) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     counts = [len(timeline.rows) for timeline in timelines]
-    figure = Figure(figsize=(11.0, 1.5 + 0.45 * sum(counts) + 0.55 * len(counts)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    axes = figure.subplots(len(counts), 1, sharex=True, squeeze=False, height_ratios=[n + 0.6 for n in counts])
+    size = 11.0, 1.5 + 0.45 * sum(counts) + 0.55 * len(counts)
+    figure, axes = panels(len(counts), 1, size, sharex=True, height_ratios=[n + 0.6 for n in counts])
     for ax, timeline in zip(axes[:, 0], timelines):
         for place, bars in enumerate(timeline.rows.values()):
             for part in (*PARTS, _REST):
                 spans = [(bar.start / 1e3, (bar.end - bar.start) / 1e3) for bar in bars if bar.part == part]
                 ax.broken_barh(spans, (place - 0.38, 0.76), color=_COLORS[part], linewidth=0)
-        ax.axvline(timeline.total / 1e3, color="#444444", linewidth=0.8, linestyle="--")
+        ax.axvline(timeline.total / 1e3, color=DARK, linewidth=0.8, linestyle="--")
         ax.set_title(f"{timeline.title}: {timeline.total / 1e3:.1f} ms", loc="left", fontsize=10)
         ax.set_yticks(range(len(timeline.rows)), list(timeline.rows), fontsize=8)
         ax.set_ylim(len(timeline.rows) - 0.4, -0.6)
-        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x", alpha=0.25, linewidth=0.6)
-        ax.set_axisbelow(True)
+        ax.grid(visible=False, axis="y")
     axes[-1, 0].set_xlim(0, 1.02 * max(timeline.total for timeline in timelines) / 1e3)
     axes[-1, 0].set_xlabel("milliseconds from the start of the step (recorded under the profiler, which slows it)")
     shown = [
@@ -178,4 +174,4 @@ def draw(timelines: Sequence[Timeline], path: Path, heading: str) -> None:
         handles=[Patch(color=_COLORS[part], label=part) for part in shown],
         loc="outside upper center", ncols=len(shown), fontsize=8, frameon=False, title=heading,
     )  # fmt: skip
-    figure.savefig(path)
+    save(figure, path)

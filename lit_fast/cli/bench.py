@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lit_fast.cli.networks import Domains, ImageSize, InChannels, Length, NumClasses, Width, fresh_network, input_shape
-from lit_fast.cli.options import Device, network
+from lit_fast.cli.options import Device
+from lit_fast.cli.subject import Domains, ImageSize, InChannels, Length, NumClasses, Sizes, Subject, Width
 
 if TYPE_CHECKING:
     from lit_fast.bench.ways import Problem
@@ -76,32 +77,27 @@ def bench(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     torch.manual_seed(0)
-    generates = teacher in models.generator_names()
-    if generates:
-        num_classes, in_channels = domains, 3 + domains
-    shape = input_shape(network(teacher)[0], in_channels, image_size, length)
-    pair = [
-        _network(name, option, num_classes, shape, width)
-        for name, option in ((teacher, "--teacher"), (student, "--student"))
-    ]
+    sizes = Sizes(num_classes, image_size, in_channels, length, domains, width)
+    subject = Subject.of(models.Network.parse(teacher), sizes)
+    pair = [_split(name, option, subject) for name, option in ((teacher, "--teacher"), (student, "--student"))]
     if pair[0].num_sections != pair[1].num_sections:
         raise ValueError(
             f"--student: expected {pair[0].num_sections} sections as --teacher, got {pair[1].num_sections}"
         )
-    images = random_input(batch_size, shape).to(where)
-    labels = None if generates else torch.randint(0, num_classes, (batch_size,)).to(where)
+    images = random_input(batch_size, subject.shape).to(where)
+    labels = None if subject.generates else torch.randint(0, num_classes, (batch_size,)).to(where)
     problem = Problem(
         pair[0].to(where),
         pair[1].to(where),
         images,
         labels,
         precision,
-        beta=0.0 if generates else 0.75,  # a generator has no logits: the IR loss alone
+        beta=0.0 if subject.generates else 0.75,  # a generator has no logits: the IR loss alone
         name=f"{teacher} to {student}",
     )
     machine = describe_environment(where)
     named = f"{machine['processor']}, {machine['threads']} threads" if where.type == "cpu" else machine["device"]
-    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, shape))}, {precision}, {named}"
+    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, subject.shape))}, {precision}, {named}"
     typer.echo(heading)
     if profile is not None:
         _draw(problem, profile, heading)
@@ -109,12 +105,13 @@ def bench(
     _time(problem, seconds, compiled, out, heading)
 
 
-def _network(name: str, option: str, num_classes: int, shape: tuple[int, ...], width: int) -> SplitModel:
-    """A built-in network, or what a function of the user's returns; split."""
+def _split(name: str, option: str, subject: Subject) -> SplitModel:
+    """A built-in network of the subject's sizes, or what a function of the user's returns; split."""
+    from lit_fast.models import Network
     from lit_fast.sections import SplitModel, split
 
     if ":" not in name:
-        return split(fresh_network(*network(name), num_classes, shape, width))
+        return split(replace(subject, network=Network.parse(name)).build())
     found = _own_function(name, option)()
     if isinstance(found, SplitModel):
         return found
@@ -147,18 +144,17 @@ def _own_function(name: str, option: str) -> Any:
 def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, heading: str) -> None:
     from lit_fast.bench import step
     from lit_fast.training.files import write_json
+    from lit_fast.training.tables import aligned
 
     rows = step.measured(problem, step.builders(problem, compiled=compiled), seconds=seconds)
     measured = [row for row in rows if row["status"] == "measured"]
     typer.echo("")
-    typer.echo(f"{'':<10}{'ms':>9}{'images/s':>11}{'memory':>11}{'x plain':>9}{'x eager':>9}{'x compile':>11}")
+    lines = [["", "ms", "images/s", "memory", "x plain", "x eager", "x compile"]]
     for row in sorted(measured, key=lambda row: -row["median_us"]):
         memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in row else ""
         ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("times_plain", "times_eager", "times_compile")]
-        typer.echo(
-            f"{row['variant']:<10}{row['median_us'] / 1e3:9.2f}{row['images_s']:11,.0f}{memory:>11}"
-            f"{ratios[0]:>9}{ratios[1]:>9}{ratios[2]:>11}"
-        )
+        lines.append([row["variant"], f"{row['median_us'] / 1e3:.2f}", f"{row['images_s']:,.0f}", memory, *ratios])
+    typer.echo(aligned(lines, left=1, least=(10, 7, 9, 9, 7, 7, 9)))
     typer.echo("")
     for row in measured:
         typer.echo(f"{row['variant']:<9} {_WAYS[row['variant']]}")

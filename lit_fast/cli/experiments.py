@@ -22,7 +22,6 @@ from lit_fast.cli.options import (
     Resume,
     RunDir,
     Settings,
-    network,
     override,
 )
 
@@ -71,10 +70,11 @@ def distill(
     """Train students from a teacher, compare them in one table, write report and weights."""
     from rich.console import Console
 
+    from lit_fast.models import Network
     from lit_fast.training.config import load_any_experiment
 
-    students = [dict(zip(("model", "cardinality"), network(name))) for name in student or ()]
-    teacher_model, teacher_cardinality = (None, None) if teacher is None else network(teacher)
+    students = [Network.parse(label)._asdict() for label in student or ()]
+    teacher_model, teacher_cardinality = (None, None) if teacher is None else Network.parse(teacher)
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
@@ -120,9 +120,10 @@ def train(
     """Train one network from scratch, for example a teacher, by the recipe's scratch schedule."""
     from rich.console import Console
 
+    from lit_fast.models import Network
     from lit_fast.training.config import load_experiment
 
-    name, cardinality = (None, None) if model is None else network(model)
+    name, cardinality = (None, None) if model is None else Network.parse(model)
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,

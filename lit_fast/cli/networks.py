@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lit_fast.cli.options import DataDir, Dataset, Device, network, numbers
+from lit_fast.cli.options import DataDir, Dataset, Device, numbers
+from lit_fast.cli.subject import (
+    Domains,
+    ImageSize,
+    InChannels,
+    Length,
+    NumClasses,
+    Sizes,
+    Subject,
+    Width,
+    must_read,
+    network_of,
+)
 
 if TYPE_CHECKING:
-    from torch import nn
+    from lit_fast.models import Network
 
-    from lit_fast.training.weights import WeightInfo
-
-__all__ = ["evaluate", "export", "fresh_network", "input_shape", "inspect"]
+__all__ = ["evaluate", "export", "inspect"]
 
 Checkpoint = Annotated[
     Path, typer.Option("--checkpoint", metavar="FILE", help="Weights: .safetensors, or what torch.save wrote.")
@@ -25,24 +36,6 @@ Model = Annotated[
     typer.Option("--model", metavar="MODEL", help="The network; not needed for files that lit-fast wrote."),
 ]
 Cardinality = Annotated[int | None, typer.Option("--cardinality", metavar="N", help="Of a ResNeXt. Default: 32.")]
-
-# What a weight file of lit-fast tells of itself goes before these.
-NumClasses = Annotated[
-    int, typer.Option("--num-classes", metavar="N", min=1, help="Width of the logits, if the weights do not tell.")
-]
-ImageSize = Annotated[
-    int, typer.Option("--image-size", metavar="N", min=4, help="Pixels squared, if the weights do not tell.")
-]
-InChannels = Annotated[
-    int, typer.Option("--in-channels", metavar="N", min=1, help="Of an image, if the weights do not tell.")
-]
-Length = Annotated[
-    int, typer.Option("--length", metavar="N", min=1, help="Tokens of a text, if the weights do not tell.")
-]
-
-# Of a StarGAN generator, if the weights do not tell.
-Domains = Annotated[int, typer.Option("--domains", metavar="N", min=1, help="Attributes that a generator takes.")]
-Width = Annotated[int, typer.Option("--width", metavar="N", min=1, help="First channels of a generator.")]
 
 
 class SplitName(str, Enum):
@@ -92,7 +85,8 @@ def evaluate(
         raise ValueError("--mean and --std belong together: give both or neither")
     _must_exist(checkpoint)
     info = read_info(checkpoint)
-    if (model or (info.model if info else None)) in models.generator_names():
+    network = network_of(model, cardinality, info)
+    if network is not None and network.kind == "generator":
         raise ValueError(f"{checkpoint} is a generator's, which has no accuracy; `lit-fast distill` scores its images")
     means, stds, source = numbers(mean, "--mean"), numbers(std, "--std"), "as given"
     if means is None:
@@ -104,9 +98,8 @@ def evaluate(
     name = dataset or (info.dataset if info else None)
     if not name:
         raise ValueError(f"{checkpoint} does not tell its dataset: give --dataset (and --data-dir)")
-    own = network(model)[0] if model else (info.model if info else None)
-    if own is not None:
-        _must_read(own, name)
+    network = _told(network, checkpoint)
+    must_read(network, name)
     data = open_data(
         name,
         data_dir=data_dir,
@@ -122,7 +115,7 @@ def evaluate(
             f"{checkpoint} is a network for {info.num_classes} classes ({info.dataset}), dataset {name} has "
             f"{data.num_classes}: choose the dataset it was trained on"
         )
-    built, label = _build(checkpoint, model, cardinality, info, data.num_classes, data.shape)
+    built = Subject(network, data.num_classes, data.shape).build()
     models.load_checkpoint(built, checkpoint)
     where = resolve_device(device)
     built.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
@@ -130,7 +123,7 @@ def evaluate(
     batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
     scores = evaluation.evaluate(built, ((x.contiguous(memory_format=layout), y) for x, y in batches))
     right = round(scores.accuracy * scores.images / 100.0)
-    typer.echo(f"{label}  {checkpoint}")
+    typer.echo(f"{network}  {checkpoint}")
     kind = f"texts of {data.shape[0]} tokens" if data.is_text else "images"
     typer.echo(f"  dataset        {name}, {split.value} split, {scores.images:,} {kind}")
     if not data.is_text:
@@ -172,46 +165,39 @@ def inspect(
     from lit_fast.training.export import random_input
     from lit_fast.training.weights import normalization_of, read_info
 
-    info = known = loader = None
+    info = normalization = loader = None
     if teacher_checkpoint is not None:
         _must_exist(teacher_checkpoint)
-        info, known = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
-    generates = teacher in models.generator_names()
-    if generates and dataset is not None:
+        info, normalization = read_info(teacher_checkpoint), normalization_of(teacher_checkpoint)
+    sizes = Sizes(num_classes, image_size, in_channels, length, domains, width)
+    subject = Subject.of(models.Network.parse(teacher), sizes, info)
+    if subject.generates and dataset is not None:
         raise ValueError("--dataset: a generator has no accuracy to measure; leave it out")
-    shape = input_shape(network(teacher)[0], in_channels, image_size, length)
-    if info is not None:
-        num_classes, shape, width = info.num_classes, info.shape, info.width or width
-    elif generates:
-        num_classes, shape = domains, (3 + domains, image_size, image_size)
     if dataset is not None:
-        _must_read(network(teacher)[0], dataset)
-        size, own_length = (None, None) if info is None else (info.image_size, info.length)
-        means, stds = known or (None, None)
-        data = open_data(dataset, data_dir=data_dir, image_size=size, length=own_length, mean=means, std=stds)
+        must_read(subject.network, dataset)
+        size, tokens = (None, None) if info is None else (info.image_size, info.length)
+        mean, std = normalization or (None, None)
+        data = open_data(dataset, data_dir=data_dir, image_size=size, length=tokens, mean=mean, std=std)
         loader = data.eval_batches("val", batch_size=256)
-        shape, num_classes = data.shape, data.num_classes
+        subject = replace(subject, shape=data.shape, num_classes=data.num_classes)
     elif data_dir is not None:
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
-    pair = [
-        fresh_network(name, cardinality, num_classes, shape, width)
-        for name, cardinality in (network(teacher), network(student))
-    ]
+    built = subject.build()
+    student_split = split(replace(subject, network=models.Network.parse(student)).build())
     if teacher_checkpoint is not None:
-        models.load_checkpoint(pair[0], teacher_checkpoint)
-    teacher_split, student_split = split(pair[0]), split(pair[1])
-    teacher_split.eval().requires_grad_(False)
-    example = random_input(2, shape)
+        models.load_checkpoint(built, teacher_checkpoint)
+    teacher_split = split(built).eval().requires_grad_(False)
+    example = random_input(2, subject.shape)
     if not projector:  # as training does: stem and head start as the teacher's and are frozen in the LIT phase
         copy_parts(teacher_split, student_split)
         student_split.freeze("stem", "head")
     projectors = make_projectors(teacher_split, student_split, example) if projector else None
-    found = look(teacher_split, student_split, example, projector=projectors, loader=loader)
-    kind = "images" if len(shape) > 1 else "tokens"
-    what = "domains (a plane each)" if generates else "classes"
-    typer.echo(f"teacher {teacher}, student {student}, {kind} {' x '.join(map(str, shape))}, {num_classes} {what}")
-    typer.echo(str(found))
+    report = look(teacher_split, student_split, example, projector=projectors, loader=loader)
+    shape = " x ".join(map(str, subject.shape))
+    what = "domains (a plane each)" if subject.generates else "classes"
+    typer.echo(f"teacher {teacher}, student {student}, {subject.fed} {shape}, {subject.num_classes} {what}")
+    typer.echo(str(report))
 
 
 def export(
@@ -234,28 +220,22 @@ def export(
 
     _must_exist(checkpoint)
     info = read_info(checkpoint)
-    generates = (model or (info.model if info else None)) in models.generator_names()
-    if info is not None:
-        num_classes, shape, width = info.num_classes, info.shape, info.width or width
-    elif generates:
-        num_classes, shape = domains, (3 + domains, image_size, image_size)
-    else:
-        shape = input_shape(network(model or "")[0], in_channels, image_size, length)
-    built, label = _build(checkpoint, model, cardinality, info, num_classes, shape, width)
+    network = _told(network_of(model, cardinality, info), checkpoint)
+    subject = Subject.of(network, Sizes(num_classes, image_size, in_channels, length, domains, width), info)
+    built = subject.build()
     models.load_checkpoint(built, checkpoint)
-    known = normalization_of(checkpoint)
-    if info is None and known is not None:  # a published file
-        name, cardinality = network(label)
-        info = WeightInfo(name, num_classes, in_channels, image_size, "", *known, cardinality)
-    done = exporting.export(built, shape, to.value, out, info, "generated" if generates else "logits")
-    typer.echo(f"{label}  {done.path}  {done.size:,} bytes")
+    normalization = normalization_of(checkpoint)
+    if info is None and normalization is not None:  # a published file
+        info = WeightInfo(network.model, num_classes, in_channels, image_size, "", *normalization, network.cardinality)
+    outputs = "generated" if subject.generates else "logits"
+    done = exporting.export(built, subject.shape, to.value, out, info, outputs)
+    typer.echo(f"{network}  {done.path}  {done.size:,} bytes")
     if to is Format.safetensors:
         typer.echo("  read back: every weight is the same, bit by bit")
     else:
-        kind = "images" if len(shape) > 1 else "tokens"
         runtime = "onnxruntime" if to is Format.onnx else "the program read back"
         typer.echo(
-            f"  {runtime} against PyTorch on random {kind}: largest difference {done.difference:.2e} "
+            f"  {runtime} against PyTorch on random {subject.fed}: largest difference {done.difference:.2e} "
             f"(tolerance {done.tolerance:.2e})"
         )
 
@@ -265,72 +245,13 @@ def _must_exist(checkpoint: Path) -> None:
         raise FileNotFoundError(f"checkpoint {checkpoint}: there is no such file")
 
 
-def _build(
-    checkpoint: Path,
-    model: str | None,
-    cardinality: int | None,
-    info: WeightInfo | None,
-    num_classes: int,
-    shape: tuple[int, ...],
-    width: int = 64,
-) -> tuple[nn.Module, str]:
-    """The network of a checkpoint, with fresh weights, and what to call it."""
-    from lit_fast import models
+def _told(network: Network | None, checkpoint: Path) -> Network:
+    if network is None:
+        from lit_fast import models
 
-    name, named_cardinality = network(model) if model else (info.model if info else None, None)
-    cardinality = cardinality or named_cardinality
-    if name is None:
-        raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {', '.join(models.names())}")
-    if cardinality is None and info is not None and info.model == name:
-        cardinality = info.cardinality
-    built = fresh_network(name, cardinality, num_classes, shape, width)
-    return built, name if cardinality is None else f"{name}-c{cardinality}"
-
-
-def fresh_network(
-    name: str, cardinality: int | None, num_classes: int, shape: tuple[int, ...], width: int = 64
-) -> nn.Module:
-    """A classifier, or a generator of ``num_classes`` domains."""
-    from lit_fast import models
-
-    if name in models.generator_names():
-        return models.create_generator(name, domains=num_classes, width=width)
-    return models.create(
-        name, num_classes=num_classes, in_channels=image_channels(name, shape), cardinality=cardinality
-    )
-
-
-def input_shape(name: str, in_channels: int, image_size: int, length: int) -> tuple[int, ...]:
-    """What a network of that name is fed: (C, H, W) of an image or (L,) of a text."""
-    from lit_fast import models
-
-    return (length,) if models.reads_text(name) else (in_channels, image_size, image_size)
-
-
-def image_channels(name: str, shape: tuple[int, ...]) -> int | None:
-    """Channels of the images; None for a network of texts.
-
-    Raises:
-        ValueError: the network takes one, the data are the other.
-    """
-    _must_be(name, len(shape) == 1, "the data are")
-    return None if len(shape) == 1 else shape[0]
-
-
-def _must_read(name: str, dataset: str) -> None:
-    """Before the dataset is opened with what the network's weights tell: that the network reads its kind."""
-    from lit_fast import data
-
-    if dataset in data.names():
-        _must_be(name, data.has_texts(dataset), f"dataset {dataset} has")
-
-
-def _must_be(name: str, texts: bool, data: str) -> None:
-    from lit_fast import models
-
-    if models.reads_text(name) != texts:
-        takes, given = ("images", "texts") if texts else ("texts", "images")
-        raise ValueError(f"{name} takes {takes}, {data} {given}: choose another network or dataset")
+        known = ", ".join(models.names())
+        raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {known}")
+    return network
 
 
 def _spaced(values: tuple[float, ...]) -> str:

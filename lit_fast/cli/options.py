@@ -21,7 +21,6 @@ __all__ = [
     "Resume",
     "RunDir",
     "Settings",
-    "network",
     "numbers",
     "override",
 ]
@@ -79,12 +78,6 @@ def override(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = str(value) if isinstance(value, Path) else value
     return tree
-
-
-def network(name: str) -> tuple[str, int | None]:
-    """Model and cardinality of a network's name as reports print it: ``resnext20-c16``, or ``resnet20`` alone."""
-    model, dash, cardinality = name.rpartition("-c")
-    return (model, int(cardinality)) if dash and cardinality.isdecimal() else (name, None)
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -105,7 +105,7 @@ class ModelConfig(Strict):
 
     @property
     def label(self) -> str:
-        return self.model if self.cardinality is None else f"{self.model}-c{self.cardinality}"
+        return str(models.Network(self.model, self.cardinality))
 
 
 class TeacherConfig(ModelConfig):

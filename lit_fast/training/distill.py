@@ -23,6 +23,7 @@ from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session
 from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.results import RunResult
 from lit_fast.training.trainer import RunSpec
 
 __all__ = ["Distilled", "distill"]
@@ -33,7 +34,7 @@ class Distilled:
     """The trained ``student`` (the object that was given, with its last weights) and the ``results`` of all runs."""
 
     student: nn.Module
-    results: list[dict[str, Any]]
+    results: list[RunResult]
 
 
 def distill(

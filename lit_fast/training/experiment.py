@@ -28,6 +28,7 @@ from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.pruning import PrunedTrainer, claim, prunable, pruned_specs, refuse_others
+from lit_fast.training.results import Accuracy, Pruned, RunResult, Size, write_results
 from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.trainer import Outcome, RunSpec, Trainer
 from lit_fast.training.variants import VARIANTS
@@ -77,7 +78,7 @@ class Session:
         self.signals, self.workers = signals, workers
         self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
         self.device = loader.device
-        self.results: list[dict[str, Any]] = []
+        self.results: list[RunResult] = []
         self.score_test = True
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
         left_out = self.data.left_out
@@ -96,8 +97,8 @@ class Session:
 
     def build(self, config: ModelConfig, seed: int) -> SplitModel:
         """A built-in network with the weights that ``seed`` gives, split, on the device."""
-        if models.reads_text(config.model) != self.data.is_text:
-            takes, given = ("texts", "images") if models.reads_text(config.model) else ("images", "texts")
+        if (models.Network(config.model).kind == "texts") != self.data.is_text:
+            takes, given = ("images", "texts") if self.data.is_text else ("texts", "images")
             raise ConfigError(f"{config.model} takes {takes}, dataset {self.data.name} has {given}: choose another")
         torch.manual_seed(seed)
         model = models.create(
@@ -159,7 +160,7 @@ class Session:
         """
         self._record(self.workers.first(lambda: self._result_of_given(teacher)))
 
-    def _result_of_given(self, teacher: Teacher) -> dict[str, Any]:
+    def _result_of_given(self, teacher: Teacher) -> RunResult:
         done = self.folder.finished(teacher.name)
         if done is None:
             val = self._accuracy(teacher.split, "val")
@@ -235,7 +236,7 @@ class Session:
 
     def train(
         self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         """Run ``spec`` to its end (or find it ended); ``student`` then holds its last weights."""
         done, folder = self.workers.first(lambda: (self.folder.finished(spec.name), self.folder.run(spec.name)))
         if done is None:
@@ -269,7 +270,7 @@ class Session:
 
     def _finish(
         self, spec: RunSpec, trainer: Trainer, outcome: Outcome, teacher: Teacher | None, config: ModelConfig, role: str
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         """Write the weights, touch the test split for the first and only time, write the result."""
         student = trainer.student
         files = {}
@@ -281,7 +282,7 @@ class Session:
             student.model.load_state_dict(tensors)
             tests[which] = trainer.scores("test").accuracy if self.score_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
-        result = {
+        result: RunResult = {
             "name": spec.name,
             "role": role,
             "model": config.label,
@@ -302,9 +303,9 @@ class Session:
     def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
         return Teacher(name, config.label, model, count_parameters(model.model))
 
-    def _size(self, model: nn.Module, teacher_parameters: int | None, sparsity: float | None = None) -> dict[str, Any]:
+    def _size(self, model: nn.Module, teacher_parameters: int | None, sparsity: float | None = None) -> Size:
         parameters = left = count_parameters(model)
-        pruned: dict[str, Any] = {}
+        pruned: Pruned = {}
         if sparsity is not None:
             left = count_nonzero(model)
             pruned = {"sparsity": sparsity, "nonzero_parameters": left}
@@ -320,12 +321,12 @@ class Session:
     def _accuracy(self, model: SplitModel, which: str) -> float:
         return evaluate(model.model, self.loader.eval_batches(which, batch_size=256)).accuracy
 
-    def _record(self, result: dict[str, Any]) -> None:
+    def _record(self, result: RunResult) -> None:
         self.results.append(result)
         if not self.workers.leads:
             return
-        write_json(
-            self.folder.path / "results.json",
+        write_results(
+            self.folder.path,
             {
                 "experiment": self.experiment.model_dump(mode="json"),
                 "environment": describe_environment(self.device, self.workers.size),
@@ -337,7 +338,7 @@ class Session:
 
 def _accuracies(
     val_last: float, val_best: float, best_epoch: int, test_last: float | None, test_best: float | None
-) -> dict[str, Any]:
+) -> Accuracy:
     return {
         "val_last": val_last,
         "val_best": val_best,
@@ -397,7 +398,7 @@ def run_experiment(
     resume: bool = False,
     console: Console | None = None,
     score_test: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[RunResult]:
     """Train (or load) the teacher, then every student; what has ended before is not done again.
 
     Args:
@@ -439,7 +440,7 @@ def train_model(
     resume: bool = False,
     console: Console | None = None,
     score_test: bool = True,
-) -> dict[str, Any]:
+) -> RunResult:
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
         raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")

@@ -8,37 +8,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lit_fast.training.curves import (
+from lit_fast.training.curves import Points, curve, finite, history, phase_starts
+from lit_fast.training.figure import (
     BLACK,
+    DARK,
     DASHES,
-    GREY,
-    SECTION_COLORS,
-    Points,
-    Runs,
-    curve,
-    finite,
-    history,
+    LIGHT,
+    SERIES,
+    WAY_COLORS,
+    WAY_MARKERS,
     legend,
     nothing,
-    phase_starts,
+    panels,
     plain_log,
+    save,
     whole_epochs,
 )
-from lit_fast.training.files import atomic_write
-from lit_fast.training.results import Row, grouped, table
+from lit_fast.training.results import Results, Row, RunResult, Runs, grouped, table
 
 __all__ = ["draw"]
-
-# Okabe and Ito's palette: told apart with any colour vision; markers and dashes say the same again for print.
-_COLORS = {
-    "scratch": "#7f7f7f",
-    "kd": "#0072b2",
-    "lit": "#d55e00",
-    "hint": "#009e73",
-    "one_ir_teacher_input": "#cc79a7",
-    "multi_ir": "#e69f00",
-}
-_MARKERS = {"scratch": "s", "kd": "^", "lit": "o", "hint": "D", "one_ir_teacher_input": "v", "multi_ir": "P"}
 
 Key = tuple[str, str, str]  # role, network, way of training
 
@@ -46,29 +34,20 @@ Key = tuple[str, str, str]  # role, network, way of training
 _LEAST_SPAN = 2.0  # percentage points that the accuracy axis shows at least: a tenth is noise, and should look it
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
+def draw(content: Results, path: Path) -> None:
     """Write the four panels of ``content`` (what ``results.json`` holds) to the PNG ``path``.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
-    figure = Figure(figsize=(12.5, 9.0), dpi=110, layout=layout)
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    axes = figure.subplots(2, 2)
+    figure, axes = panels(2, 2, (12.5, 9.0))
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
     everything = grouped(content["results"])
     # The curves of a pruned student are those of its fine-tuning alone, and several for each student.
     whole = grouped([result for result in content["results"] if result.get("sparsity") is None])
     for ax, panel, groups in zip(axes.flat, (_sizes, _losses, _irs, _times), (everything, whole, whole, whole)):
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.set_axisbelow(True)
         panel(ax, groups)
-    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+    save(figure, path)
 
 
 # -- panels ----------------------------------------------------------------------------------------------------
@@ -108,8 +87,8 @@ def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:
         row.parameters * 10**shift,
         row.last.mean,
         yerr=row.last.deviation,
-        fmt="*" if teacher else _MARKERS.get(row.training, "o"),
-        color=BLACK if teacher else _COLORS.get(row.training, BLACK),
+        fmt="*" if teacher else WAY_MARKERS.get(row.training, "o"),
+        color=BLACK if teacher else WAY_COLORS.get(row.training, BLACK),
         markerfacecolor=None if row.sparsity is None else "none",
         markersize=14 if teacher else 8,
         capsize=3,
@@ -136,7 +115,7 @@ def _losses(ax: Any, groups: Mapping[Key, Runs]) -> None:
     plain_log(ax)
     _keys(ax, drawn, dashes)
     if any(phase_starts(run) for runs in drawn.values() for run in runs):
-        ax.plot([], [], "|", color=GREY, markersize=11, markeredgewidth=2, label="next phase begins")
+        ax.plot([], [], "|", color=DARK, markersize=11, markeredgewidth=2, label="next phase begins")
     legend(ax)
 
 
@@ -157,7 +136,7 @@ def _irs(ax: Any, groups: Mapping[Key, Runs]) -> None:
             curve(ax, groups[key], _ir(i), _section_style(i, count)[1], dash)
         if len(counts) > 1:
             name = f"{key[1]} {key[2]}" if len(networks) > 1 else key[2]
-            ax.plot([], [], color=GREY, linestyle=dash, linewidth=1.8, label=name)
+            ax.plot([], [], color=LIGHT, linestyle=dash, linewidth=1.8, label=name)
     whole_epochs(ax)
     plain_log(ax)
     legend(ax)
@@ -186,32 +165,32 @@ def _times(ax: Any, groups: Mapping[Key, Runs]) -> None:
 # -- series and style ---------------------------------------------------------------------------------------------
 
 
-def _loss(run: Mapping[str, Any]) -> Points:
+def _loss(run: RunResult) -> Points:
     return finite((entry["epoch"], entry["loss"]) for entry in history(run))
 
 
-def _accuracy(run: Mapping[str, Any]) -> Points:
+def _accuracy(run: RunResult) -> Points:
     return finite((entry["seconds"], entry["val_accuracy"]) for entry in history(run))
 
 
-def _ir_count(run: Mapping[str, Any]) -> int:
+def _ir_count(run: RunResult) -> int:
     return max((len(entry["ir"]) for entry in history(run)), default=0)
 
 
-def _ir(section: int) -> Callable[[Mapping[str, Any]], Points]:
+def _ir(section: int) -> Callable[[RunResult], Points]:
     return lambda run: finite((e["epoch"], e["ir"][section]) for e in history(run) if len(e["ir"]) > section)
 
 
 def _color(key: Key) -> str:
     role, _, way = key
-    return BLACK if role == "teacher" else _COLORS.get(way, BLACK)
+    return BLACK if role == "teacher" else WAY_COLORS.get(way, BLACK)
 
 
 def _section_style(section: int, count: int) -> tuple[str, str]:
     """Name and colour of an IR, 0-based; where a run has a single one, it is the middle section's."""
     if count == 1:
         return "middle section alone", BLACK
-    return f"section {section + 1}", SECTION_COLORS[section % len(SECTION_COLORS)]
+    return f"section {section + 1}", SERIES[section % len(SERIES)]
 
 
 def _dashes(keys: Iterable[Key]) -> dict[Key, Any]:
@@ -228,4 +207,4 @@ def _keys(ax: Any, keys: Iterable[Key], dashes: Mapping[Key, Any]) -> None:
         ax.plot([], [], color=_color(key), linewidth=1.8, label=name)
     if len({key[1] for key in students}) > 1:
         for key in students:
-            ax.plot([], [], color=GREY, linestyle=dashes[key], linewidth=1.8, label=key[1])
+            ax.plot([], [], color=LIGHT, linestyle=dashes[key], linewidth=1.8, label=key[1])

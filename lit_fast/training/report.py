@@ -12,9 +12,10 @@ import yaml
 
 from lit_fast.training import plots
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import Row, legend, load_results, markdown_table, table
+from lit_fast.training.results import Results, Row, RunResult, Runs, legend, load_results, table
 from lit_fast.training.section_plots import draw_sections
 from lit_fast.training.section_table import SECTION_COLUMNS, looked_at, section_rows
+from lit_fast.training.tables import markdown_table
 
 __all__ = ["ReportPaths", "load_results", "table", "write_report"]
 
@@ -73,8 +74,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     return ReportPaths(markdown, figure, note)
 
 
-def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None) -> str:
-    results: Sequence[Mapping[str, Any]] = content["results"]
+def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
+    results = content["results"]
     experiment: Mapping[str, Any] = content.get("experiment") or {}
     environment: Mapping[str, Any] = content.get("environment") or {}
     rows = table(results)
@@ -103,7 +104,7 @@ def _markdown(content: Mapping[str, Any], figure: Path | None, note: str | None)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _sections(results: Sequence[Mapping[str, Any]], figure: Path | None) -> list[str]:
+def _sections(results: Runs, figure: Path | None) -> list[str]:
     rows = section_rows(results)
     if not rows:
         return []
@@ -133,7 +134,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (network, training, str(row.seeds), layers, parameters, mmacs, compression, last, best, seconds, speed)
 
 
-def _run_cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _run_cells(result: RunResult) -> tuple[str, ...]:
     accuracy = result["accuracy"]
     epoch = accuracy.get("best_epoch")
     files = result.get("files") or {}

@@ -1,4 +1,4 @@
-"""What an experiment found: ``results.json`` read back, and one table row per network and way of training it."""
+"""What an experiment found: ``results.json``, and one table row per network and way of training it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lit_fast.errors import ReportError
+from lit_fast.training.files import write_json
+from lit_fast.training.tables import aligned
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 __all__ = [
     "HEADERS",
+    "Accuracy",
+    "Pruned",
+    "Results",
     "Row",
+    "RunResult",
+    "Runs",
+    "Size",
     "Spread",
-    "aligned",
     "grouped",
     "legend",
     "load_results",
-    "markdown_table",
     "percent",
+    "picked",
     "plain_table",
+    "read_results",
     "table",
     "way_of",
+    "write_results",
 ]
 
 # Two lines each, so that the table stays readable on a terminal of 100 columns.
@@ -40,6 +52,71 @@ HEADERS = (
     ("", "images/s"),
 )
 _NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
+
+
+# -- what is on disk: further keys are kept as they are -----------------------------------------------------------
+
+
+class Accuracy(TypedDict):
+    """In percent: after the last epoch, and of the weights that were best on validation. None: not measured."""
+
+    val_last: float
+    val_best: float
+    best_epoch: int
+    test_last: float | None
+    test_best: float | None
+
+
+class Pruned(TypedDict, total=False):
+    """Of a pruned network alone, whose compression is by the parameters that are not zero."""
+
+    sparsity: float
+    nonzero_parameters: int
+
+
+class Size(Pruned):
+    """Of a network: MACs in millions, for one input; compression, the teacher's parameters over its own."""
+
+    layers: int
+    parameters: int
+    mmacs: float
+    compression: float
+
+
+class RunResult(Size):
+    """How one run ended: ``result.json`` in its folder, and an entry of ``results.json``.
+
+    ``role`` is "teacher" or "student", ``model`` the network's label, ``teacher`` the name of the run that taught it,
+    ``history`` an entry for each epoch, ``files`` the weights by what they are, as paths within the run folder.
+    """
+
+    name: str
+    role: str
+    model: str
+    variant: str
+    seed: int | None
+    teacher: str | None
+    epochs: int
+    seconds: float
+    images_per_second: float | None
+    history: list[dict[str, Any]]
+    files: dict[str, str]
+    accuracy: NotRequired[Accuracy]  # of a classifier
+    macs_ratio: NotRequired[float]  # of a generator: the teacher's over its own
+    scores: NotRequired[dict[str, float | None]]  # of a generator, once all have been trained
+
+
+class Results(TypedDict):
+    """``results.json``: the experiment as it was resolved, where it ran, and its runs, the teacher's first."""
+
+    experiment: dict[str, Any]
+    environment: dict[str, Any]
+    left_out: NotRequired[list[str]]  # images that cannot be decoded
+    results: list[RunResult]
+
+
+Runs = Sequence[RunResult]
+_FILE = "results.json"
 
 
 @dataclass(frozen=True)
@@ -103,15 +180,30 @@ class Row:
         )
 
 
-def load_results(run_dir: Path) -> dict[str, Any]:
-    """The content of ``run_dir/results.json``.
+def write_results(run_dir: Path, content: Results) -> None:
+    """Write ``run_dir/results.json``, whole or not at all."""
+    write_json(run_dir / _FILE, content)
+
+
+def read_results(run_dir: Path) -> Results:
+    """The content of ``run_dir/results.json`` as it is.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not JSON.
+    """
+    content: Results = json.loads((run_dir / _FILE).read_text(encoding="utf-8"))
+    return content
+
+
+def load_results(run_dir: Path) -> Results:
+    """The content of ``run_dir/results.json``, looked through, of an experiment with classifiers.
 
     Raises:
         ReportError: there is none, or it is not what an experiment writes; names the file.
     """
-    path = run_dir / "results.json"
+    path = run_dir / _FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_results(run_dir)
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError(
             f"{path} does not exist: {run_dir} is not the run folder of an experiment, or none of its runs has ended"
@@ -131,6 +223,12 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     return content
 
 
+def picked(result: RunResult, *keys: str) -> dict[str, Any]:
+    """These of its keys, as another results file takes them over."""
+    fields: Mapping[str, Any] = result
+    return {key: fields[key] for key in keys}
+
+
 def percent(fraction: float) -> str:
     """0.955 as "95.5"."""
     return f"{100 * fraction:g}"
@@ -141,16 +239,16 @@ def way_of(variant: str, sparsity: float | None) -> str:
     return variant if sparsity is None else f"{variant}, {percent(sparsity)} % pruned"
 
 
-def grouped(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+def grouped(results: Runs) -> dict[tuple[str, str, str], list[RunResult]]:
     """Results of the same (role, model, `way_of`) together: they differ by their seed. Teachers come first."""
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[RunResult]] = {}
     for result in sorted(results, key=lambda r: r["role"] != "teacher"):
         way = way_of(result["variant"], result.get("sparsity"))
         groups.setdefault((result["role"], result["model"], way), []).append(result)
     return groups
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+def table(results: Runs) -> list[Row]:
     """One `Row` for each network and way of training it: means, and deviations over the seeds."""
     rows = []
     for (role, model, _), runs in grouped(results).items():
@@ -189,26 +287,6 @@ def plain_table(rows: Sequence[Row]) -> str:
     """The table as aligned text, for a pipe or a file."""
     lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
     return aligned(lines, left=2, rule=2)
-
-
-def aligned(lines: Sequence[Sequence[str]], *, left: int, rule: int | None = None) -> str:
-    """Cells in columns, the first ``left`` flush left, the others right; a rule below the first ``rule`` lines."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
-        for pairs in (zip(line, widths, strict=True) for line in lines)
-    ]
-    if rule is not None:
-        shown.insert(rule, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in shown)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """As ``aligned``, in Markdown; empty without rows."""
-    if not rows:
-        return ""
-    rule = ["---" if i < left else "---:" for i in range(len(columns))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *rows])
 
 
 def _text(value: Spread | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lit_fast.data import Data
 from lit_fast.errors import RunFolderError
 from lit_fast.training.files import atomic_write, write_json
+from lit_fast.training.results import RunResult
 
 _FINGERPRINT = "data.fingerprint"
 DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
@@ -113,7 +114,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def finished(self, name: str) -> dict[str, Any] | None:
+    def finished(self, name: str) -> RunResult | None:
         """The result of run ``name`` if it has ended."""
         file = self.path / "runs" / name / "result.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fast.training.curves import (
-    BLACK,
-    GREY,
-    SECTION_COLORS,
-    Points,
-    Runs,
-    curve,
-    finite,
-    history,
-    legend,
-    nothing,
-    phase_starts,
-    plain_log,
-    whole_epochs,
-)
-from lit_fast.training.files import atomic_write
+from lit_fast.training.curves import Points, curve, finite, history, phase_starts
+from lit_fast.training.figure import BLACK, DARK, LIGHT, SERIES, legend, nothing, panels, plain_log, save, whole_epochs
+from lit_fast.training.results import RunResult, Runs
 from lit_fast.training.section_table import looked_at
 
 __all__ = ["draw_sections"]
 
-_TITLES = ("IR error", "assembly gap", "KD and IR gradients")
-
-Series = Callable[[Mapping[str, Any]], Points]
+Series = Callable[[RunResult], Points]
 
 
-def draw_sections(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_sections(results: Runs, path: Path) -> None:
     """A row of three panels for each network and way of training whose sections were looked at.
 
     Raises:
@@ -41,23 +26,14 @@ def draw_sections(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups = looked_at(results)
     if not groups:
         raise ValueError("no run has section diagnostics")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15.0, 4.2 * len(groups)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    axes = figure.subplots(len(groups), 3, squeeze=False)
+    contents = {"IR error": _errors, "assembly gap": _gaps, "KD and IR gradients": _cosines}
+    figure, axes = panels(len(groups), len(contents), (15.0, 4.2 * len(groups)))
     for row, ((network, way), runs) in zip(axes, groups.items()):
-        for ax, panel, what in zip(
-            row, (_errors, _gaps, _cosines), ("IR error", "assembly gap", "KD and IR gradients")
-        ):
+        for ax, (what, panel) in zip(row, contents.items()):
             ax.set_title(f"{network} {way}: {what}", fontsize=11)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(alpha=0.25, linewidth=0.6)
-            ax.set_axisbelow(True)
             ax.set_xlabel("epoch")
             panel(ax, runs)
-    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+    save(figure, path)
 
 
 def _errors(ax: Any, runs: Runs) -> None:
@@ -66,8 +42,8 @@ def _errors(ax: Any, runs: Runs) -> None:
         curve(ax, runs, _of("teacher_fed", i), _color(i), "-")
         curve(ax, runs, _of("composed", i), _color(i), "--")
         ax.plot([], [], color=_color(i), label=f"section {i + 1}")
-    ax.plot([], [], color=GREY, linestyle="-", label="teacher-fed")
-    ax.plot([], [], color=GREY, linestyle="--", label="composed")
+    ax.plot([], [], color=LIGHT, linestyle="-", label="teacher-fed")
+    ax.plot([], [], color=LIGHT, linestyle="--", label="composed")
     plain_log(ax)
     _finish(ax, runs)
 
@@ -78,7 +54,7 @@ def _gaps(ax: Any, runs: Runs) -> None:
     for i in range(1, _count(runs)):
         curve(ax, runs, _ratio(i), _color(i), "-")
         ax.plot([], [], color=_color(i), label=f"section {i + 1}")
-    ax.axhline(1.0, color=GREY, linewidth=0.8)
+    ax.axhline(1.0, color=DARK, linewidth=0.8)
     if _count(runs) == 1:
         return nothing(ax, "one section: nothing to put together")
     _finish(ax, runs)
@@ -89,7 +65,7 @@ def _cosines(ax: Any, runs: Runs) -> None:
     if not any(map(total, runs)):
         return nothing(ax, "trained on one of the two losses alone")
     ax.set_ylabel("cosine between the gradients")
-    ax.axhline(0.0, color=GREY, linewidth=0.8)
+    ax.axhline(0.0, color=DARK, linewidth=0.8)
     for i in range(_count(runs)):
         if any(map(_of("cosines", i), runs)):
             curve(ax, runs, _of("cosines", i), _color(i), "-")
@@ -103,16 +79,16 @@ def _cosines(ax: Any, runs: Runs) -> None:
 
 def _finish(ax: Any, runs: Runs) -> None:
     for start in sorted({start for run in runs for start in phase_starts(run)}):
-        ax.axvline(start - 0.5, color=GREY, linewidth=1.0, linestyle=(0, (2, 3)))
+        ax.axvline(start - 0.5, color=DARK, linewidth=1.0, linestyle=(0, (2, 3)))
     whole_epochs(ax)
     legend(ax)
 
 
 def _color(section: int) -> str:
-    return SECTION_COLORS[section % len(SECTION_COLORS)]
+    return SERIES[section % len(SERIES)]
 
 
-def _looks(run: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+def _looks(run: RunResult) -> list[tuple[int, Mapping[str, Any]]]:
     return [(entry["epoch"], entry["sections"]) for entry in history(run) if "sections" in entry]
 
 
@@ -132,5 +108,5 @@ def _ratio(section: int) -> Series:
     )
 
 
-def _cosine_of_all(run: Mapping[str, Any]) -> Points:
+def _cosine_of_all(run: RunResult) -> Points:
     return finite((epoch, look["cosine"]) for epoch, look in _looks(run))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from lit_fast.training.results import grouped
+from lit_fast.training.results import RunResult, Runs, grouped
 
 __all__ = ["SECTION_COLUMNS", "looked_at", "section_rows"]
 
 SECTION_COLUMNS = ("network", "training", "end of phase", "section", "teacher-fed", "composed", "gap", "cosine")
 
 
-def looked_at(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+def looked_at(results: Runs) -> dict[tuple[str, str], list[RunResult]]:
     """The runs with section diagnostics, by network and way of training; what followed by pruning is left out."""
     found = {}
     for (_, network, way), runs in grouped([result for result in results if result.get("sparsity") is None]).items():
@@ -23,7 +23,7 @@ def looked_at(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], lis
     return found
 
 
-def section_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def section_rows(results: Runs) -> list[tuple[str, ...]]:
     """A row for each network, way of training, phase and section; empty where nothing was looked at."""
     rows: list[tuple[str, ...]] = []
     for (network, way), runs in looked_at(results).items():

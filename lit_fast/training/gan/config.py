@@ -19,8 +19,8 @@ GanVariant = Literal["scratch", "lit"]
 
 
 def _known(name: str) -> str:
-    if name not in models.generator_names():
-        raise ValueError(f"unknown generator {name!r}; known: {', '.join(models.generator_names())}")
+    if name not in models.names("generator"):
+        raise ValueError(f"unknown generator {name!r}; known: {', '.join(models.names('generator'))}")
     return name
 
 

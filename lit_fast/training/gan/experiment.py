@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -35,6 +34,7 @@ from lit_fast.training.gan.metrics import (
 from lit_fast.training.gan.run import GanRun, Pair
 from lit_fast.training.gan.samples import draw_grid, to_pixels
 from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.results import Results, RunResult, read_results, write_results
 from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.trainer import RunSpec
 from lit_fast.training.weights import WeightInfo, save_weights
@@ -54,8 +54,8 @@ class GanSession:
         self.loader, self.data = loader, loader.data
         self.console, self.signals = console, signals
         self.device = loader.device
-        self.results: list[dict[str, Any]] = []
-        self.scored = _scores(folder.path / "results.json")
+        self.results: list[RunResult] = []
+        self.scored = _scores(folder.path)
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
         self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
 
@@ -107,7 +107,8 @@ class GanSession:
             self.train(spec, config.model, pair, None, role="teacher")
         else:
             self.load(pair, config.checkpoint, config.discriminator)
-            self._record({**self._described(name, "teacher", config.model, "checkpoint", None, None), **_UNTRAINED})
+            described = self._described(name, "teacher", config.model, "checkpoint", None, None)
+            self._record(cast(RunResult, {**described, **_UNTRAINED}))
         pair.generator.eval().requires_grad_(False)
         pair.discriminator.eval().requires_grad_(False)
         self.shown = {"teacher": pair.generator.model}
@@ -124,7 +125,7 @@ class GanSession:
             ended = run.run()
             for which, network in (("generator", pair.generator.model), ("discriminator", pair.discriminator)):
                 save_weights(files[which], network.state_dict(), self._info(model, which))
-            done = {
+            result = {
                 **self._described(spec.name, role, model, spec.variant, spec.seed, teacher and teacher[0]),
                 "epochs": spec.epochs,
                 "seconds": ended.seconds,
@@ -132,6 +133,7 @@ class GanSession:
                 "history": ended.history,
                 "files": {which: path.relative_to(self.folder.path).as_posix() for which, path in files.items()},
             }
+            done = cast(RunResult, result)
             write_json(folder / "result.json", done)
         else:
             self.load(pair, files["generator"], files["discriminator"])
@@ -223,25 +225,26 @@ class GanSession:
     def _test(self) -> Iterator[Batch]:
         return self.loader.eval_batches("test", batch_size=_EVAL_BATCH)
 
-    def _record(self, result: dict[str, Any]) -> None:
+    def _record(self, result: RunResult) -> None:
         known = self.scored.get(result["name"])
         self.results.append(result if known is None else {**result, "scores": known})
         self._write()
 
     def _write(self) -> None:
-        content = {
+        content: Results = {
             "experiment": self.experiment.model_dump(mode="json"),
             "environment": describe_environment(self.device),
             "results": self.results,
         }
-        write_json(self.folder.path / "results.json", content)
+        write_results(self.folder.path, content)
 
 
-def _scores(path: Path) -> dict[str, dict[str, Any]]:
+def _scores(folder: Path) -> dict[str, dict[str, float | None]]:
     """By run, what an earlier call of the same experiment found."""
-    if not path.exists():
+    try:
+        results = read_results(folder)["results"]
+    except FileNotFoundError:
         return {}
-    results = json.loads(path.read_text(encoding="utf-8"))["results"]
     return {result["name"]: result["scores"] for result in results if "scores" in result}
 
 
@@ -255,7 +258,7 @@ def run_gan_experiment(
     resume: bool = False,
     console: Console | None = None,
     teacher_only: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[RunResult]:
     """Train (or load) the teacher, then every student; what has ended before is not done again.
 
     Args:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from lit_fast.training.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import aligned
+from lit_fast.training.results import Results, RunResult, Runs, read_results
+from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
 
@@ -23,22 +23,20 @@ LEGEND = (
     "reconstruction: mean absolute difference of an image translated there and back, of values in -1..1; to teacher: "
     "the same between the network's and the teacher's translations. IS, FID: inception score and Fréchet distance."
 )
-_COLORS = {"scratch": "#7f7f7f", "lit": "#d55e00", "teacher": "#0072b2"}
 
 
 def is_gan(folder: Path) -> bool:
     """Whether ``results.json`` of ``folder`` is of a StarGAN experiment; false where it cannot be read."""
     try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return bool(content["experiment"].get("task") == "gan")
+        return bool(read_results(folder)["experiment"].get("task") == "gan")
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
 def conclude(folder: Path) -> str:
     """Write the report of ``folder``; returns the table and where everything lies, as text."""
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    results: Sequence[Mapping[str, Any]] = content["results"]
+    content = read_results(folder)
+    results = content["results"]
     lines = [table(results), LEGEND, ""]
     figure: Path | None = folder / "report.png"
     try:
@@ -56,12 +54,12 @@ def conclude(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Runs) -> str:
     """One aligned line per run."""
     return aligned([_COLUMNS, *(_cells(result) for result in results)], left=2, rule=1)
 
 
-def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(result: RunResult) -> tuple[str, ...]:
     scores: Mapping[str, float | None] = result.get("scores") or {}
     return (
         result["model"],
@@ -84,23 +82,19 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(results: Runs, path: Path) -> None:
     """Losses over the epochs: the IR loss of the LIT phases, and cycle and attributes of the adversarial ones.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     titles = {
         "lit": "IR loss (LIT phase)",
         "generator_reconstruction": "reconstruction loss",
         "generator_attributes": "attribute loss of generated images",
     }
-    for place, (key, title) in zip(figure.subplots(1, len(titles)), titles.items()):
+    figure, axes = panels(1, len(titles), (12.0, 3.6))
+    for ax, (key, title) in zip(axes[0], titles.items()):
         for result in results:
             name = "teacher" if result["role"] == "teacher" else result["variant"]
             for field, style in ((key, "-"), (f"val_{'ir' if key == 'lit' else key}", ":")):
@@ -112,29 +106,28 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if points:
                     label = f"{name}, {result['model']}" + (" (validation)" if style == ":" else "")
                     marker = "o" if len(points) < 2 else None
-                    place.plot(*zip(*points), style, color=_COLORS[name], label=label, marker=marker)
-        place.set_title(title)
-        place.set_xlabel("epoch of the run")
-        place.set_yscale("log" if key == "lit" else "linear")
-        if place.lines:
-            place.legend(fontsize="small")
-    atomic_write(path, lambda p: figure.savefig(p, format="png", dpi=110))
+                    ax.plot(*zip(*points), style, color=WAY_COLORS[name], label=label, marker=marker)
+        ax.set_title(title)
+        ax.set_xlabel("epoch of the run")
+        whole_epochs(ax)
+        if key == "lit":
+            plain_log(ax)
+        if ax.lines:
+            legend(ax)
+    save(figure, path)
 
 
-def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
-    results = content["results"]
-    rule = "|" + "---|" * len(_COLUMNS)
-    rows = ["| " + " | ".join(row) + " |" for row in (_COLUMNS, *(_cells(result) for result in results))]
-    environment = [f"| {key} | {value} |" for key, value in content["environment"].items()]
+def _markdown(content: Results, figure: Path | None) -> str:
+    environment = [(key, str(value)) for key, value in content["environment"].items()]
     experiment = yaml.safe_dump(content["experiment"], sort_keys=False, allow_unicode=True).rstrip()
     parts = [
         f"# lit_fast: {content['experiment']['recipe']} on {content['experiment']['data']['name']}",
-        "\n".join([rows[0], rule, *rows[1:]]),
+        markdown_table(_COLUMNS, [_cells(result) for result in content["results"]], left=None),
         LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
         "## Environment",
-        "\n".join(["| | |", "|---|---|", *environment]),
+        markdown_table(("", ""), environment, left=None),
         "## Config",
         f"```yaml\n{experiment}\n```",
     ]

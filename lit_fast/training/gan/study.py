@@ -13,7 +13,7 @@ from rich.console import Console
 from lit_fast.data.celeba import ATTRIBUTES, CROP, SIZE, TEST_SIZE
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.report import LEGEND
-from lit_fast.training.results import Spread
+from lit_fast.training.results import Spread, picked, read_results
 from lit_fast.training.study.plan import Budget, Planned, Study
 from lit_fast.training.study.view import View, dots
 
@@ -82,21 +82,10 @@ def head(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
 
 def found(folder: Path) -> dict[str, Any]:
     """What the results file keeps of a generator's run."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
-    kept = (
-        "layers",
-        "parameters",
-        "mmacs",
-        "compression",
-        "macs_ratio",
-        "scores",
-        "epochs",
-        "seconds",
-        "images_per_second",
-    )
-    teacher, student = results
+    teacher, student = read_results(folder)["results"]
+    sizes = ("layers", "parameters", "mmacs", "compression", "macs_ratio")
     return {
-        **{key: student[key] for key in kept},
+        **picked(student, *sizes, "scores", "epochs", "seconds", "images_per_second"),
         "test_images": json.loads((folder / "data.json").read_text(encoding="utf-8"))["test.count"],
         "teacher": {"network": teacher["model"], "scores": teacher["scores"]},
     }

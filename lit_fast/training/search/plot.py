@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lit_fast.training.files import atomic_write
+from lit_fast.training.figure import BLUE, VERMILION, panels, save
 
 __all__ = ["draw"]
 
@@ -18,28 +18,22 @@ def draw(path: Path) -> Path:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     content = json.loads(path.read_text(encoding="utf-8"))
-    figure = Figure(figsize=(12.0, 4.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    for ax, name in zip(figure.subplots(1, 3, sharey=content["mode"] == "joint"), _NAMES):
+    figure, axes = panels(1, len(_NAMES), (12.0, 4.0), sharey=content["mode"] == "joint")
+    for ax, name in zip(axes[0], _NAMES):
         rows = [row for row in content["trials"] if row["stage"] == name or content["mode"] == "joint"]
         points = sorted((row[name], row["val_accuracy"]) for row in rows)
         line = "-" if content["mode"] == "sequential" else ""
-        ax.plot(*zip(*points), marker="o", linestyle=line, color="#0072b2", label="tried")
+        ax.plot(*zip(*points), marker="o", linestyle=line, color=BLUE, label="tried")
         best = content.get("best", {}).get(name)
         chosen = [accuracy for value, accuracy in points if value == best]
         if chosen:
-            ax.plot([best], [max(chosen)], marker="*", markersize=15, color="#d55e00", linestyle="", label="chosen")
+            ax.plot([best], [max(chosen)], marker="*", markersize=15, color=VERMILION, linestyle="", label="chosen")
         ax.set_xlabel(name)
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
         ax.legend(fontsize=8)
-    figure.axes[0].set_ylabel("validation accuracy, best epoch (%)")
+    axes[0, 0].set_ylabel("validation accuracy, best epoch (%)")
     experiment = content["experiment"]
     figure.suptitle(f"Search, {content['mode']}: {experiment['recipe']} on {experiment['data']['name']}", fontsize=11)
     out = path.with_suffix(".png")
-    atomic_write(out, lambda p: figure.savefig(p, format="png"))
+    save(figure, out)
     return out

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_fast.errors import ReportError
-from lit_fast.training.curves import plain_log
+from lit_fast.training.figure import MARKERS, SERIES, panels, plain_log, save
 from lit_fast.training.files import atomic_write
 from lit_fast.training.gan import study as generators
-from lit_fast.training.results import Spread, aligned, markdown_table, way_of
-from lit_fast.training.study.view import COLORS, MARKERS, View, dots
+from lit_fast.training.results import Spread, way_of
+from lit_fast.training.study.view import View, dots
+from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
 
@@ -195,19 +196,12 @@ def _markdown(content: dict[str, Any], view: View, figure: Path | None) -> str:
 
 
 def _draw(content: dict[str, Any], view: View, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.0 + 5.6 * len(view.panels), 4.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, no display
-    for ax, panel in zip(figure.subplots(1, len(view.panels), squeeze=False)[0], view.panels):
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+    figure, axes = panels(1, len(view.panels), (1.0 + 5.6 * len(view.panels), 4.8))
+    for ax, panel in zip(axes[0], view.panels):
         panel(ax)
     name, about = content["budget"]["name"], ", ".join(content["dataset"])
     figure.suptitle(f"{content['title']}: {about}, budget {name}", fontsize=12)
-    atomic_write(path, lambda p: figure.savefig(p, format="png"))
+    save(figure, path)
     return path
 
 
@@ -282,7 +276,7 @@ def _curve(ax: Any, points: Sequence[Line], x: Any, label: str, color: int, mark
         [x(line) for line in points],
         [line.last.mean for line in points if line.last is not None],
         yerr=[(line.last.deviation or 0.0) for line in points if line.last is not None],
-        color=COLORS[color % len(COLORS)],
+        color=SERIES[color % len(SERIES)],
         marker=MARKERS[marker % len(MARKERS)],
         capsize=3,
         label=label,

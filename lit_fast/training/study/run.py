@@ -24,7 +24,7 @@ from lit_fast.training.files import atomic_write, write_json
 from lit_fast.training.gan import study as generators
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.identity import digest
-from lit_fast.training.results import load_results
+from lit_fast.training.results import load_results, picked
 from lit_fast.training.study.plan import Budget, GanScores, Planned, Study
 
 __all__ = ["planned_content", "run_study"]
@@ -151,12 +151,11 @@ def _found(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     student = next((r for r in results if (r["role"], r["model"], r.get("sparsity")) == wanted), None)
     if student is None:
         return None
-    kept = ("layers", "parameters", "mmacs", "compression", "accuracy", "epochs", "seconds", "images_per_second")
-    pruned = {} if entry.get("sparsity") is None else {"nonzero_parameters": student["nonzero_parameters"]}
+    sizes = ("layers", "parameters", "mmacs", "compression")
+    pruned = () if entry.get("sparsity") is None else ("nonzero_parameters",)
     teacher = next(r for r in results if r["role"] == "teacher")
     return {
-        **{key: student[key] for key in kept},
-        **pruned,
+        **picked(student, *sizes, "accuracy", "epochs", "seconds", "images_per_second", *pruned),
         "teacher": {"network": teacher["model"], "accuracy": teacher["accuracy"]},
     }
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lit_fast.training.figure import MARKERS, SERIES
 from lit_fast.training.results import Spread
 
-__all__ = ["COLORS", "MARKERS", "View", "dots"]
-
-# Okabe and Ito's palette.
-COLORS = ("#d55e00", "#0072b2", "#7f7f7f", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+__all__ = ["View", "dots"]
 
 
 class View(NamedTuple):
@@ -42,7 +39,7 @@ def dots(ax: Any, labels: Sequence[str], series: Mapping[str, Sequence[Spread | 
             [place + 0.12 * (2 * number - len(known) + 1) for place, _ in there],
             xerr=[spread.deviation or 0.0 for _, spread in there],
             fmt=MARKERS[number],
-            color=COLORS[number],
+            color=SERIES[number],
             capsize=3,
             label=name,
         )

@@ -1,0 +1,45 @@
+"""Rows of cells as a table: aligned text, or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+__all__ = ["aligned", "markdown_table"]
+
+
+def aligned(
+    lines: Sequence[Sequence[str]], *, left: int | Collection[int], rule: int | None = None, least: Sequence[int] = ()
+) -> str:
+    """Cells in columns, two spaces apart.
+
+    Args:
+        lines: rows of equally many cells.
+        left: how many columns at the start are flush left, or which; the others are flush right.
+        rule: lines above the rule; None: no rule.
+        least: the columns' least widths.
+    """
+    flush_left = range(left) if isinstance(left, int) else left
+    least = least or [0] * len(lines[0])
+    widths = [max(width, *map(len, column)) for width, *column in zip(least, *lines, strict=True)]
+    rows = [
+        "  ".join(cell.ljust(width) if i in flush_left else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in lines)
+    ]
+    if rule is not None:
+        rows.insert(rule, "  ".join("-" * width for width in widths))
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int | None = 1) -> str:
+    """In Markdown, the columns but the first ``left`` flush right; empty without rows. None: no column is aligned."""
+    if not rows:
+        return ""
+    if left is None:
+        head = [_markdown_row(columns).replace("  |", " |"), "|" + "---|" * len(columns)]
+    else:
+        head = [_markdown_row(columns), _markdown_row(["---" if i < left else "---:" for i in range(len(columns))])]
+    return "\n".join([*head, *map(_markdown_row, rows)])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
