@@ -38,8 +38,8 @@
 #define LIT_CUDA_ARCHS ""
 #endif
 
-// What this file was built with. lit_fast/build.py finds it by its first word in the file BEFORE it loads it, because
-// to load a library that was built for another torch is to crash.
+// What this file was built with. lit_fast/extension.py finds it by its first word in the file BEFORE it loads it,
+// because to load a library that was built for another torch is to crash.
 static const char lit_fast_build[] =
     "lit_fast-build;torch=" TORCH_VERSION ";compiler=" LIT_COMPILER ";openmp=" LIT_OPENMP ";cxx11_abi=" LIT_CXX11_ABI
     ";cuda=" LIT_CUDA ";cuda_archs=" LIT_CUDA_ARCHS ";";

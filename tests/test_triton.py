@@ -44,8 +44,8 @@ from lit_fast.functional import ir_loss  # torch's own compiler, which this need
 ir_loss([torch.zeros(3)], [torch.ones(3)])
 ir_loss([torch.zeros(3)], [torch.ones(3)], backend="eager")
 assert not {"lit_fast.kernels", "lit_fast.backends.triton"} & set(sys.modules)
-import lit_fast.backends.triton, lit_fast.kernels
-assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch"} & set(sys.modules)
+import lit_fast.backends.triton, lit_fast.kernels.support
+assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch", "lit_fast.kernels.loss"} & set(sys.modules)
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
