@@ -663,6 +663,7 @@ def test_errors_name_the_section_and_both_shapes() -> None:
     [
         ({"teacher_irs": []}, ValueError, "as many teacher IRs as student IRs, got 3 from the student and 0"),
         ({"student_irs": [], "teacher_irs": []}, ValueError, "beta = 0.75 needs IRs, got none"),
+        ({"student_irs": [], "teacher_irs": [], "student_logits": None}, ValueError, "expected IRs or student_logits"),
         ({"student_logits": None}, ValueError, "needs student_logits, got None"),
         ({"teacher_logits": None}, ValueError, "needs teacher_logits, got None"),
         ({"labels": None}, ValueError, "needs labels, got None"),
