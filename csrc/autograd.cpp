@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/FunctionRef.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
@@ -20,25 +21,11 @@ namespace lit_fast {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-using Optional = const std::optional<at::Tensor>&;
-using LitLoss = std::tuple<at::Tensor, Tensors, at::Tensor>(at::TensorList, at::TensorList, Optional, Optional,
-                                                            Optional, Optional, Optional, at::ArrayRef<double>, int64_t,
-                                                            double, double, double, bool, int64_t, double, bool);
 using Rescale = void(at::TensorList, const at::Tensor&, Optional);
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-LitLossResult compute(const LitLossArgs& a, bool need_grad) {
-  static const auto op = find_op<LitLoss>("lit_fast::lit_loss");
-  const at::AutoDispatchBelowADInplaceOrView below;
-  auto [parts, ir_grads, logits_grad] =
-      op.call(a.student_irs, a.teacher_irs, a.student_logits, a.teacher_logits, a.labels, a.class_weight, a.grad_scale,
-              a.section_weights, a.ir_kind, a.alpha, a.beta, a.tau, a.tau_squared, a.ignore_index, a.label_smoothing,
-              need_grad);
-  return {std::move(parts), std::move(ir_grads), std::move(logits_grad)};
 }
 
 // parts[0] as a tensor of its own, which may be changed in place: the same memory, yet no view that autograd knows of.
@@ -70,6 +57,7 @@ void rescale(Tensors& grads, const at::Tensor& grad_total, const at::Tensor& gra
 
 struct Call {
   const LitLossArgs& args;
+  c10::function_ref<LitLossResult(bool need_grad)> compute;
   at::Tensor parts;  // [3 + k]: what forward gives beside the total; no output of the node, as it has no gradient
 };
 
@@ -79,7 +67,7 @@ struct LitLossBackward : torch::autograd::Function<LitLossBackward> {
 
   // student_irs, student_logits: those of the call, as arguments of their own for autograd to find.
   static at::Tensor forward(Context* ctx, at::TensorList, Optional student_logits, Call* call) {
-    LitLossResult result = compute(call->args, /*need_grad=*/true);
+    LitLossResult result = call->compute(/*need_grad=*/true);
     Tensors saved = std::move(result.ir_grads);
     saved.push_back(student_logits ? result.logits_grad : at::Tensor());
     saved.push_back(call->args.grad_scale.value_or(at::Tensor()));
@@ -117,25 +105,27 @@ bool needs_gradient(const LitLossArgs& args) {
                                         std::any_of(args.student_irs.begin(), args.student_irs.end(), requires_grad));
 }
 
-std::tuple<at::Tensor, at::Tensor> lit_loss_total(at::TensorList student_irs, at::TensorList teacher_irs,
-                                                  Optional student_logits, Optional teacher_logits, Optional labels,
-                                                  Optional class_weight, Optional grad_scale,
-                                                  at::ArrayRef<double> section_weights, int64_t ir_kind, double alpha,
-                                                  double beta, double tau, bool tau_squared, int64_t ignore_index,
-                                                  double label_smoothing) {
-  const LitLossArgs args{student_irs, teacher_irs,     student_logits,  teacher_logits, labels, class_weight,
-                         grad_scale,  section_weights, ir_kind,         alpha,          beta,   tau,
-                         tau_squared, ignore_index,    label_smoothing, false};
+template <typename... Arguments>
+std::tuple<at::Tensor, at::Tensor> lit_loss_total(Arguments... arguments) {
+  const LitLossArgs args{arguments...};
+  const auto compute = [&](bool need_grad) -> LitLossResult {
+    static const auto op = find_op<LitLoss>("lit_fast::lit_loss");
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [parts, ir_grads, logits_grad] = op.call(arguments..., need_grad);
+    return {std::move(parts), std::move(ir_grads), std::move(logits_grad)};
+  };
   if (needs_gradient(args)) {
-    Call call{args, {}};
-    at::Tensor total = LitLossBackward::apply(student_irs, student_logits, &call);
+    Call call{args, compute, {}};
+    at::Tensor total = LitLossBackward::apply(args.student_irs, args.student_logits, &call);
     return {std::move(total), std::move(call.parts)};
   }
-  const at::Tensor parts = compute(args, /*need_grad=*/false).parts;
+  const at::Tensor parts = compute(/*need_grad=*/false).parts;
   return {total_of(parts), parts};
 }
 
 }  // namespace
 }  // namespace lit_fast
 
-TORCH_LIBRARY_IMPL(lit_fast, CompositeImplicitAutograd, m) { m.impl("lit_loss_total", &lit_fast::lit_loss_total); }
+TORCH_LIBRARY_IMPL(lit_fast, CompositeImplicitAutograd, m) {
+  m.impl("lit_loss_total", static_cast<lit_fast::LitLossTotal*>(&lit_fast::lit_loss_total));
+}

@@ -1,9 +1,10 @@
-// Schemas of the ops and the checks that all devices share.
+// The checks of the loss, which all devices share.
 #include <torch/library.h>
 
 #include <algorithm>
 #include <string>
 
+#include "csrc/checks.h"
 #include "csrc/lit_loss.h"
 #include "kernels/math.h"
 
@@ -73,13 +74,51 @@ void check_rows(const LitLossArgs& args) {
   }
 }
 
+void check_devices(const LitLossArgs& args) {
+  const at::Device device = device_of(args);
+  for (size_t i = 0; i < args.student_irs.size(); ++i) {
+    check_device(args.student_irs[i], device, "lit_loss: section ", i + 1, ", student IR");
+    check_device(args.teacher_irs[i], device, "lit_loss: section ", i + 1, ", teacher IR");
+  }
+  const auto check_given = [&device](const char* what, Optional tensor) {
+    if (tensor) {
+      check_device(*tensor, device, "lit_loss: ", what);
+    }
+  };
+  check_given("teacher_logits", args.teacher_logits);
+  check_given("labels", args.labels);
+  check_given("class_weight", args.class_weight);
+  check_given("grad_scale", args.grad_scale);
+}
+
+void check_label_values(const LitLossArgs& args) {
+  const at::Tensor labels = args.labels->to(at::kLong).contiguous();
+  const int64_t* data = labels.const_data_ptr<int64_t>();
+  const int64_t classes = args.student_logits->size(1);
+  for (int64_t row = 0; row < labels.numel(); ++row) {
+    TORCH_CHECK_INDEX((data[row] >= 0 && data[row] < classes) || data[row] == args.ignore_index,
+                      "lit_loss: labels: label ", data[row], " of row ", row, " is out of range; expected 0 to ",
+                      classes - 1, ", or ignore_index = ", args.ignore_index);
+  }
+}
+
 }  // namespace
 
 void check(const LitLossArgs& args) {
+  TORCH_CHECK_VALUE(args.student_logits || !args.student_irs.empty(),
+                    "lit_loss: expected IRs or student_logits, got neither");
   check_sections(args);
   check_rows(args);
   TORCH_CHECK_VALUE(!args.grad_scale || args.grad_scale->numel() == 1,
                     "lit_loss: grad_scale: expected one number, got ", args.grad_scale->sizes());
+  check_devices(args);
+  if (args.student_logits && args.labels && args.labels->is_cpu()) {
+    check_label_values(args);
+  }
+}
+
+at::Device device_of(const LitLossArgs& args) {
+  return args.student_logits ? args.student_logits->device() : args.student_irs[0].device();
 }
 
 at::ScalarType compute_dtype(const LitLossArgs& args) {
@@ -92,22 +131,8 @@ at::ScalarType compute_dtype(const LitLossArgs& args) {
 
 }  // namespace lit_fast
 
+// The schemas of the loss's ops are in lit_fast/backends/ops.py; of this one see lit_fast/data/gather.py.
 TORCH_LIBRARY(lit_fast, m) {
-  m.def(
-      "lit_loss(Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, "
-      "Tensor? labels, Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, "
-      "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing, bool need_grad) "
-      "-> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
-      {at::Tag::pt2_compliant_tag});
-  // See csrc/autograd.cpp.
-  m.def(
-      "lit_loss_total(Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, "
-      "Tensor? labels, Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, "
-      "float beta, float tau, bool tau_squared, int ignore_index, float label_smoothing) "
-      "-> (Tensor total, Tensor parts)");
-  // grads *= factor / scale, the quotient in float64; not touched where that is 1.
-  m.def("rescale_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", {at::Tag::pt2_compliant_tag});
-  // See lit_fast/data/gather.py.
   m.def(
       "gather_batch(Tensor position, Tensor plan, Tensor images, Tensor? levels, int pad, int first, Tensor(a!) out, "
       "Tensor(b!) labels) -> ()",

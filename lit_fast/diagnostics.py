@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fast.backends import Inputs
 from lit_fast.dryrun import untouched
 from lit_fast.functional import compute
 from lit_fast.passes import StudentPasses
@@ -88,17 +89,17 @@ def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = N
             composed, logits = passes.composed(step.passes.laid_out(images))
             fed = [composed[0], *(passes.fed(i, target) for i, target in enumerate(targets[:-1], 1))]
             alone = dataclasses.replace(step.options, beta=0.0, section_weights=None)
-            errors = [compute(irs, targets, None, None, None, None, None, alone, "eager").ir for irs in (fed, composed)]
+            errors = [compute(Inputs(irs, targets), alone, "eager").ir for irs in (fed, composed)]
             cosines: list[float | None] = [None] * len(fed)
             cosine = None
             if step.ir_sections and step.options.beta > 0.0:
                 kd = dataclasses.replace(step.options, beta=1.0, section_weights=None)
-                weight = step.criterion.class_weight
-                kd_loss = compute(None, None, logits, teacher_logits, labels, weight, None, kd, "eager").total
+                rows = Inputs((), (), logits, teacher_logits, labels, step.criterion.class_weight)
+                kd_loss = compute(rows, kd, "eager").total
                 ir = dataclasses.replace(step.options, beta=0.0)
                 compared = fed if step.teacher_fed else composed
-                pairs = [compared[i] for i in step.ir_sections], [targets[i] for i in step.ir_sections]
-                ir_loss = compute(*pairs, None, None, None, None, None, ir, "eager").total
+                irs = Inputs([compared[i] for i in step.ir_sections], [targets[i] for i in step.ir_sections])
+                ir_loss = compute(irs, ir, "eager").total
                 found, cosine = _cosines(kd_loss, ir_loss, [student.sections[i] for i in step.ir_sections])
                 for i, value in zip(step.ir_sections, found):
                     cosines[i] = value

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lit_fast import backends
-from lit_fast.backends import LossOptions, LossParts
-from lit_fast.backends.checks import Inputs, check_inputs, device_of
+from lit_fast.backends import Inputs, LossOptions, LossParts
+from lit_fast.backends.checks import check_inputs
+from lit_fast.backends.options import device_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,7 +111,7 @@ def lit_loss(
         label_smoothing: in [0, 1], of CE.
         grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). The result is the same
             without it, but a fused backend that knows it saves a float32 copy of every float16 student tensor.
-        backend: ``"auto"``, ``"native"`` or ``"eager"``; see ``lit_fast.backends``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; see ``lit_fast.backends``.
         return_parts: return ``LossParts`` instead; its ``total`` is the loss.
 
     Returns:
@@ -132,19 +133,10 @@ def lit_loss(
         >>> print(f"{loss:.4f}")  # 0.75 * 0.95 * log(10) + 0.25 * 1
         1.8906
     """
-    options = LossOptions(
-        ir=ir,
-        alpha=alpha,
-        beta=beta,
-        tau=tau,
-        tau_squared=tau_squared,
-        section_weights=section_weights,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-    )
-    parts = compute(
-        student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale, options, backend
-    )
+    options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing)
+    # IRs that are None are refused, or not looked at, by check_inputs.
+    inputs = Inputs(student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale)  # type: ignore[arg-type]
+    parts = compute(inputs, options, backend)
     return parts if return_parts else parts.total
 
 
@@ -184,7 +176,8 @@ def kd_loss(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
     )
-    return compute(None, None, student_logits, teacher_logits, labels, class_weight, grad_scale, options, backend).total
+    inputs = Inputs((), (), student_logits, teacher_logits, labels, class_weight, grad_scale)
+    return compute(inputs, options, backend).total
 
 
 def ir_loss(
@@ -210,31 +203,19 @@ def ir_loss(
         tensor(5.)
     """
     options = LossOptions(ir=ir, beta=0.0, section_weights=section_weights)
-    return compute(student_irs, teacher_irs, None, None, None, None, grad_scale, options, backend).total
+    return compute(Inputs(student_irs, teacher_irs, grad_scale=grad_scale), options, backend).total
 
 
-def compute(
-    student_irs: IRs,
-    teacher_irs: IRs,
-    student_logits: Tensor | None,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    class_weight: Tensor | None,
-    grad_scale: Tensor | None,
-    options: LossOptions,
-    backend: str = "auto",
-) -> LossParts:
+def compute(inputs: Inputs, options: LossOptions, backend: str = "auto") -> LossParts:
     """Check the tensors, pick the backend for their device and compute: what the functions and modules share.
 
-    Arguments, results and errors are those of ``lit_loss``, with the settings in `options`.
+    Results and errors are those of ``lit_loss``.
     """
-    inputs = check_inputs(
-        student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale, options
-    )
+    inputs = check_inputs(inputs, options)
     choice = backends.select(device_of(inputs), backend)
     if choice.name != "eager" and inputs.grad_scale is None:
         inputs = _with_float32_gradients(inputs)
-    return choice.lit_loss(*inputs, options)
+    return choice.lit_loss(inputs, options)
 
 
 def _with_float32_gradients(inputs: Inputs) -> Inputs:
@@ -247,13 +228,6 @@ def _with_float32_gradients(inputs: Inputs) -> Inputs:
     def widened(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype == torch.float16 and tensor.requires_grad else tensor
 
-    logits = inputs.student_logits
-    return Inputs(  # not _replace: torch 2.6 cannot trace it
-        [widened(ir) for ir in inputs.student_irs],
-        inputs.teacher_irs,
-        None if logits is None else widened(logits),
-        inputs.teacher_logits,
-        inputs.labels,
-        inputs.class_weight,
-        inputs.grad_scale,
-    )
+    student_irs, teacher_irs, logits, *others = inputs
+    logits = None if logits is None else widened(logits)
+    return Inputs([widened(ir) for ir in student_irs], teacher_irs, logits, *others)

@@ -105,9 +105,9 @@ def _plain(norm: nn.Module) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def _available(device_type: str, index: int | None) -> tuple[bool, str]:
-    from lit_fast.backends import triton
+    from lit_fast.kernels import support
 
-    return triton.available(device_type, index)
+    return support.available(device_type, index)
 
 
 # --- the kernels as a function that autograd knows
@@ -146,8 +146,8 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         relu: bool,
     ) -> Tensor:
-        from lit_fast.backends.triton import on_device
         from lit_fast.kernels.batch_norm import Forward, forward_launches
+        from lit_fast.kernels.support import on_device
 
         y = torch.empty_like(x, memory_format=torch.channels_last)
         computed = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -165,8 +165,8 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        from lit_fast.backends.triton import on_device
         from lit_fast.kernels.batch_norm import Backward, backward_launches
+        from lit_fast.kernels.support import on_device
 
         x, y, weight, bias, moments = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)

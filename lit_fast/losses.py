@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lit_fast import backends
-from lit_fast.backends import LossOptions, LossParts
+from lit_fast.backends import Inputs, LossOptions, LossParts
 from lit_fast.functional import IRs, compute
 
 __all__ = ["IRLoss", "KDLoss", "LITLoss"]
@@ -52,26 +52,8 @@ class _Loss(nn.Module):
         """Take ``parts`` for those of the last call: a graph that is replayed repeats the call without making it."""
         object.__setattr__(self, "_parts", parts)
 
-    def _compute(
-        self,
-        student_irs: IRs,
-        teacher_irs: IRs,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        grad_scale: Tensor | None,
-    ) -> Tensor:
-        total, ce, kl, ir = compute(
-            student_irs,
-            teacher_irs,
-            student_logits,
-            teacher_logits,
-            labels,
-            self.class_weight,
-            grad_scale,
-            self.options,
-            self.backend,
-        )
+    def _compute(self, inputs: Inputs) -> Tensor:
+        total, ce, kl, ir = compute(inputs, self.options, self.backend)
         # clone: `loss /= steps` must not change it. object's: Module looks for parameters in all that is set, for 5 us.
         object.__setattr__(self, "_parts", LossParts(total.detach().clone(), ce, kl, ir))
         return total
@@ -112,7 +94,7 @@ class LITLoss(_Loss):
         class_weight: weights >= 0 of the classes in CE, [C], floating; kept as a buffer, so ``.to(device)`` moves it.
         ignore_index: rows with this label give no CE.
         label_smoothing: in [0, 1], of CE.
-        backend: ``"auto"``, ``"native"`` or ``"eager"``; see ``lit_fast.backends``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; see ``lit_fast.backends``.
 
     Raises:
         TypeError, ValueError: a setting is wrong; the message names it.
@@ -143,16 +125,7 @@ class LITLoss(_Loss):
         label_smoothing: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        options = LossOptions(
-            ir=ir,
-            alpha=alpha,
-            beta=beta,
-            tau=tau,
-            tau_squared=tau_squared,
-            section_weights=section_weights,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        )
+        options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing)
         super().__init__(options, class_weight, backend)
 
     def forward(
@@ -166,7 +139,8 @@ class LITLoss(_Loss):
         grad_scale: Tensor | None = None,
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.functional.lit_loss``."""
-        return self._compute(student_irs, teacher_irs, student_logits, teacher_logits, labels, grad_scale)
+        inputs = Inputs(student_irs, teacher_irs, student_logits, teacher_logits, labels, self.class_weight, grad_scale)  # type: ignore[arg-type]
+        return self._compute(inputs)
 
     def extra_repr(self) -> str:
         return self._repr("alpha", "beta", "tau", "ir", "tau_squared", "section_weights", *_CE_SETTINGS)
@@ -219,7 +193,7 @@ class KDLoss(_Loss):
         grad_scale: Tensor | None = None,
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.functional.kd_loss``."""
-        return self._compute(None, None, student_logits, teacher_logits, labels, grad_scale)
+        return self._compute(Inputs((), (), student_logits, teacher_logits, labels, self.class_weight, grad_scale))
 
     def extra_repr(self) -> str:
         return self._repr("alpha", "tau", "tau_squared", *_CE_SETTINGS)
@@ -249,7 +223,7 @@ class IRLoss(_Loss):
         self, student_irs: Sequence[Tensor], teacher_irs: Sequence[Tensor], *, grad_scale: Tensor | None = None
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.functional.ir_loss``."""
-        return self._compute(student_irs, teacher_irs, None, None, None, grad_scale)
+        return self._compute(Inputs(student_irs, teacher_irs, grad_scale=grad_scale))
 
     def extra_repr(self) -> str:
         return self._repr("ir", "section_weights")

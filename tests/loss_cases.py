@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fast.backends import LossOptions, LossParts, eager
+from lit_fast.backends import Inputs, LossOptions, LossParts, eager
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = (F64, F32, F16, BF16)
@@ -21,7 +21,7 @@ IR_KINDS = ("l2", "l1", "smooth_l1")
 LAYOUTS = ("contiguous", "channels_last", "mixed", "expanded", "offset", "sliced")
 INF, NAN = float("inf"), float("nan")
 
-LitLoss = Callable[..., LossParts]
+LitLoss = Callable[[Inputs, LossOptions], LossParts]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass
 class Problem:
-    """The tensors of one loss, as backends take them."""
+    """The tensors of one loss, to be changed."""
 
     student_irs: list[Tensor]
     teacher_irs: list[Tensor]
@@ -61,14 +61,14 @@ class Problem:
     class_weight: Tensor | None
     grad_scale: Tensor | None
 
-    def arguments(self) -> tuple[Any, ...]:
-        return tuple(vars(self).values())
+    def inputs(self) -> Inputs:
+        return Inputs(**vars(self))
 
     def leaves(self) -> list[Tensor]:
         return [*self.student_irs, *([] if self.student_logits is None else [self.student_logits])]
 
     def tensors(self) -> list[Tensor]:
-        flat = [*self.student_irs, *self.teacher_irs, *self.arguments()[2:]]
+        flat = [*self.student_irs, *self.teacher_irs, *self.inputs()[2:]]
         return [tensor for tensor in flat if tensor is not None]
 
     def double(self) -> Problem:
@@ -80,7 +80,7 @@ class Problem:
             return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
         irs = [[wide(ir) for ir in side] for side in (self.student_irs, self.teacher_irs)]
-        return Problem(*irs, *(wide(tensor) for tensor in self.arguments()[2:]))  # type: ignore[arg-type]
+        return Problem(*irs, *(wide(tensor) for tensor in self.inputs()[2:]))  # type: ignore[arg-type]
 
 
 class Result(NamedTuple):
@@ -188,7 +188,7 @@ def build(case: Case, device: str = "cpu", seed: int = 0) -> Problem:
         student_logits = _laid_out(z_s.to(case.dtype).to(device), layout).requires_grad_()
         teacher_logits = _laid_out(z_t.to(teacher_dtype).to(device), layout) if case.options.alpha < 1 else None
         labels = _labels(case, generator).to(device) if case.options.alpha > 0 else None
-        if case.class_weight:
+        if case.class_weight and labels is not None:
             class_weight = torch.rand(case.classes, generator=generator).to(device)
             class_weight[1::5] = 0.0
     grad_scale = None if case.grad_scale is None else torch.tensor(case.grad_scale, device=device)
@@ -251,7 +251,7 @@ def _laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 def run(lit_loss: LitLoss, problem: Problem, options: LossOptions) -> Result:
     """Loss and gradients; grad_output is the problem's grad_scale."""
-    parts = lit_loss(*problem.arguments(), options)
+    parts = lit_loss(problem.inputs(), options)
     scale = torch.ones_like(parts.total) if problem.grad_scale is None else problem.grad_scale.to(parts.total.dtype)
     return Result(parts, list(torch.autograd.grad(parts.total, problem.leaves(), scale)))
 

@@ -85,7 +85,7 @@ def test_without_gradient_the_loss_is_the_same(kernels):
     case = loss_cases.Case("plain", shapes=((3, 5000), (3, 11)))
     problem = loss_cases.build(case)
     with torch.no_grad():
-        parts = kernels.backend()(*problem.arguments(), case.options)
+        parts = kernels.backend()(problem.inputs(), case.options)
     assert_equal_bits(parts, loss_cases.run(kernels.backend(), problem, case.options).parts)
 
 
@@ -236,7 +236,7 @@ def test_a_label_out_of_range_stops_the_kernel_and_is_named(kernels, label, capf
     problem = loss_cases.build(loss_cases.Case("plain"))
     problem.labels[1] = label
     with pytest.raises(RuntimeError, match="device-side assert"):
-        kernels.backend()(*problem.arguments(), LossOptions())
+        kernels.backend()(problem.inputs(), LossOptions())
     emulator.ctypes.CDLL(None).fflush(None)
     assert f"label {label} of row 1 is out of range; expected 0 to 9, or ignore_index = -100" in capfd.readouterr().out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_fast.backends import LossOptions, LossParts
+from lit_fast.backends import Inputs, LossOptions, LossParts
 from lit_fast.functional import compute
 
 INF = math.inf
@@ -32,8 +32,8 @@ def run(
     grad_scale=None,
     **settings,
 ) -> LossParts:
-    options = LossOptions(**settings)
-    return compute(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale, options, "eager")
+    inputs = Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale)
+    return compute(inputs, LossOptions(**settings), "eager")
 
 
 def kl(z_s: Tensor, z_t: Tensor, tau: float = 1.0, **settings) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_fast import backends, functional
-from lit_fast.backends import LossOptions, LossParts, eager, native
+from lit_fast.backends import Inputs, LossOptions, LossParts, eager, native
 from lit_fast.backends.checks import check_inputs
 from lit_fast.errors import UnavailableError
 from lit_fast.functional import ir_loss, kd_loss, lit_loss
@@ -102,15 +102,13 @@ def test_labels_may_be_int32(backend):
 
 
 def test_backends_get_int64_labels_and_nothing_that_is_not_used():
-    given = check_inputs(
-        **inputs(labels=inputs()["labels"].int()), class_weight=None, grad_scale=None, options=LossOptions()
-    )
+    given = check_inputs(Inputs(**inputs(labels=inputs()["labels"].int())), LossOptions())
     assert given.labels.dtype == torch.int64
-    everything = inputs(class_weight=torch.ones(10), grad_scale=None)
-    assert check_inputs(**everything, options=LossOptions(beta=0.0))[2:] == (None,) * 5
-    assert check_inputs(**everything, options=LossOptions(beta=1.0))[:2] == ((), ())
-    assert check_inputs(**everything, options=LossOptions(alpha=1.0)).teacher_logits is None
-    assert check_inputs(**everything, options=LossOptions(alpha=0.0))[4:6] == (None, None)
+    everything = Inputs(**inputs(class_weight=torch.ones(10)))
+    assert check_inputs(everything, LossOptions(beta=0.0))[2:] == (None,) * 5
+    assert check_inputs(everything, LossOptions(beta=1.0))[:2] == ((), ())
+    assert check_inputs(everything, LossOptions(alpha=1.0)).teacher_logits is None
+    assert check_inputs(everything, LossOptions(alpha=0.0))[4:6] == (None, None)
 
 
 def test_irs_may_be_any_sequence():

@@ -12,7 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_fast.backends import LossOptions, LossParts, eager, fused, native
+from lit_fast.backends import Inputs, LossOptions, LossParts, eager, fused, native
+from lit_fast.backends.checks import check_inputs
+from lit_fast.backends.ops import arguments
+from lit_fast.functional import compute
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -33,11 +36,8 @@ class Problem:
     class_weight: Tensor | None = None
     grad_scale: Tensor | None = None
 
-    def arguments(self) -> tuple:
-        return (self.student_irs, self.teacher_irs, self.student_logits, self.teacher_logits, *self.rest())
-
-    def rest(self) -> tuple:
-        return self.labels, self.class_weight, self.grad_scale
+    def inputs(self) -> Inputs:
+        return Inputs(**vars(self))
 
     def leaves(self) -> list[Tensor]:
         return [*self.student_irs, *([] if self.student_logits is None else [self.student_logits])]
@@ -94,7 +94,7 @@ def torch_loss(problem: Problem, options: LossOptions) -> LossParts:
 
 def run(loss, problem: Problem, options: LossOptions) -> tuple[list[Tensor], list[Tensor]]:
     """(total, ce, kl, ir..., all detached), gradients of the leaves; by `loss` = a backend's lit_loss or torch_loss."""
-    parts = loss(problem, options) if loss is torch_loss else loss(*problem.arguments(), options)
+    parts = loss(problem, options) if loss is torch_loss else loss(problem.inputs(), options)
     grads = torch.autograd.grad(parts.total, problem.leaves())
     return [parts.total.detach(), parts.ce, parts.kl, *parts.ir], list(grads)
 
@@ -166,8 +166,8 @@ def test_agrees_with_the_eager_backend(batch, classes, sizes, kind, dtypes, alph
     problem = make(batch, classes, tuple((size,) for size in sizes)).to(*dtypes)
     problem.class_weight = torch.rand(classes) if weighted else None
     problem.labels[0] = options.ignore_index
-    ours = native.lit_loss(*problem.arguments(), options)
-    oracle = eager.lit_loss(*problem.arguments(), options)
+    inputs = check_inputs(problem.inputs(), options)
+    ours, oracle = native.lit_loss(inputs, options), eager.lit_loss(inputs, options)
     for mine, theirs in zip(ours, oracle):
         assert mine.dtype == theirs.dtype
         torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=2e-6, equal_nan=True)
@@ -195,7 +195,7 @@ def test_gradcheck(kind: str) -> None:
 
     def loss(logits: Tensor, *irs: Tensor) -> Tensor:
         changed = replace(problem, student_irs=list(irs), student_logits=logits)
-        return native.lit_loss(*changed.arguments(), options).total
+        return native.lit_loss(changed.inputs(), options).total
 
     assert torch.autograd.gradcheck(loss, (problem.student_logits, *problem.student_irs))
 
@@ -205,7 +205,7 @@ def test_gradcheck(kind: str) -> None:
 
 def test_fp16_difference_of_300_does_not_overflow() -> None:
     student = torch.full((2, 3), 300.0, dtype=torch.float16, requires_grad=True)
-    parts = native.lit_loss([student], [torch.zeros_like(student)], None, None, None, None, None, LossOptions(beta=0.0))
+    parts = native.lit_loss(Inputs([student], [torch.zeros_like(student)]), LossOptions(beta=0.0))
     assert parts.total.dtype == torch.float32
     assert parts.total.item() == 90000.0
     assert parts.ce.item() == parts.kl.item() == 0.0
@@ -213,7 +213,7 @@ def test_fp16_difference_of_300_does_not_overflow() -> None:
 
 def test_l1_has_gradient_zero_where_student_equals_teacher() -> None:
     student = torch.tensor([0.0, 1.0, -1.0], requires_grad=True)
-    parts = native.lit_loss([student], [torch.zeros(3)], None, None, None, None, None, LossOptions(beta=0.0, ir="l1"))
+    parts = native.lit_loss(Inputs([student], [torch.zeros(3)]), LossOptions(beta=0.0, ir="l1"))
     parts.total.backward()
     torch.testing.assert_close(student.grad, torch.tensor([0.0, 1 / 3, -1 / 3]))
 
@@ -224,7 +224,7 @@ def test_kl_of_nearly_equal_rows_keeps_its_digits(classes: int, distance: float)
     teacher = 5 * torch.randn(4, classes) + 20
     student = (teacher + distance * torch.randn(4, classes)).requires_grad_()
     options = LossOptions(alpha=0.0, beta=1.0, tau=1.0)
-    parts = native.lit_loss([], [], student, teacher, None, None, None, options)
+    parts = native.lit_loss(Inputs(student_logits=student, teacher_logits=teacher), options)
     (grad,) = torch.autograd.grad(parts.total, student)
 
     exact = student.detach().double().requires_grad_()
@@ -237,9 +237,7 @@ def test_kl_of_nearly_equal_rows_keeps_its_digits(classes: int, distance: float)
 
 def test_equal_rows_have_kl_exactly_zero() -> None:
     logits = 30 * torch.randn(5, 100)
-    parts = native.lit_loss(
-        [], [], logits.clone().requires_grad_(), logits, None, None, None, LossOptions(alpha=0.0, beta=1.0)
-    )
+    parts = native.lit_loss(Inputs([], [], logits.clone().requires_grad_(), logits), LossOptions(alpha=0.0, beta=1.0))
     assert parts.kl.item() == 0.0
 
 
@@ -265,7 +263,7 @@ def test_class_masked_in_the_student_alone_makes_the_loss_infinite_and_the_gradi
     problem = make(batch=3, classes=4, shapes=())
     problem.student_logits.data[1, 2] = -INF
     problem.labels = torch.tensor([0, 0, 0])
-    parts = native.lit_loss(*problem.arguments(), LossOptions(alpha=0.5, beta=1.0))
+    parts = native.lit_loss(problem.inputs(), LossOptions(alpha=0.5, beta=1.0))
     assert parts.kl.item() == INF
     assert parts.ce.isfinite()
     (grad,) = torch.autograd.grad(parts.total, problem.student_logits)
@@ -277,7 +275,7 @@ def test_masked_class_of_weight_zero_is_silent_under_label_smoothing() -> None:
     problem.student_logits.data[:, 3] = -INF
     problem.class_weight = torch.tensor([1.0, 2.0, 1.0, 0.0])
     problem.labels = torch.tensor([0, 1, 2])
-    parts = native.lit_loss(*problem.arguments(), LossOptions(alpha=1.0, beta=1.0, label_smoothing=0.1))
+    parts = native.lit_loss(problem.inputs(), LossOptions(alpha=1.0, beta=1.0, label_smoothing=0.1))
     assert parts.ce.isfinite()
 
 
@@ -311,7 +309,7 @@ def test_empty_batch_gives_torchs_nan_and_empty_gradients() -> None:
 def test_all_labels_ignored_gives_torchs_nan_and_no_hard_gradient() -> None:
     problem = make(batch=3)
     problem.labels.fill_(-100)
-    parts = native.lit_loss(*problem.arguments(), LossOptions(alpha=1.0))
+    parts = native.lit_loss(problem.inputs(), LossOptions(alpha=1.0))
     assert parts.ce.isnan()
     assert parts.ir.isfinite().all()
     (grad,) = torch.autograd.grad(parts.total, problem.student_logits)
@@ -333,7 +331,7 @@ def test_label_out_of_range_is_an_error_that_names_it(label: int) -> None:
     problem = make(batch=4)
     problem.labels[2] = label
     with pytest.raises(IndexError, match=rf"label {label} of row 2 is out of range; expected 0 to 9"):
-        native.lit_loss(*problem.arguments(), LossOptions())
+        native.lit_loss(problem.inputs(), LossOptions())
 
 
 def test_one_class_has_loss_zero() -> None:
@@ -381,7 +379,7 @@ def test_any_strides_give_the_same_loss_and_a_dense_gradient(student: Tensor, te
     options = LossOptions(beta=0.0)
     leaf = student.detach().requires_grad_(need_grad)
     kept = student.clone(), teacher.clone()
-    total = native.lit_loss([leaf], [teacher], None, None, None, None, None, options).total
+    total = native.lit_loss(Inputs([leaf], [teacher]), options).total
     torch.testing.assert_close(total.detach(), F.mse_loss(student, teacher))
     if need_grad:
         (grad,) = torch.autograd.grad(total, leaf)
@@ -393,9 +391,7 @@ def test_any_strides_give_the_same_loss_and_a_dense_gradient(student: Tensor, te
 
 def test_gradient_of_a_channels_last_ir_is_channels_last() -> None:
     student = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
-    total = native.lit_loss(
-        [student], [torch.randn(2, 8, 4, 4)], None, None, None, None, None, LossOptions(beta=0.0)
-    ).total
+    total = native.lit_loss(Inputs([student], [torch.randn(2, 8, 4, 4)]), LossOptions(beta=0.0)).total
     (grad,) = torch.autograd.grad(total, student)
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
@@ -455,21 +451,21 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
 def test_no_graph_and_no_gradient_buffers_without_need() -> None:
     problem = make()
     with torch.no_grad():
-        assert not native.lit_loss(*problem.arguments(), LossOptions()).total.requires_grad
+        assert not native.lit_loss(problem.inputs(), LossOptions()).total.requires_grad
     frozen = replace(
         problem,
         student_irs=[s.detach() for s in problem.student_irs],
         student_logits=problem.student_logits.detach(),
         teacher_logits=problem.teacher_logits.clone().requires_grad_(),
     )
-    assert not native.lit_loss(*frozen.arguments(), LossOptions()).total.requires_grad
+    assert not native.lit_loss(frozen.inputs(), LossOptions()).total.requires_grad
 
 
 def test_only_the_total_carries_a_gradient_and_never_to_the_teacher() -> None:
     problem = make()
     for tensor in (*problem.teacher_irs, problem.teacher_logits):
         tensor.requires_grad_()
-    parts = native.lit_loss(*problem.arguments(), LossOptions())
+    parts = native.lit_loss(problem.inputs(), LossOptions())
     assert [part.requires_grad for part in parts] == [True, False, False, False]
     parts.total.backward()
     assert all(tensor.grad is None for tensor in (*problem.teacher_irs, problem.teacher_logits))
@@ -479,7 +475,7 @@ def test_only_the_total_carries_a_gradient_and_never_to_the_teacher() -> None:
 def test_inputs_that_need_no_gradient_get_none() -> None:
     problem = make()
     problem.student_irs[1] = problem.student_irs[1].detach()
-    native.lit_loss(*problem.arguments(), LossOptions()).total.backward()
+    native.lit_loss(problem.inputs(), LossOptions()).total.backward()
     assert problem.student_irs[1].grad is None
     assert problem.student_irs[0].grad is not None
 
@@ -487,7 +483,7 @@ def test_inputs_that_need_no_gradient_get_none() -> None:
 def test_a_graph_may_be_walked_twice() -> None:
     problem = make()
     _, grads = run(native.lit_loss, problem, LossOptions())
-    total = native.lit_loss(*problem.arguments(), LossOptions()).total
+    total = native.lit_loss(problem.inputs(), LossOptions()).total
     total.backward(retain_graph=True)
     total.backward(retain_graph=True)
     (3 * total).backward()
@@ -501,7 +497,7 @@ def test_total_may_be_changed_in_place_whatever_memory_it_has(monkeypatch, total
     problem = make()
     (value, *_), grads = run(native.lit_loss, problem, LossOptions())
     in_python = fused.Ops(torch.ops.lit_fast.lit_loss.default, torch.ops.lit_fast.rescale_.default)
-    total, ce, *_ = fused.lit_loss(in_python, *problem.arguments(), LossOptions())
+    total, ce, *_ = fused.lit_loss(in_python, problem.inputs(), LossOptions())
     before = ce.clone()
     total /= 4
     total.backward()
@@ -514,7 +510,7 @@ def test_total_may_be_changed_in_place_whatever_memory_it_has(monkeypatch, total
 def test_total_may_be_changed_in_place() -> None:
     problem = make()
     (value, *_), grads = run(native.lit_loss, problem, LossOptions())
-    total = native.lit_loss(*problem.arguments(), LossOptions()).total
+    total = native.lit_loss(problem.inputs(), LossOptions()).total
     total /= 2
     torch.testing.assert_close(total.detach(), value / 2)
     total.backward()
@@ -532,7 +528,7 @@ def test_what_has_no_weight_is_not_needed_and_not_looked_at(alpha: float, beta: 
         bare = replace(bare, student_logits=problem.student_logits)
         bare = replace(bare, labels=problem.labels) if alpha else replace(bare, teacher_logits=problem.teacher_logits)
     options = LossOptions(alpha=alpha, beta=beta)
-    parts = native.lit_loss(*bare.arguments(), options)
+    parts = native.lit_loss(bare.inputs(), options)
     assert len(parts.ir) == (3 if beta < 1 else 0)
     assert (parts.ce == 0) == (beta == 0 or alpha == 0)
     assert (parts.kl == 0) == (beta == 0 or alpha == 1)
@@ -544,12 +540,12 @@ def test_what_has_no_weight_is_not_needed_and_not_looked_at(alpha: float, beta: 
         teacher_logits=problem.teacher_logits if beta and alpha < 1 else torch.full((8, 10), NAN),
         labels=problem.labels if beta and alpha else torch.full((8,), 99),
     )
-    assert torch.equal(native.lit_loss(*spoilt.arguments(), options).total, parts.total)
+    assert torch.equal(compute(spoilt.inputs(), options, "native").total, parts.total)
 
 
 def test_double_backward_is_refused() -> None:
     problem = make()
-    total = native.lit_loss(*problem.arguments(), LossOptions()).total
+    total = native.lit_loss(problem.inputs(), LossOptions()).total
     with pytest.raises(RuntimeError, match="lit_loss does not support double backward"):
         torch.autograd.grad(total, problem.leaves(), create_graph=True)
 
@@ -562,13 +558,13 @@ def test_grad_scale_keeps_float16_gradients_from_underflow() -> None:
     problem = make(batch=64, shapes=((16, 32, 32),), dtype=torch.float16)
     options = LossOptions(beta=0.0)
     exact = problem.to(torch.float64)
-    (exact_grad,) = torch.autograd.grad(native.lit_loss(*exact.arguments(), options).total, exact.student_irs)
+    (exact_grad,) = torch.autograd.grad(native.lit_loss(exact.inputs(), options).total, exact.student_irs)
 
-    total = native.lit_loss(*replace(problem, grad_scale=scale).arguments(), options).total
+    total = native.lit_loss(replace(problem, grad_scale=scale).inputs(), options).total
     (grad,) = torch.autograd.grad(total * scale, problem.student_irs)
     torch.testing.assert_close(grad.double() / 65536, exact_grad, rtol=1e-3, atol=1e-12)
     assert (grad != 0).float().mean() > 0.99
-    (unscaled,) = torch.autograd.grad(native.lit_loss(*problem.arguments(), options).total, problem.student_irs)
+    (unscaled,) = torch.autograd.grad(native.lit_loss(problem.inputs(), options).total, problem.student_irs)
     assert (unscaled != 0).float().mean() < 0.99  # what the scale is for
 
 
@@ -577,7 +573,7 @@ def test_grad_scale_keeps_float16_gradients_from_underflow() -> None:
 def test_any_grad_output_is_right_whatever_scale_was_expected(grad_output: float, dtype: torch.dtype) -> None:
     problem = make(dtype=dtype)
     _, grads = run(native.lit_loss, problem, LossOptions())
-    total = native.lit_loss(*replace(problem, grad_scale=torch.tensor(128.0)).arguments(), LossOptions()).total
+    total = native.lit_loss(replace(problem, grad_scale=torch.tensor(128.0)).inputs(), LossOptions()).total
     scaled = torch.autograd.grad(total, problem.leaves(), torch.tensor(grad_output, dtype=total.dtype))
     for grad, plain in zip(scaled, grads):
         torch.testing.assert_close(grad, grad_output * plain, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
@@ -595,7 +591,7 @@ def test_grad_scaler_and_autocast() -> None:
             logits = head(ir)
             assert ir.dtype == torch.bfloat16
             return native.lit_loss(
-                [ir], [target], logits, logits.detach() + 1, labels, None, grad_scale, LossOptions()
+                Inputs([ir], [target], logits, logits.detach() + 1, labels, None, grad_scale), LossOptions()
             ).total
 
     parameters = [*student.parameters(), *head.parameters()]
@@ -611,14 +607,9 @@ def test_grad_scaler_and_autocast() -> None:
 
 
 def op_arguments(problem: Problem, options: LossOptions, need_grad: bool) -> tuple:
-    tensors = [t if not isinstance(t, Tensor) else t.detach() for t in problem.arguments()[2:]]
+    tensors = [t if not isinstance(t, Tensor) else t.detach() for t in problem.inputs()[2:]]
     irs = [[t.detach() for t in problem.student_irs], [t.detach() for t in problem.teacher_irs]]
-    weights = [1.0] * len(problem.student_irs)
-    o = options
-    return (
-        *(*irs, *tensors, weights, KINDS.index(o.ir)),
-        *(o.alpha, o.beta, o.tau, o.tau_squared, o.ignore_index, o.label_smoothing, need_grad),
-    )
+    return (*arguments(Inputs(*irs, *tensors), options), need_grad)
 
 
 @pytest.mark.parametrize("need_grad", [True, False])
@@ -648,12 +639,12 @@ def test_compiles_to_one_graph(backend: str, scaled: bool) -> None:
 
     def loss(student_irs: list[Tensor], logits: Tensor, grad_scale: Tensor | None) -> LossParts:
         changed = replace(problem, student_irs=student_irs, student_logits=logits, grad_scale=grad_scale)
-        return native.lit_loss(*changed.arguments(), LossOptions())
+        return native.lit_loss(changed.inputs(), LossOptions())
 
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     parts = compiled([s * 1.0 for s in problem.student_irs], problem.student_logits, scale)
-    expected = native.lit_loss(*problem.arguments(), LossOptions())
+    expected = native.lit_loss(problem.inputs(), LossOptions())
     assert all(map(torch.equal, parts, expected))
     (3 * parts.total).backward()
     for leaf, grad in zip(problem.leaves(), grads):
@@ -664,7 +655,7 @@ def test_errors_name_the_section_and_both_shapes() -> None:
     problem = make()
     problem.teacher_irs[1] = torch.randn(8, 64, 4, 4)
     with pytest.raises(ValueError, match=r"section 2: student gives \[8, 32, 4, 4\], teacher \[8, 64, 4, 4\]"):
-        native.lit_loss(*problem.arguments(), LossOptions())
+        native.lit_loss(problem.inputs(), LossOptions())
 
 
 @pytest.mark.parametrize(
@@ -672,6 +663,7 @@ def test_errors_name_the_section_and_both_shapes() -> None:
     [
         ({"teacher_irs": []}, ValueError, "as many teacher IRs as student IRs, got 3 from the student and 0"),
         ({"student_irs": [], "teacher_irs": []}, ValueError, "beta = 0.75 needs IRs, got none"),
+        ({"student_irs": [], "teacher_irs": [], "student_logits": None}, ValueError, "expected IRs or student_logits"),
         ({"student_logits": None}, ValueError, "needs student_logits, got None"),
         ({"teacher_logits": None}, ValueError, "needs teacher_logits, got None"),
         ({"labels": None}, ValueError, "needs labels, got None"),
@@ -687,4 +679,4 @@ def test_errors_name_the_section_and_both_shapes() -> None:
 )
 def test_the_op_checks_its_arguments(change: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        native.lit_loss(*replace(make(), **change).arguments(), LossOptions())
+        native.lit_loss(replace(make(), **change).inputs(), LossOptions())

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_fast.backends import LossOptions, LossParts, eager, fused, native
-from lit_fast.backends.options import IR_KINDS
+from lit_fast.backends import Inputs, LossOptions, LossParts, eager, fused, native
+from lit_fast.backends.ops import arguments
 
 if not native.available()[0]:
     pytest.skip(f"no compiled extension: {native.available()[1]}", allow_module_level=True)
@@ -29,7 +29,7 @@ def in_python() -> Loss:
     return functools.partial(fused.lit_loss, fused.Ops(ops.lit_loss.default, ops.rescale_.default))
 
 
-class Inputs:
+class Problem:
     """The tensors of one loss; the first and the third IR, and the logits, need a gradient."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, grad_scale: float | None = None) -> None:
@@ -45,53 +45,55 @@ class Inputs:
         self.labels = torch.tensor([0, 5, 2, 3])
         self.grad_scale = None if grad_scale is None else torch.tensor(grad_scale)
 
-    def arguments(self) -> tuple[Any, ...]:
-        return self.irs, self.teacher_irs, self.logits, self.teacher_logits, self.labels, None, self.grad_scale
+    def inputs(self) -> Inputs:
+        return Inputs(
+            self.irs, self.teacher_irs, self.logits, self.teacher_logits, self.labels, grad_scale=self.grad_scale
+        )
 
     def leaves(self) -> list[Tensor]:
         return [self.irs[0], self.irs[2], self.logits]
 
     def total(self, loss: Loss = native.lit_loss) -> Tensor:
-        return loss(*self.arguments(), LossOptions()).total
+        return loss(self.inputs(), LossOptions()).total
 
 
 def ir_loss(student: Tensor, loss: Loss = native.lit_loss, grad_scale: Tensor | None = None) -> Tensor:
-    options = LossOptions(beta=0.0)
-    return loss([student], [torch.zeros_like(student)], None, None, None, None, grad_scale, options).total
+    inputs = Inputs([student], [torch.zeros_like(student)], grad_scale=grad_scale)
+    return loss(inputs, LossOptions(beta=0.0)).total
 
 
 # --- which node
 
 
 def test_the_compiled_node_is_taken() -> None:
-    assert NODE in Inputs().total().grad_fn.name()
-    assert NODE not in Inputs().total(in_python()).grad_fn.name()
+    assert NODE in Problem().total().grad_fn.name()
+    assert NODE not in Problem().total(in_python()).grad_fn.name()
 
 
 def test_no_node_where_nothing_needs_a_gradient() -> None:
-    inputs = Inputs()
+    problem = Problem()
     with torch.no_grad():
-        assert inputs.total().grad_fn is None
+        assert problem.total().grad_fn is None
     with torch.inference_mode():
-        assert inputs.total().grad_fn is None
-    inputs.irs, inputs.logits = [ir.detach() for ir in inputs.irs], inputs.logits.detach()
-    assert inputs.total().grad_fn is None
+        assert problem.total().grad_fn is None
+    problem.irs, problem.logits = [ir.detach() for ir in problem.irs], problem.logits.detach()
+    assert problem.total().grad_fn is None
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_compiled_graphs_give_what_the_node_gives(scaled: bool) -> None:
-    inputs = Inputs(grad_scale=16.0 if scaled else None)
+    problem = Problem(grad_scale=16.0 if scaled else None)
 
     def loss(irs: list[Tensor], logits: Tensor) -> LossParts:
-        return native.lit_loss(irs, inputs.teacher_irs, logits, *inputs.arguments()[3:], LossOptions())
+        return native.lit_loss(Inputs(irs, problem.teacher_irs, logits, *problem.inputs()[3:]), LossOptions())
 
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(inputs.irs, inputs.logits)
-    plain = loss(inputs.irs, inputs.logits)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(problem.irs, problem.logits)
+    plain = loss(problem.irs, problem.logits)
     assert NODE in plain.total.grad_fn.name()
     assert all(map(torch.equal, compiled, plain))
     by = torch.tensor(3.0)
-    grads = (torch.autograd.grad(parts.total, inputs.leaves(), by) for parts in (compiled, plain))
+    grads = (torch.autograd.grad(parts.total, problem.leaves(), by) for parts in (compiled, plain))
     for left, right in zip(*grads):
         torch.testing.assert_close(left, right)
 
@@ -116,12 +118,12 @@ def test_backward_may_be_compiled() -> None:
 @pytest.mark.parametrize("grad_output", [1.0, 1024.0, 3.0])
 @pytest.mark.parametrize("retain_graph", [False, True])
 def test_same_bits_as_the_node_in_python(dtype, grad_scale, grad_output, retain_graph) -> None:
-    inputs = Inputs(dtype, grad_scale)
+    problem = Problem(dtype, grad_scale)
     results = []
     for loss in (native.lit_loss, in_python()):
-        parts = loss(*inputs.arguments(), LossOptions())
+        parts = loss(problem.inputs(), LossOptions())
         by = torch.tensor(grad_output, dtype=parts.total.dtype)
-        grads = torch.autograd.grad(parts.total, inputs.leaves(), by, retain_graph=retain_graph)
+        grads = torch.autograd.grad(parts.total, problem.leaves(), by, retain_graph=retain_graph)
         results.append([*parts, *grads])
     for ours, theirs in zip(*results):
         assert ours.dtype == theirs.dtype
@@ -130,30 +132,30 @@ def test_same_bits_as_the_node_in_python(dtype, grad_scale, grad_output, retain_
 
 @pytest.mark.parametrize("grad_scale", [None, 8.0])
 def test_gradients_are_those_of_eager(grad_scale: float | None) -> None:
-    inputs = Inputs(torch.float64, grad_scale)
+    problem = Problem(torch.float64, grad_scale)
     ours, theirs = (
-        torch.autograd.grad(inputs.total(loss), inputs.leaves()) for loss in (native.lit_loss, eager.lit_loss)
+        torch.autograd.grad(problem.total(loss), problem.leaves()) for loss in (native.lit_loss, eager.lit_loss)
     )
     for mine, right in zip(ours, theirs):
         torch.testing.assert_close(mine, right)
 
 
 def test_backward_gives_to_those_alone_that_need_a_gradient() -> None:
-    inputs = Inputs()
-    inputs.total().backward()
-    assert [ir.grad is not None for ir in inputs.irs] == [True, False, True]
-    assert inputs.logits.grad is not None
-    inputs.logits = inputs.logits.detach()
-    inputs.total().backward()
-    assert inputs.logits.grad is None
+    problem = Problem()
+    problem.total().backward()
+    assert [ir.grad is not None for ir in problem.irs] == [True, False, True]
+    assert problem.logits.grad is not None
+    problem.logits = problem.logits.detach()
+    problem.total().backward()
+    assert problem.logits.grad is None
 
 
 @pytest.mark.parametrize("retain_graph", [False, True])
 def test_one_gradient_alone_may_be_asked_for(retain_graph: bool) -> None:
-    inputs = Inputs()
-    expected = torch.autograd.grad(inputs.total(), inputs.leaves())
-    for leaf, right in zip(inputs.leaves(), expected):
-        (grad,) = torch.autograd.grad(inputs.total(), leaf, retain_graph=retain_graph)
+    problem = Problem()
+    expected = torch.autograd.grad(problem.total(), problem.leaves())
+    for leaf, right in zip(problem.leaves(), expected):
+        (grad,) = torch.autograd.grad(problem.total(), leaf, retain_graph=retain_graph)
         assert torch.equal(grad, right)
 
 
@@ -161,8 +163,8 @@ def test_a_tensor_that_is_two_irs_gets_the_sum() -> None:
     student, other = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
 
     def total(loss: Loss) -> Tensor:
-        irs, teacher_irs = [student, student], [other, torch.zeros_like(other)]
-        return loss(irs, teacher_irs, None, None, None, None, None, LossOptions(beta=0.0)).total
+        inputs = Inputs([student, student], [other, torch.zeros_like(other)])
+        return loss(inputs, LossOptions(beta=0.0)).total
 
     ours, theirs = (torch.autograd.grad(total(loss), student)[0] for loss in (native.lit_loss, eager.lit_loss))
     torch.testing.assert_close(ours, theirs)
@@ -194,12 +196,12 @@ def test_hooks_of_the_total_change_the_gradient() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    inputs = Inputs()
-    plain = torch.autograd.grad(inputs.total(), inputs.leaves())
+    problem = Problem()
+    plain = torch.autograd.grad(problem.total(), problem.leaves())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = inputs.total()
-        cast = torch.autograd.grad(total, inputs.leaves())
-    assert torch.equal(total, inputs.total())
+        total = problem.total()
+        cast = torch.autograd.grad(total, problem.leaves())
+    assert torch.equal(total, problem.total())
     assert all(map(torch.equal, cast, plain))
 
 
@@ -225,7 +227,7 @@ class Kept:
 
 
 def test_saved_gradients_are_released_by_backward_unless_the_graph_is_kept() -> None:
-    inputs = Inputs(grad_scale=2.0)
+    problem = Problem(grad_scale=2.0)
     kept: list[weakref.ref[Kept]] = []
 
     def pack(tensor: Tensor) -> Kept:
@@ -234,7 +236,7 @@ def test_saved_gradients_are_released_by_backward_unless_the_graph_is_kept() -> 
         return packed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
-        total = inputs.total()
+        total = problem.total()
     assert len(kept) == 5  # three IRs, logits and the scale
     total.backward(retain_graph=True)
     assert all(ref() is not None for ref in kept)
@@ -245,11 +247,11 @@ def test_saved_gradients_are_released_by_backward_unless_the_graph_is_kept() -> 
 
 
 def test_saved_tensors_may_be_kept_elsewhere() -> None:
-    inputs = Inputs(torch.float16, 1024.0)
-    expected = torch.autograd.grad(inputs.total(), inputs.leaves())
+    problem = Problem(torch.float16, 1024.0)
+    expected = torch.autograd.grad(problem.total(), problem.leaves())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.numpy().copy(), torch.from_numpy):
-        total = inputs.total()
-    assert all(map(torch.equal, torch.autograd.grad(total, inputs.leaves()), expected))
+        total = problem.total()
+    assert all(map(torch.equal, torch.autograd.grad(total, problem.leaves()), expected))
 
 
 def test_a_scale_that_was_changed_in_place_is_an_error() -> None:
@@ -262,14 +264,14 @@ def test_a_scale_that_was_changed_in_place_is_an_error() -> None:
 
 
 def test_total_may_be_changed_in_place_and_the_parts_stay() -> None:
-    inputs = Inputs()
-    plain = native.lit_loss(*inputs.arguments(), LossOptions())
-    expected = torch.autograd.grad(plain.total, inputs.leaves())
-    parts = native.lit_loss(*inputs.arguments(), LossOptions())
+    problem = Problem()
+    plain = native.lit_loss(problem.inputs(), LossOptions())
+    expected = torch.autograd.grad(plain.total, problem.leaves())
+    parts = native.lit_loss(problem.inputs(), LossOptions())
     parts.total.mul_(4)
     assert torch.equal(parts.total, 4 * plain.total)
     assert all(map(torch.equal, parts[1:], plain[1:]))
-    for grad, right in zip(torch.autograd.grad(parts.total, inputs.leaves()), expected):
+    for grad, right in zip(torch.autograd.grad(parts.total, problem.leaves()), expected):
         torch.testing.assert_close(grad, 4 * right)
 
 
@@ -299,8 +301,7 @@ def test_transforms_of_torch_func_are_refused(loss: Loss) -> None:
 @pytest.mark.parametrize("needs_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_opcheck(dtype: torch.dtype, needs_grad: bool) -> None:
-    inputs, o = Inputs(dtype, 8.0), LossOptions()
+    problem = Problem(dtype, 8.0)
     if not needs_grad:
-        inputs.irs, inputs.logits = [ir.detach() for ir in inputs.irs], inputs.logits.detach()
-    settings = (IR_KINDS.index(o.ir), o.alpha, o.beta, o.tau, o.tau_squared, o.ignore_index, o.label_smoothing)
-    torch.library.opcheck(torch.ops.lit_fast.lit_loss_total.default, (*inputs.arguments(), [1.0] * 3, *settings))
+        problem.irs, problem.logits = [ir.detach() for ir in problem.irs], problem.logits.detach()
+    torch.library.opcheck(torch.ops.lit_fast.lit_loss_total.default, arguments(problem.inputs(), LossOptions()))

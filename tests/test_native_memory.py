@@ -8,7 +8,7 @@ import pytest
 import torch
 from everyday import exhaustive
 
-from lit_fast.backends import LossOptions, native
+from lit_fast.backends import Inputs, LossOptions, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -16,7 +16,7 @@ IR_ONLY = LossOptions(beta=0.0)
 
 
 def gradient(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    loss = native.lit_loss([student], [teacher], None, None, None, None, None, IR_ONLY).total
+    loss = native.lit_loss(Inputs([student], [teacher]), IR_ONLY).total
     return torch.autograd.grad(loss, student)[0]
 
 

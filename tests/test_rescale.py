@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_fast.backends import LossOptions, fused, native
+from lit_fast.backends import Inputs, LossOptions, fused, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -22,7 +22,7 @@ def rescale_(*arguments):
 
 def loss_of(student: torch.Tensor) -> torch.Tensor:
     teacher = torch.zeros_like(student)
-    return native.lit_loss([student], [teacher], None, None, None, None, None, IR_ONLY).total
+    return native.lit_loss(Inputs([student], [teacher]), IR_ONLY).total
 
 
 def in_python():
@@ -94,7 +94,7 @@ def test_backward_is_one_op_whatever_the_scale(node):
     lit_loss = native.lit_loss if node == "compiled" else in_python()
     student = torch.randn(4, 6, dtype=torch.float16, requires_grad=True)
     scale = torch.tensor(1024.0)
-    loss = lit_loss([student], [torch.zeros_like(student)], None, None, None, None, scale, IR_ONLY).total
+    loss = lit_loss(Inputs([student], [torch.zeros_like(student)], grad_scale=scale), IR_ONLY).total
     with OpsSeen() as seen:
         torch.autograd.grad(loss, student, torch.tensor(1024.0))
     assert [name for name in seen.names if name.startswith("lit_fast")] == ["lit_fast::rescale_"]

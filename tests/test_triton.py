@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from everyday import but_first
 
 from lit_fast import backends
+from lit_fast.backends import native
 from lit_fast.backends import triton as backend
 
 TESTS = Path(__file__).parent
@@ -46,11 +48,35 @@ from lit_fast.functional import ir_loss  # torch's own compiler, which this need
 ir_loss([torch.zeros(3)], [torch.ones(3)])
 ir_loss([torch.zeros(3)], [torch.ones(3)], backend="eager")
 assert not {"lit_fast.kernels", "lit_fast.backends.triton"} & set(sys.modules)
-import lit_fast.backends.triton, lit_fast.kernels
-assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch"} & set(sys.modules)
+import lit_fast.backends.triton, lit_fast.kernels.support
+assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch", "lit_fast.kernels.loss"} & set(sys.modules)
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_batches_of_the_device_register_no_loss() -> None:
+    code = """
+import torch, lit_fast.data.gather, lit_fast.fused_norm
+from lit_fast.kernels import support
+support.available()
+assert not hasattr(torch.ops.lit_fast, "lit_loss_triton")
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_ops_of_all_backends_have_one_schema() -> None:
+    if not native.available()[0]:
+        pytest.skip(native.available()[1])
+
+    def schema(op: Any) -> str:
+        return str(op.default._schema).partition("(")[2]
+
+    ops = torch.ops.lit_fast
+    assert schema(ops.lit_loss) == schema(ops.lit_loss_triton)
+    assert schema(ops.rescale_) == schema(ops.rescale_triton_)
+    assert schema(ops.lit_loss).startswith(schema(ops.lit_loss_total).partition(")")[0] + ", bool need_grad)")
 
 
 def test_without_triton_the_backend_says_so() -> None:

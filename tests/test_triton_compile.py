@@ -29,7 +29,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from named_gpu import Driver
 
-from lit_fast.kernels import batch_norm, launch
+from lit_fast.kernels import batch_norm, launch, loss
 from lit_fast.kernels.gather import gather_launch
 from lit_fast.kernels.rescale import rescale_launches
 
@@ -72,13 +72,13 @@ def loss_launches(
     irs = [tensor(8192) for _ in range(2 * sections)]
     pairs = [launch.Section(s, t, tensor(8192)) for s, t in zip(irs[:sections], irs[sections:])]
     labels, weight = torch.zeros(8, dtype=torch.long), torch.ones(classes)
-    rows = launch.Rows(*(tensor(8, classes) for _ in range(2)), labels, weight, tensor(8, classes))
-    settings = launch.Settings(**{
+    rows = loss.Rows(*(tensor(8, classes) for _ in range(2)), labels, weight, tensor(8, classes))
+    settings = loss.Settings(**{
         "section_weights": (1.0,) * sections, "ir_kind": 0, "alpha": 0.9, "beta": 0.5, "tau": 6.0, "tau_squared": True,
         "ignore_index": -100, "label_smoothing": 0.1, **changes,
     })  # fmt: skip
     parts = torch.zeros(3 + sections, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    return launch.loss_launches(pairs, rows, parts, torch.tensor(1.0), settings)
+    return loss.loss_launches(pairs, rows, parts, torch.tensor(1.0), settings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -135,9 +135,9 @@ def test_a_kernel_does_not_depend_on_sizes_that_vary(compiled_for: Any) -> None:
         irs = [torch.zeros(numel + i, dtype=torch.float16) for i in range(3)]
         pairs = [launch.Section(ir, ir.clone(), ir.clone()) for ir in irs]
         logits = torch.zeros(batch, 10)
-        rows = launch.Rows(logits, logits.clone(), torch.zeros(batch, dtype=torch.long), None, logits.clone())
-        numbers = launch.Settings((1.0, alpha, 2.0), 0, alpha, 0.5, 6.0, True, ignore_index, 0.0)
-        launches = launch.loss_launches(pairs, rows, torch.zeros(6), None, numbers)
+        rows = loss.Rows(logits, logits.clone(), torch.zeros(batch, dtype=torch.long), None, logits.clone())
+        numbers = loss.Settings((1.0, alpha, 2.0), 0, alpha, 0.5, 6.0, True, ignore_index, 0.0)
+        launches = loss.loss_launches(pairs, rows, torch.zeros(6), None, numbers)
         for one in launches:
             compiled_for(one, 90)
         return [len(kernel.device_caches[90][0]) for kernel in (loss_kernel, parts_kernel)]
@@ -151,9 +151,9 @@ def test_a_kernel_does_not_depend_on_sizes_that_vary(compiled_for: Any) -> None:
 def test_label_kernel_compiles(compiled_for: Any) -> None:
     labels = torch.zeros(20_000, dtype=torch.long)
     logits = torch.zeros(20_000, 3)
-    rows = launch.Rows(logits, None, labels, torch.ones(3), logits.clone())
-    numbers = launch.Settings((), 0, 1.0, 1.0, 1.0, True, -100, 0.0)
-    launches = launch.loss_launches([], rows, torch.zeros(3), None, numbers)
+    rows = loss.Rows(logits, None, labels, torch.ones(3), logits.clone())
+    numbers = loss.Settings((), 0, 1.0, 1.0, 1.0, True, -100, 0.0)
+    launches = loss.loss_launches([], rows, torch.zeros(3), None, numbers)
     assert [one.programs for one in launches[::2]] == [3, 1]
     for one in launches:
         compiled_for(one, 80)

@@ -18,10 +18,11 @@ from loss_cases import BF16, DTYPES, F16, F32, F64, IR_KINDS, LAYOUTS, Case
 from torch import Tensor
 
 from lit_fast import backends
-from lit_fast.backends import LossOptions, eager
+from lit_fast.backends import Inputs, LossOptions, eager
 from lit_fast.backends import triton as backend
+from lit_fast.backends.ops import arguments
 from lit_fast.functional import lit_loss
-from lit_fast.kernels import launch
+from lit_fast.kernels import launch, loss
 from lit_fast.kernels.maths import INTERPRETED
 from lit_fast.kernels.scalars import coded, exact, find_section, integer, three_floats
 
@@ -88,7 +89,7 @@ def test_programs_that_take_several_blocks(dtype: torch.dtype, monkeypatch: pyte
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 1.0, "label_smoothing": 0.1}], ids=str)
 def test_programs_that_take_several_tiles_of_rows(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PROGRAMS", 3)  # 13 tiles of 4 rows, 5 for each program
+    monkeypatch.setattr(loss, "PROGRAMS", 3)  # 13 tiles of 4 rows, 5 for each program
     case = Case("rows", shapes=(), batch=50, classes=20, settings={"beta": 1.0, **settings}, labels="some ignored")
     loss_cases.check(backend.lit_loss, case)
 
@@ -99,8 +100,8 @@ def test_sections_of_many_kinds_in_one_loss() -> None:
     students = [torch.randn(2, 33).to(s).requires_grad_() for s, _ in dtypes]
     teachers = [torch.randn(2, 33).to(t) for _, t in dtypes]
     options = LossOptions(beta=0.0, section_weights=(1.0, 2.0, 0.5, 3.0, 0.0))
-    arguments = (students, teachers, None, None, None, None, None, options)
-    ours, right = backend.lit_loss(*arguments), eager.lit_loss(*arguments)
+    inputs = Inputs(students, teachers)
+    ours, right = backend.lit_loss(inputs, options), eager.lit_loss(inputs, options)
     torch.testing.assert_close(ours.ir, right.ir, rtol=1e-6, atol=0)
     torch.testing.assert_close(ours.total, right.total, rtol=1e-6, atol=0)
     grads, right_grads = (torch.autograd.grad(parts.total, students) for parts in (ours, right))
@@ -110,8 +111,8 @@ def test_sections_of_many_kinds_in_one_loss() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}], ids=str)
 def test_so_many_labels_that_they_are_counted_first(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "FEW_LABELS", 8)
-    monkeypatch.setattr(launch, "LABELS", 4)  # 4 programs, every one of which takes every 4th block of 4 labels
+    monkeypatch.setattr(loss, "FEW_LABELS", 8)
+    monkeypatch.setattr(loss, "LABELS", 4)  # 4 programs, every one of which takes every 4th block of 4 labels
     numbers = {"beta": 1.0, **settings}
     case = Case("many", shapes=(), batch=70, classes=3, settings=numbers, labels="some ignored", class_weight=True)
     loss_cases.check(backend.lit_loss, case)
@@ -122,7 +123,7 @@ def test_gradient_keeps_the_students_layout() -> None:
     logits = torch.randn(3, 5).t().requires_grad_()
     labels = torch.zeros(5, dtype=torch.long)
     teacher = torch.randn(2, 8, 4, 4)
-    total = backend.lit_loss([student], [teacher], logits, logits.detach(), labels, None, None, LossOptions()).total
+    total = backend.lit_loss(Inputs([student], [teacher], logits, logits.detach(), labels), LossOptions()).total
     grad, logits_grad = torch.autograd.grad(total, (student, logits))
     assert grad.is_contiguous(memory_format=torch.channels_last)
     assert logits_grad.is_contiguous()
@@ -137,14 +138,14 @@ def test_label_out_of_range_is_an_error_that_names_it(label: int) -> None:
     problem = loss_cases.build(PLAIN)
     problem.labels[1] = label
     with pytest.raises(IndexError, match=rf"label {label} is out of range for 10 classes"):
-        backend.lit_loss(*problem.arguments(), LossOptions())
+        backend.lit_loss(problem.inputs(), LossOptions())
 
 
 @pytest.mark.parametrize("label", [10, 1 << 40, -1, -101])
 def test_label_out_of_range_makes_the_kernels_give_nan_and_read_nothing(
     label: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "check_labels", lambda *_: None)  # as on a GPU, where the host cannot look
+    monkeypatch.setattr(backend, "check_label_values", lambda *_: None)  # as on a GPU, where the host cannot look
     problem = loss_cases.build(Case("plain", class_weight=True))
     problem.labels[1] = label
     result = loss_cases.run(backend.lit_loss, problem, LossOptions())
@@ -159,9 +160,7 @@ def test_ignore_index_may_be_a_class() -> None:
     problem = loss_cases.build(PLAIN)
     problem.labels[:] = torch.tensor([3, 4, 3])
     options = LossOptions(ignore_index=3, alpha=1.0, beta=1.0)
-    assert torch.isclose(
-        backend.lit_loss(*problem.arguments(), options).ce, eager.lit_loss(*problem.arguments(), options).ce
-    )
+    assert torch.isclose(backend.lit_loss(problem.inputs(), options).ce, eager.lit_loss(problem.inputs(), options).ce)
 
 
 # --- launches
@@ -170,12 +169,10 @@ def test_ignore_index_may_be_a_class() -> None:
 def launches(case: Case) -> list[str]:
     problem, options = loss_cases.build(case), case.options
     sections = [backend._section(s.detach(), t, True) for s, t in zip(problem.student_irs, problem.teacher_irs)]
-    rows = None
-    if problem.student_logits is not None:
-        rows = backend._rows(problem.student_logits, problem.teacher_logits, problem.labels, None, True)
-    numbers = launch.Settings((1.0,) * len(sections), 0, options.alpha, options.beta, options.tau, True, -100, 0.0)
+    rows = backend._rows(problem.inputs(), True)
+    numbers = loss.Settings((1.0,) * len(sections), 0, options.alpha, options.beta, options.tau, True, -100, 0.0)
     parts = torch.empty(3 + len(sections))
-    return [one.kernel.__name__ for one in launch.loss_launches(sections, rows, parts, None, numbers)]
+    return [one.kernel.__name__ for one in loss.loss_launches(sections, rows, parts, None, numbers)]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +200,7 @@ def test_gradcheck() -> None:
     options = LossOptions(alpha=0.4, beta=0.6, tau=2.0, label_smoothing=0.1, section_weights=(1.5, 0.5), ignore_index=1)
 
     def loss(logits: Tensor, *irs: Tensor) -> Tensor:
-        return backend.lit_loss(irs, problem.teacher_irs, logits, *problem.arguments()[3:], options).total
+        return backend.lit_loss(Inputs(irs, problem.teacher_irs, logits, *problem.inputs()[3:]), options).total
 
     assert torch.autograd.gradcheck(loss, (problem.student_logits, *problem.student_irs))
 
@@ -212,7 +209,7 @@ def test_gradcheck() -> None:
 def test_a_graph_may_be_walked_twice(dtype: torch.dtype) -> None:
     problem = loss_cases.build(Case("plain", dtype))
     grads = loss_cases.run(backend.lit_loss, problem, LossOptions()).grads
-    total = backend.lit_loss(*problem.arguments(), LossOptions()).total
+    total = backend.lit_loss(problem.inputs(), LossOptions()).total
     total.backward(retain_graph=True)
     (2 * total).backward(retain_graph=True)
     (4 * total).backward()  # the last time: rescaled in place
@@ -226,23 +223,23 @@ def test_no_gradient_is_computed_where_none_is_needed() -> None:
     assert ir_grads == []
     assert logits_grad.shape == (0,)
     with torch.no_grad():
-        total = backend.lit_loss(*problem.arguments(), PLAIN.options).total
+        total = backend.lit_loss(problem.inputs(), PLAIN.options).total
     assert not total.requires_grad
     assert torch.equal(total, parts[0])
 
 
 def test_double_backward_is_refused() -> None:
     problem = loss_cases.build(PLAIN)
-    total = backend.lit_loss(*problem.arguments(), LossOptions()).total
+    total = backend.lit_loss(problem.inputs(), LossOptions()).total
     with pytest.raises(RuntimeError, match="lit_loss does not support double backward"):
         torch.autograd.grad(total, problem.leaves(), create_graph=True)
 
 
 def test_autocast_does_not_change_the_result() -> None:
     problem = loss_cases.build(PLAIN)
-    plain = backend.lit_loss(*problem.arguments(), LossOptions())
+    plain = backend.lit_loss(problem.inputs(), LossOptions())
     with torch.autocast("cpu", dtype=BF16):
-        assert all(map(torch.equal, backend.lit_loss(*problem.arguments(), LossOptions()), plain))
+        assert all(map(torch.equal, backend.lit_loss(problem.inputs(), LossOptions()), plain))
 
 
 def test_grad_scale_keeps_float16_gradients_from_underflow() -> None:
@@ -262,7 +259,7 @@ def test_any_grad_output_is_right_whatever_scale_was_expected(grad_output: float
     problem = loss_cases.build(case)
     grads = loss_cases.run(backend.lit_loss, problem, LossOptions()).grads
     problem.grad_scale = torch.tensor(128.0)
-    total = backend.lit_loss(*problem.arguments(), LossOptions()).total
+    total = backend.lit_loss(problem.inputs(), LossOptions()).total
     scaled = torch.autograd.grad(total, problem.leaves(), torch.tensor(grad_output, dtype=total.dtype))
     for grad, plain in zip(scaled, grads):
         torch.testing.assert_close(grad, grad_output * plain, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
@@ -316,12 +313,8 @@ def test_rescale_refuses_what_is_not_dense() -> None:
 
 def op_arguments(problem: loss_cases.Problem, options: LossOptions, need_grad: bool) -> tuple:
     detached = [[t.detach() for t in side] for side in (problem.student_irs, problem.teacher_irs)]
-    others = [t if t is None else t.detach() for t in problem.arguments()[2:]]
-    o = options
-    return (
-        *(*detached, *others, [1.0] * len(problem.student_irs), IR_KINDS.index(o.ir)),
-        *(o.alpha, o.beta, o.tau, o.tau_squared, o.ignore_index, o.label_smoothing, need_grad),
-    )
+    others = [t if t is None else t.detach() for t in problem.inputs()[2:]]
+    return (*arguments(Inputs(*detached, *others), options), need_grad)
 
 
 @pytest.mark.parametrize("need_grad", [True, False])
@@ -365,12 +358,12 @@ def test_compiles_to_one_graph(scaled: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher_irs": []}, "as many teacher IRs and section weights as student IRs, got 3 from the student, 0"),
-        ({"teacher_irs": [torch.zeros(3, 5, 4, 4)] * 3}, r"section 2: student gives \[3, 7, 2, 3\], teacher \[3, 5, 4"),
-        ({"student_logits": torch.zeros(8)}, r"expected \[batch, classes\], got \[8\]"),
-        ({"teacher_logits": torch.zeros(3, 9)}, r"teacher_logits: expected \[3, 10\], got \[3, 9\]"),
-        ({"labels": torch.zeros(4, dtype=torch.long)}, r"labels: expected \[3\], got \[4\]"),
-        ({"class_weight": torch.ones(9)}, r"class_weight: expected \[10\], got \[9\]"),
+        ({"teacher_irs": []}, "student gives 3 IRs, teacher 0"),
+        ({"teacher_irs": [torch.zeros(3, 5, 4, 4)] * 3}, r"section 2: student gives \(B, 7, 2, 3\), teacher \(B, 5, 4"),
+        ({"student_logits": torch.zeros(8)}, r"student_logits: expected shape \(B, classes\) .*, got \(8,\)"),
+        ({"teacher_logits": torch.zeros(3, 9)}, r"teacher_logits: expected .* \(3, 10\), got \(3, 9\)"),
+        ({"labels": torch.zeros(4, dtype=torch.long)}, r"labels: expected shape \(3,\) .*, got \(4,\)"),
+        ({"class_weight": torch.ones(9)}, r"class_weight: expected shape \(10,\), .*, got \(9,\)"),
         ({"student_irs": [], "teacher_irs": [], "student_logits": None}, "expected IRs or student_logits"),
     ],
 )

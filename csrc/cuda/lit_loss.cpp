@@ -19,26 +19,6 @@ namespace {
 // A thread counts the classes of a row in int, and steps beyond the last.
 constexpr int64_t kMaxClasses = int64_t{1} << 30;
 
-at::Device device_of(const LitLossArgs& args) {
-  return args.student_logits ? args.student_logits->device() : args.student_irs[0].device();
-}
-
-void check_devices(const LitLossArgs& args, const at::Device& device) {
-  for (size_t i = 0; i < args.student_irs.size(); ++i) {
-    check_device(args.student_irs[i], device, "lit_loss: section ", i + 1, ", student IR");
-    check_device(args.teacher_irs[i], device, "lit_loss: section ", i + 1, ", teacher IR");
-  }
-  const auto check = [&device](const char* what, const std::optional<at::Tensor>& tensor) {
-    if (tensor) {
-      check_device(*tensor, device, "lit_loss: ", what);
-    }
-  };
-  check("teacher_logits", args.teacher_logits);
-  check("labels", args.labels);
-  check("class_weight", args.class_weight);
-  check("grad_scale", args.grad_scale);
-}
-
 // The inputs made dense, and what the kernels need to know of them; keeps the tensors' memory until the launch, after
 // which the stream's order does.
 struct Inputs {
@@ -114,7 +94,6 @@ struct Inputs {
 
 LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
   const at::Device device = device_of(args);
-  check_devices(args, device);
   const c10::cuda::CUDAGuard guard(device);
   Inputs inputs(args);
   const Kernel kernel = kernel_of(inputs.sections, inputs.rows, compute_dtype(args) == at::kDouble);
@@ -146,4 +125,4 @@ LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
 }  // namespace
 }  // namespace lit_fast::cuda
 
-TORCH_LIBRARY_IMPL(lit_fast, CUDA, m) { m.impl("lit_loss", &lit_fast::lit_loss_op<lit_fast::cuda::lit_loss_on_cuda>); }
+TORCH_LIBRARY_IMPL(lit_fast, CUDA, m) { m.impl("lit_loss", lit_fast::lit_loss_op<lit_fast::cuda::lit_loss_on_cuda>); }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "csrc/checks.h"
 #include "csrc/cuda/launch.h"
 #include "csrc/cuda/tensors.h"
 

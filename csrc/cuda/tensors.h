@@ -22,11 +22,4 @@ inline DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-// name: what to call the tensor, in pieces.
-template <typename... Name>
-void check_device(const at::Tensor& tensor, const at::Device& device, const Name&... name) {
-  TORCH_CHECK_VALUE(tensor.device() == device, name..., ": expected device ", device, ", got ", tensor.device(),
-                    "; move it there");
-}
-
 }  // namespace lit_fast::cuda

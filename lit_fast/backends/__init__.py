@@ -1,6 +1,6 @@
 """Which implementation computes a loss: ``select`` picks one and says why.
 
-Every backend module offers the same differentiable function ``lit_loss`` (see ``eager.lit_loss``).
+Every backend module offers the same differentiable function ``lit_loss(inputs, options)`` (see ``eager.lit_loss``).
 
 | backend | what | devices |
 |---|---|---|
@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 
 from lit_fast.backends import eager
-from lit_fast.backends.options import IR_KINDS, LossOptions, LossParts
+from lit_fast.backends.options import IR_KINDS, Inputs, LossOptions, LossParts
 from lit_fast.errors import UnavailableError
 
-__all__ = ["IR_KINDS", "NAMES", "Choice", "LossOptions", "LossParts", "check", "select"]
+__all__ = ["IR_KINDS", "NAMES", "Choice", "Inputs", "LossOptions", "LossParts", "check", "select"]
 
 NAMES = ("auto", "native", "triton", "eager")
 _BY_DEVICE = {"cpu": ("native",), "cuda": ("native", "triton")}  # what "auto" tries, best first
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
 
     name: str
     reason: str
-    lit_loss: Callable[..., LossParts]
+    lit_loss: Callable[[Inputs, LossOptions], LossParts]
 
 
 def check(requested: str) -> None:

@@ -1,51 +1,108 @@
 """Check the tensors of a loss before a backend sees them, and drop those that its options do not use.
 
 Only shapes, dtypes and devices are looked at, never values: no device synchronisation, and
-``torch.compile(fullgraph=True)`` traces through.
+``torch.compile(fullgraph=True)`` traces through. ``check_label_values`` is for backends that run on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_fast.backends.options import LossOptions
+from lit_fast.backends.options import Inputs, LossOptions, device_of
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int64, torch.int32)
 
 
-class Inputs(NamedTuple):
-    """Checked inputs of a backend; what the options do not use is empty or None."""
+def check_inputs(inputs: Inputs, options: LossOptions) -> Inputs:
+    """Return the inputs that `options` uses, on one device, labels as int64.
 
-    student_irs: Sequence[Tensor]
-    teacher_irs: Sequence[Tensor]
-    student_logits: Tensor | None
-    teacher_logits: Tensor | None
-    labels: Tensor | None
-    class_weight: Tensor | None
-    grad_scale: Tensor | None
+    Raises:
+        TypeError: something is not a tensor, or has a dtype that does not fit.
+        ValueError: something is missing, or has a shape or device that does not fit.
+    """
+    used = _used(inputs, options)
+    check_tensors(used, options.section_weights)
+    return used
 
 
-def check_irs(student_irs: Any, teacher_irs: Any, options: LossOptions) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Check the IRs of a loss with beta < 1: as many on both sides, equal shapes section by section."""
-    mend = f"beta={options.beta} needs the IRs of every section; pass them, or set beta=1 for the KD loss alone"
-    for side, irs in (("student_irs", student_irs), ("teacher_irs", teacher_irs)):
-        if isinstance(irs, Tensor):
-            raise TypeError(f"{side}: expected a sequence with one tensor per section, got one tensor; write [tensor]")
-        if irs is None or len(irs) == 0:
-            raise ValueError(f"{side}: expected at least one tensor, got {'None' if irs is None else 'none'}; {mend}")
+def check_tensors(inputs: Inputs, section_weights: Sequence[float] | None) -> None:
+    """Check that what is given fits together, whatever the options: that a kernel reads nothing out of bounds.
+
+    Raises:
+        TypeError, ValueError: as ``check_inputs``.
+    """
+    _check_irs(inputs.student_irs, inputs.teacher_irs, section_weights)
+    if inputs.student_logits is not None:
+        _check_rows(inputs.student_logits, inputs.teacher_logits, inputs.labels, inputs.class_weight)
+    elif not inputs.student_irs:
+        raise ValueError("expected IRs or student_logits, got neither")
+    if inputs.grad_scale is not None:
+        _check_grad_scale(inputs.grad_scale)
+    _check_devices(inputs)
+
+
+# --- what the options use
+
+
+def _used(inputs: Inputs, options: LossOptions) -> Inputs:
+    student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale = inputs
+    if options.beta < 1:
+        student_irs = _needed_irs("student_irs", student_irs, options)
+        teacher_irs = _needed_irs("teacher_irs", teacher_irs, options)
+    else:
+        student_irs = teacher_irs = ()
+    if options.beta == 0:
+        return Inputs(student_irs, teacher_irs, grad_scale=grad_scale)
+    if z_s is None:
+        mend = "beta=0 for the IR loss alone"
+        raise _missing("student_logits", f"beta={options.beta} needs logits of shape (B, classes)", mend)
+    if options.alpha == 1:
+        z_t = None
+    elif z_t is None:
+        mend = "alpha=1 for the label loss alone"
+        raise _missing("teacher_logits", f"alpha={options.alpha} needs the teacher's soft targets", mend)
+    if options.alpha == 0:
+        labels = class_weight = None
+    elif labels is None:
+        mend = "alpha=0 for the teacher's soft targets alone"
+        raise _missing("labels", f"alpha={options.alpha} needs labels of shape (B,)", mend)
+    elif isinstance(labels, Tensor) and labels.dtype == torch.int32:
+        labels = labels.long()
+    return Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale)
+
+
+def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
+    if isinstance(irs, Tensor):
+        raise TypeError(f"{side}: expected a sequence with one tensor per section, got one tensor; write [tensor]")
+    if irs is None or len(irs) == 0:
+        mend = f"beta={options.beta} needs the IRs of every section; pass them, or set beta=1 for the KD loss alone"
+        raise ValueError(f"{side}: expected at least one tensor, got {'None' if irs is None else 'none'}; {mend}")
+    return tuple(irs)
+
+
+def _missing(name: str, need: str, setting: str) -> ValueError:
+    return ValueError(f"{name}: {need}, got None; pass them, or set {setting}")
+
+
+# --- what fits together
+
+
+def _check_irs(
+    student_irs: Sequence[Tensor], teacher_irs: Sequence[Tensor], section_weights: Sequence[float] | None
+) -> None:
     if len(student_irs) != len(teacher_irs):
         raise ValueError(
             f"student gives {len(student_irs)} IRs, teacher {len(teacher_irs)}; cut both models into the same sections"
         )
-    weights = options.section_weights
-    if weights is not None and len(weights) != len(student_irs):
+    if student_irs and section_weights is not None and len(section_weights) != len(student_irs):
         raise ValueError(
-            f"section_weights: expected one weight for each of the {len(student_irs)} sections, got {len(weights)}"
+            f"section_weights: expected one weight for each of the {len(student_irs)} sections, "
+            f"got {len(section_weights)}"
         )
     for number, (student, teacher) in enumerate(zip(student_irs, teacher_irs), 1):
         if not (_is_floating(student) and _is_floating(teacher)):  # names are made up where they are needed: speed
@@ -57,48 +114,34 @@ def check_irs(student_irs: Any, teacher_irs: Any, options: LossOptions) -> tuple
                 f"section {number}: student gives {_shape(student, batch)}, teacher {_shape(teacher, batch)}; "
                 + _mend_shapes(student, teacher)
             )
-    return student_irs, teacher_irs
 
 
-def check_logits(student_logits: Any, teacher_logits: Any, options: LossOptions) -> tuple[Tensor, Tensor | None]:
-    """Check the logits of a loss with beta > 0; the teacher's are needed where alpha < 1, else dropped."""
-    if student_logits is None:
-        raise ValueError(
-            f"student_logits: beta={options.beta} needs logits of shape (B, classes), got None; "
-            "pass them, or set beta=0 for the IR loss alone"
-        )
+def _check_rows(student_logits: Any, teacher_logits: Any, labels: Any, class_weight: Any) -> None:
     _floating("student_logits", student_logits)
     if student_logits.dim() != 2 or student_logits.shape[1] == 0:
         raise ValueError(
             f"student_logits: expected shape (B, classes) with at least one class, got {_shape(student_logits)}; "
             "flatten other dimensions into the batch, for example logits.flatten(0, 1)"
         )
-    if options.alpha == 1:
-        return student_logits, None
-    if teacher_logits is None:
-        raise ValueError(
-            f"teacher_logits: alpha={options.alpha} needs the teacher's soft targets, got None; "
-            "pass them, or set alpha=1 for the label loss alone"
-        )
-    _floating("teacher_logits", teacher_logits)
-    if teacher_logits.shape != student_logits.shape:
-        raise ValueError(
-            f"teacher_logits: expected the student's shape {_shape(student_logits)}, got {_shape(teacher_logits)}; "
-            "teacher and student must see the same batch and know the same classes"
-        )
-    return student_logits, teacher_logits
-
-
-def check_labels(labels: Any, student_logits: Tensor, options: LossOptions) -> Tensor | None:
-    """Check the labels of a loss with alpha > 0 and return them as int64; dropped where alpha is 0."""
-    if options.alpha == 0:
-        return None
+    if teacher_logits is not None:
+        _floating("teacher_logits", teacher_logits)
+        if teacher_logits.shape != student_logits.shape:
+            raise ValueError(
+                f"teacher_logits: expected the student's shape {_shape(student_logits)}, got {_shape(teacher_logits)}; "
+                "teacher and student must see the same batch and know the same classes"
+            )
     rows, classes = student_logits.shape
-    if labels is None:
-        raise ValueError(
-            f"labels: alpha={options.alpha} needs labels of shape (B,), got None; "
-            "pass them, or set alpha=0 for the teacher's soft targets alone"
-        )
+    if labels is not None:
+        _check_labels(labels, rows, classes)
+    if class_weight is not None:
+        _floating("class_weight", class_weight)
+        if class_weight.shape != (classes,):
+            raise ValueError(
+                f"class_weight: expected shape ({classes},), one weight for each class, got {_shape(class_weight)}"
+            )
+
+
+def _check_labels(labels: Any, rows: int, classes: int) -> None:
     _tensor("labels", labels)
     if labels.is_floating_point():
         raise TypeError(
@@ -110,65 +153,12 @@ def check_labels(labels: Any, student_logits: Tensor, options: LossOptions) -> T
     if labels.shape != (rows,):
         mend = "use labels.argmax(1) of one-hot labels" if labels.shape == (rows, classes) else "one label per row"
         raise ValueError(f"labels: expected shape ({rows},) as the logits' batch, got {_shape(labels)}; {mend}")
-    return labels.long()
 
 
-def check_class_weight(class_weight: Any, student_logits: Tensor) -> Tensor | None:
-    """Check the class weights of a cross-entropy, or None."""
-    if class_weight is None:
-        return None
-    classes = student_logits.shape[1]
-    _floating("class_weight", class_weight)
-    if class_weight.shape != (classes,):
-        raise ValueError(
-            f"class_weight: expected shape ({classes},), one weight for each class, got {_shape(class_weight)}"
-        )
-    return class_weight
-
-
-def check_grad_scale(grad_scale: Any) -> Tensor | None:
-    """Check the loss scale, or None."""
-    if grad_scale is None:
-        return None
+def _check_grad_scale(grad_scale: Any) -> None:
     _floating("grad_scale", grad_scale)
     if grad_scale.dim() != 0:
         raise ValueError(f"grad_scale: expected a 0-d tensor, got shape {_shape(grad_scale)}; use scale.reshape(())")
-    return grad_scale
-
-
-def check_inputs(
-    student_irs: Sequence[Tensor] | None,
-    teacher_irs: Sequence[Tensor] | None,
-    student_logits: Tensor | None,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    class_weight: Tensor | None,
-    grad_scale: Tensor | None,
-    options: LossOptions,
-) -> Inputs:
-    """Return the inputs that `options` uses, on one device, labels as int64.
-
-    Raises:
-        TypeError: something is not a tensor, or has a dtype that does not fit.
-        ValueError: something is missing, or has a shape or device that does not fit.
-    """
-    s_irs: Sequence[Tensor] = ()
-    t_irs: Sequence[Tensor] = ()
-    z_s = z_t = y = weight = None
-    if options.beta < 1:
-        s_irs, t_irs = check_irs(student_irs, teacher_irs, options)
-    if options.beta > 0:
-        z_s, z_t = check_logits(student_logits, teacher_logits, options)
-        y = check_labels(labels, z_s, options)
-        weight = None if y is None else check_class_weight(class_weight, z_s)
-    inputs = Inputs(s_irs, t_irs, z_s, z_t, y, weight, check_grad_scale(grad_scale))
-    _check_devices(inputs)
-    return inputs
-
-
-def device_of(inputs: Inputs) -> torch.device:
-    """The device of checked inputs."""
-    return inputs.student_irs[0].device if inputs.student_logits is None else inputs.student_logits.device
 
 
 def _check_devices(inputs: Inputs) -> None:
@@ -221,3 +211,21 @@ def _shape(tensor: Tensor, batch: bool = False) -> str:
     if batch and len(sizes) > 1:
         sizes[0] = "B"
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+# --- values, on the CPU
+
+
+def check_label_values(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError at the first label that is no class; on the CPU reading two values costs nothing."""
+    if labels.numel() == 0:
+        return
+    low, high = labels.aminmax()
+    if int(low) >= 0 and int(high) < classes:
+        return
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
+    if wrong.numel() > 0:
+        raise IndexError(
+            f"labels: label {int(wrong[0])} is out of range for {classes} classes (logits of shape "
+            f"{(labels.shape[0], classes)}); expected 0 to {classes - 1}, or ignore_index={ignore_index}"
+        )

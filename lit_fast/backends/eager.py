@@ -15,68 +15,46 @@ multiplied in: a loss scale therefore always acts before the rounding, and ``gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from lit_fast.backends.options import LossOptions, LossParts
+from lit_fast.backends.checks import check_label_values
+from lit_fast.backends.options import Inputs, LossOptions, LossParts, device_of, dtype_of
 
 _HAS_FLOAT64 = ("cpu", "cuda")  # MPS and some XPU devices have none
 
 
-def lit_loss(
-    student_irs: Sequence[Tensor],
-    teacher_irs: Sequence[Tensor],
-    student_logits: Tensor | None,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    class_weight: Tensor | None,
-    grad_scale: Tensor | None,
-    options: LossOptions,
-) -> LossParts:
-    """Compute the LIT loss; the arguments are already checked (``lit_fast.functional`` does that).
-
-    Args:
-        student_irs: k tensors of any shape, floating; gradients flow to them. Unused if beta is 1.
-        teacher_irs: k tensors of the same shapes.
-        student_logits: [B, C], floating; gradients flow to it. Unused if beta is 0.
-        teacher_logits: [B, C], floating. Unused if alpha is 1 or beta is 0.
-        labels: [B], int64. Unused if alpha or beta is 0.
-        class_weight: [C], floating, or None.
-        grad_scale: 0-d, the loss scale that grad_output will be. Unused: see the module's docstring.
-        options: the loss's settings.
+def lit_loss(inputs: Inputs, options: LossOptions) -> LossParts:
+    """Compute the LIT loss of inputs that ``checks.check_inputs`` gave; their ``grad_scale`` plays no role here.
 
     Raises:
         IndexError: a label on the CPU is neither a class nor ``ignore_index`` (on CUDA: torch's device assert).
         RuntimeError: in backward, if called with ``create_graph=True``.
     """
-    use_kd, use_irs = options.beta > 0, options.beta < 1
-    irs = (*student_irs, *teacher_irs) if use_irs else ()
-    logits = [z for z in (student_logits, teacher_logits) if z is not None] if use_kd else []
-    inputs = [*irs, *logits]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
-    device = inputs[0].device
+    dtype, device = dtype_of(inputs), device_of(inputs)
 
     # Nothing here is on autocast's list of low-precision operations; switching it off keeps that true for ever.
     with torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext():
         zero = torch.zeros((), dtype=dtype, device=device)
         total = ce = kl = zero
-        if use_kd and student_logits is not None:
+        if inputs.student_logits is not None:
             wide = torch.float64 if device.type in _HAS_FLOAT64 else dtype
-            z_s = student_logits.to(wide)
-            if options.alpha > 0 and labels is not None:
-                ce = _cross_entropy(z_s, labels, class_weight, options).to(dtype)
+            z_s = inputs.student_logits.to(wide)
+            if inputs.labels is not None:
+                ce = _cross_entropy(z_s, inputs.labels, inputs.class_weight, options).to(dtype)
                 total = total + options.beta * options.alpha * ce
-            if options.alpha < 1 and teacher_logits is not None:
-                kl = _kl(z_s, teacher_logits.detach().to(wide), options.tau)
+            if inputs.teacher_logits is not None:
+                kl = _kl(z_s, inputs.teacher_logits.detach().to(wide), options.tau)
                 kl = (options.tau**2 * kl if options.tau_squared else kl).to(dtype)
                 total = total + options.beta * (1 - options.alpha) * kl
         ir = zero.new_zeros(0)
-        if use_irs:
+        if inputs.student_irs:
             element_loss = _ELEMENT_LOSS[options.ir]
-            means = [element_loss(s.to(dtype) - t.detach().to(dtype)).mean() for s, t in zip(student_irs, teacher_irs)]
+            pairs = zip(inputs.student_irs, inputs.teacher_irs)
+            means = [element_loss(s.to(dtype) - t.detach().to(dtype)).mean() for s, t in pairs]
             weights = options.section_weights or (1.0,) * len(means)
             total = total + (1 - options.beta) * sum(w * mean for w, mean in zip(weights, means))
             ir = torch.stack(means)
@@ -119,7 +97,7 @@ def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: Lo
     """Cross-entropy of logits z [B, C] with labels [B], averaged as torch does; NaN if no row counts."""
     ignore, smoothing, classes = options.ignore_index, options.label_smoothing, z.shape[1]
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_labels(labels, classes, ignore)
+        check_label_values(labels, classes, ignore)
     ignored = labels == ignore
     target = torch.where(ignored, 0, labels)
     log_q = torch.log_softmax(z, dim=1)
@@ -132,21 +110,6 @@ def _cross_entropy(z: Tensor, labels: Tensor, weight: Tensor | None, options: Lo
         smooth = -torch.where(weight == 0, 0.0, weight * log_q).sum(1)
         loss = loss + smoothing / classes * torch.where(ignored, 0.0, smooth)
     return loss.sum() / row_weight.sum()
-
-
-def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise IndexError at the first label that is no class; on the CPU reading two values costs nothing."""
-    if labels.numel() == 0:
-        return
-    low, high = labels.aminmax()
-    if int(low) >= 0 and int(high) < classes:
-        return
-    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
-    if wrong.numel() > 0:
-        raise IndexError(
-            f"labels: label {int(wrong[0])} is out of range for {classes} classes (logits of shape "
-            f"{(labels.shape[0], classes)}); expected 0 to {classes - 1}, or ignore_index={ignore_index}"
-        )
 
 
 # --- eq. 2, soft part

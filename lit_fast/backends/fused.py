@@ -6,26 +6,23 @@ out, rescaled only where grad_output is not the scale that they were computed wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_fast.backends.options import IR_KINDS, LossOptions, LossParts
+from lit_fast.backends.ops import arguments
+from lit_fast.backends.options import Inputs, LossOptions, LossParts
 
 # Whether backward() keeps the graph, so that this node may run again. Without the question, it may.
 _keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 class Ops(NamedTuple):
-    """What a backend computes with.
+    """What a backend computes with: its ``lit_loss`` and ``rescale_`` (see ``ops.define``).
 
     Attributes:
-        lit_loss: has the signature of ``lit_fast::lit_loss`` (csrc/ops.cpp): returns the parts [3 + k], one gradient
-            for each student IR and the gradient of the student's logits.
-        rescale_: multiplies a list of gradients in place by the quotient of two 0-d tensors (the second may be None:
-            1), and leaves them alone if it is 1.
         lit_loss_total: has the arguments of ``lit_loss`` without the last; returns the differentiable total and the
             parts, by a node of its own, which saves the time of Python's. None: there is none.
     """
@@ -35,114 +32,48 @@ class Ops(NamedTuple):
     lit_loss_total: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
-def lit_loss(
-    ops: Ops,
-    student_irs: Sequence[Tensor],
-    teacher_irs: Sequence[Tensor],
-    student_logits: Tensor | None,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    class_weight: Tensor | None,
-    grad_scale: Tensor | None,
-    options: LossOptions,
-) -> LossParts:
-    """Compute the LIT loss; arguments and result as ``lit_fast.backends.eager.lit_loss``.
-
-    Args:
-        grad_scale: 0-d, the scale that grad_output is expected to be (a GradScaler's), or None for 1. Gradients are
-            computed times this scale, so that float16 ones do not underflow; any other grad_output is right as well,
-            at the price of one multiplication more and of rounding before it.
+def lit_loss(ops: Ops, inputs: Inputs, options: LossOptions) -> LossParts:
+    """Compute the LIT loss of checked inputs, as ``lit_fast.backends.eager.lit_loss``.
 
     Raises:
         RuntimeError: in backward, if called with ``create_graph=True``.
     """
-    use_kd, use_irs = options.beta > 0, options.beta < 1
-    use_ce, use_kl = use_kd and options.alpha > 0, use_kd and options.alpha < 1
-    students = tuple(student_irs) if use_irs else ()
-    teachers = tuple(teacher_irs) if use_irs else ()
-    logits = student_logits if use_kd else None
-    others = (
-        teacher_logits if use_kl else None,
-        labels if use_ce else None,
-        class_weight if use_ce else None,
-        grad_scale,
-    )
     if ops.lit_loss_total is not None and not torch.compiler.is_compiling():
-        total, parts = ops.lit_loss_total(*_arguments(students, teachers, logits, others, options))
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*students, logits)):
-        total, parts = _LitLoss.apply(ops, options, len(students), logits, *others, *students, *teachers)
+        total, parts = ops.lit_loss_total(*arguments(inputs, options))
+    elif _needs_gradient(inputs):
+        student_irs, teacher_irs, *others = inputs
+        total, parts = _LitLoss.apply(ops, options, len(student_irs), *others, *student_irs, *teacher_irs)
     else:
         with torch.no_grad():
-            parts, _, _ = ops.lit_loss(*_arguments(students, teachers, logits, others, options), False)
+            parts, _, _ = ops.lit_loss(*arguments(inputs, options), False)
             total = parts[0]
     return LossParts(total, parts[1], parts[2], parts[3:])
 
 
-def fake(
-    student_irs: list[Tensor],
-    teacher_irs: list[Tensor],
-    student_logits: Tensor | None,
-    teacher_logits: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Shapes, dtypes and layouts of what ``Ops.lit_loss`` returns: to be registered as the op's fake."""
-    need_grad = rest[-1]
-    logits = [z for z in (student_logits, teacher_logits) if z is not None]
-    inputs = [*student_irs, *teacher_irs, *logits]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
-    parts = inputs[0].new_empty(3 + len(student_irs), dtype=dtype)
-    if not need_grad:
-        return parts, [], parts.new_empty(0)
-    logits_grad = (
-        parts.new_empty(0)
-        if student_logits is None
-        else torch.empty_like(student_logits, memory_format=torch.contiguous_format)
-    )
-    return parts, [torch.empty_like(s) for s in student_irs], logits_grad
-
-
-def _arguments(
-    students: tuple[Tensor, ...],
-    teachers: tuple[Tensor, ...],
-    logits: Tensor | None,
-    others: tuple[Tensor | None, ...],
-    options: LossOptions,
-) -> tuple[Any, ...]:
-    """Those of ``Ops.lit_loss`` but for the last."""
-    return (
-        students,
-        teachers,
-        logits,
-        *others,
-        (options.section_weights or (1.0,) * len(students)) if students else (),
-        IR_KINDS.index(options.ir),
-        options.alpha,
-        options.beta,
-        options.tau,
-        options.tau_squared,
-        options.ignore_index,
-        options.label_smoothing,
-    )
+def _needs_gradient(inputs: Inputs) -> bool:
+    students = (*inputs.student_irs, inputs.student_logits)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in students)
 
 
 class _LitLoss(torch.autograd.Function):
     """(total 0-d, parts [3 + k] not differentiable) of the op.
 
-    The tensors are teacher logits, labels, class weight and grad scale, then the IRs of the student and of the teacher,
-    `sections` each: not in lists, inside which autograd does not look.
+    The tensors are those of ``Inputs`` behind the IRs, then the IRs of the student and of the teacher, `sections` each:
+    not in lists, inside which autograd does not look.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, ops: Ops, options: LossOptions, sections: int, logits: Tensor | None, *tensors: Any
+        ctx: Any, ops: Ops, options: LossOptions, sections: int, *tensors: Any
     ) -> tuple[Tensor, Tensor]:
-        others, students, teachers = tensors[:4], tensors[4 : 4 + sections], tensors[4 + sections :]
-        parts, ir_grads, logits_grad = ops.lit_loss(*_arguments(students, teachers, logits, others, options), True)
+        others, irs = tensors[:5], tensors[5:]
+        inputs = Inputs(irs[:sections], irs[sections:], *others)
+        parts, ir_grads, logits_grad = ops.lit_loss(*arguments(inputs, options), True)
         ctx.rescale_ = ops.rescale_
         ctx.mark_non_differentiable(parts)
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)  # no zeros for the parts: on CUDA they would be a launch
-        ctx.save_for_backward(others[3], logits_grad, *ir_grads)
+        ctx.save_for_backward(inputs.grad_scale, logits_grad, *ir_grads)
         return _total(parts), parts
 
     @staticmethod

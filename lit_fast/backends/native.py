@@ -1,4 +1,4 @@
-"""The LIT loss by the compiled op ``lit_fast::lit_loss`` (csrc/ops.cpp)."""
+"""The LIT loss by the compiled op ``lit_fast::lit_loss`` (csrc/lit_loss.h)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lit_fast.backends import fused
+from lit_fast.backends import fused, ops
 from lit_fast.extension import EXTENSION
 
 
@@ -37,12 +37,9 @@ def runs_on(capability: tuple[int, int], codes: Sequence[str]) -> bool:
 
 
 if EXTENSION.loaded:
+    _library = ops.define("")
+    _library.define(f"lit_loss_total({ops.ARGUMENTS}) -> (Tensor total, Tensor parts)")  # see csrc/autograd.cpp
     _ops = torch.ops.lit_fast
     lit_loss = functools.partial(
         fused.lit_loss, fused.Ops(_ops.lit_loss.default, _ops.rescale_.default, _ops.lit_loss_total.default)
     )
-    torch.library.register_fake("lit_fast::lit_loss")(fused.fake)
-
-    @torch.library.register_fake("lit_fast::rescale_")
-    def _fake_rescale_(grads: list[torch.Tensor], factor: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-        pass

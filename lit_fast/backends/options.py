@@ -1,4 +1,4 @@
-"""The settings of one LIT loss and the values it gives: what every backend takes and returns."""
+"""The tensors and settings of one LIT loss and the values it gives: what every backend takes and returns."""
 
 from __future__ import annotations
 
@@ -8,11 +8,52 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from lit_fast.literals import IRKind
 
 IR_KINDS: tuple[IRKind, ...] = get_args(IRKind)
+
+
+class Inputs(NamedTuple):
+    """The tensors of a LIT loss of k sections, B rows and C classes.
+
+    A backend gets them from ``checks.check_inputs``: all on one device, and only those that the options use. So what is
+    given says which terms the loss has: IRs, cross-entropy (labels), KL (the teacher's logits).
+
+    Attributes:
+        student_irs: k tensors of any shape, floating; gradients flow to them.
+        teacher_irs: k tensors of the same shapes, floating.
+        student_logits: [B, C], floating; gradients flow to it.
+        teacher_logits: [B, C], floating.
+        labels: [B], int64; int32 too before they are checked.
+        class_weight: [C], floating; None for 1 each.
+        grad_scale: 0-d, the loss scale that grad_output is expected to be (a GradScaler's); None for 1. A fused backend
+            computes gradients times this scale, so that float16 ones do not underflow; any other grad_output is right
+            as well, at the price of one multiplication more and of rounding before it.
+    """
+
+    student_irs: Sequence[Tensor] = ()
+    teacher_irs: Sequence[Tensor] = ()
+    student_logits: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    labels: Tensor | None = None
+    class_weight: Tensor | None = None
+    grad_scale: Tensor | None = None
+
+
+# Functions, for torch 2.6 cannot trace a NamedTuple's own methods.
+def device_of(inputs: Inputs) -> torch.device:
+    """The device of checked inputs."""
+    return inputs.student_irs[0].device if inputs.student_logits is None else inputs.student_logits.device
+
+
+def dtype_of(inputs: Inputs) -> torch.dtype:
+    """What a loss is computed and returned in: float64 if any IR or logits tensor is, else float32."""
+    logits = [z for z in (inputs.student_logits, inputs.teacher_logits) if z is not None]
+    wide = any(t.dtype == torch.float64 for t in (*inputs.student_irs, *inputs.teacher_irs, *logits))
+    return torch.float64 if wide else torch.float32
 
 
 class LossParts(NamedTuple):

@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lit_fast.backends import triton
 from lit_fast.data.augment import crop_and_flip, normalise
 from lit_fast.extension import EXTENSION
+from lit_fast.kernels import support
 
 __all__ = ["MOVES", "eager_gather", "gather_for", "levels"]
 
@@ -48,7 +48,7 @@ def gather_for(device: torch.device) -> Gather:
     if device.type == "cpu" and EXTENSION.loaded:
         compiled: Gather = torch.ops.lit_fast.gather_batch.default
         return compiled
-    if device.type == "cuda" and triton.available("cuda", device.index)[0]:
+    if device.type == "cuda" and support.available("cuda", device.index)[0]:
         kernel: Gather = torch.ops.lit_fast.gather_batch_triton.default
         return kernel
     return eager_gather
@@ -92,7 +92,7 @@ def _triton_gather(
 
     _check(position, plan, images, table, out, labels)
     if len(out):
-        with triton.on_device(out.device):
+        with support.on_device(out.device):
             gather_launch(position, plan, images, table, pad, first, out, labels).run()
 
 

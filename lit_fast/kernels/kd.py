@@ -212,7 +212,7 @@ def kd_rows(
     batch,
     classes,
     ignore_index,
-    settings,  # 15 floats, see launch.py
+    settings,  # 15 floats, see loss.py
     scale,  # the loss scale
     first,  # tile
     tiles,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.backends import fused
+from lit_fast.backends.ops import empty_results, inputs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
@@ -95,25 +96,13 @@ class Emulator:
         threads: int,
         blocks: int,
         at_once: bool,
-        student_irs: list[Tensor],
-        teacher_irs: list[Tensor],
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-        class_weight: Tensor | None,
-        grad_scale: Tensor | None,
-        section_weights: list[float],
-        ir_kind: int,
-        alpha: float,
-        beta: float,
-        tau: float,
-        tau_squared: bool,
-        ignore_index: int,
-        label_smoothing: float,
-        need_grad: bool,
+        *arguments: Any,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """What csrc/cuda/lit_loss.cpp does, with CPU tensors."""
-        parts, ir_grads, logits_grad = fused.fake(student_irs, teacher_irs, student_logits, teacher_logits, need_grad)
+        inputs, numbers = inputs_of(arguments)
+        student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale = inputs
+        section_weights, ir_kind, alpha, beta, tau, tau_squared, ignore_index, label_smoothing, need_grad = numbers
+        parts, ir_grads, logits_grad = empty_results(*arguments)
         parts.fill_(float("nan"))
         kept = []  # until the kernels have run
         sections = (Section * len(student_irs))()

@@ -8,16 +8,16 @@ import torch
 from gather_cases import CASES
 from small_data import attributes, coloured, texts
 
-from lit_fast.backends import triton
 from lit_fast.data.gather import eager_gather, gather_for
 from lit_fast.data.loaders import open_loader, resident
+from lit_fast.kernels import support
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture(params=["triton", "eager"])
 def gather(request):
-    usable, reason = triton.available("cuda", 0)
+    usable, reason = support.available("cuda", 0)
     if request.param == "triton" and not usable:
         pytest.skip(reason)
     return gather_for(torch.device("cuda")) if request.param == "triton" else eager_gather

@@ -13,7 +13,7 @@ from loss_cases import Case
 
 import lit_fast
 from lit_fast import backends
-from lit_fast.backends import LossOptions
+from lit_fast.backends import Inputs, LossOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -184,7 +184,7 @@ def device_work(run):
 def test_native_loss_is_one_kernel(native_loss):
     problem = loss_cases.build(Case("plain", torch.float16, shapes=SHAPES, batch=32), "cuda")
     with torch.no_grad():
-        work = device_work(lambda: native_loss(*problem.arguments(), LossOptions()))
+        work = device_work(lambda: native_loss(problem.inputs(), LossOptions()))
     assert len(work) == 1, work
     assert "lit_loss" in work[0]
 
@@ -200,7 +200,7 @@ def test_native_loss_with_gradients_is_one_launch_and_backward_one(native_loss):
 
 def test_backward_of_a_scaled_loss_is_one_launch_and_nothing_else(native_loss):
     problem = loss_cases.build(Case("scaled", torch.float16, shapes=SHAPES, batch=32, grad_scale=1024.0), "cuda")
-    totals = [native_loss(*problem.arguments(), LossOptions()).total for _ in range(2)]
+    totals = [native_loss(problem.inputs(), LossOptions()).total for _ in range(2)]
     work = device_work(lambda: torch.autograd.grad(totals.pop(), problem.leaves(), problem.grad_scale))
     assert len(work) == 1, work
     assert "rescale" in work[0]
@@ -231,7 +231,7 @@ def test_irs_of_more_than_two_to_the_31_elements(lit_loss):
     for place in places:
         teacher[place] = -1.0
     scale = torch.tensor(float(2**31), device="cuda")
-    parts = lit_loss([student], [teacher], None, None, None, None, scale, LossOptions(beta=0.0))
+    parts = lit_loss(Inputs([student], [teacher], grad_scale=scale), LossOptions(beta=0.0))
     (grad,) = torch.autograd.grad(parts.total, student, scale)
     torch.testing.assert_close(parts.total.item(), len(places) / numel, rtol=1e-6, atol=0)
     assert grad.nonzero().flatten().tolist() == places
@@ -246,7 +246,7 @@ def test_logits_of_more_than_two_to_the_31_elements(lit_loss):
     labels = torch.full((rows,), -100, device="cuda")
     labels[-1] = classes - 1
     scale = torch.tensor(1024.0, device="cuda")
-    parts = lit_loss([], [], logits, None, labels, None, scale, LossOptions(alpha=1.0, beta=1.0))
+    parts = lit_loss(Inputs(student_logits=logits, labels=labels, grad_scale=scale), LossOptions(alpha=1.0, beta=1.0))
     (grad,) = torch.autograd.grad(parts.total, logits, scale)
     torch.testing.assert_close(parts.ce.item(), torch.tensor(float(classes)).log().item(), rtol=1e-6, atol=0)
     assert grad[:-1].count_nonzero() == 0
@@ -262,7 +262,7 @@ def test_scale_saves_float16_gradients_from_underflow(lit_loss):
     exact = 2 * student.detach().double() / numel
     for number in (1.0, 65536.0):
         scale = torch.tensor(number, device="cuda")
-        total = lit_loss([student], [teacher], None, None, None, None, scale, LossOptions(beta=0.0)).total
+        total = lit_loss(Inputs([student], [teacher], grad_scale=scale), LossOptions(beta=0.0)).total
         (grad,) = torch.autograd.grad(total, student, scale)
         if number == 1.0:
             assert grad.count_nonzero() == 0  # 1.9e-8 is below half of float16's smallest number
@@ -274,7 +274,7 @@ def test_another_grad_output_than_the_scale_is_right_too(lit_loss):
     student = torch.randn(5000, device="cuda", requires_grad=True)
     teacher = torch.randn(5000, device="cuda")
     scale = torch.tensor(1024.0, device="cuda")
-    total = lit_loss([student], [teacher], None, None, None, None, scale, LossOptions(beta=0.0)).total
+    total = lit_loss(Inputs([student], [teacher], grad_scale=scale), LossOptions(beta=0.0)).total
     (grad,) = torch.autograd.grad(total, student, torch.tensor(3.0, device="cuda"))
     torch.testing.assert_close(grad, 3 * 2 * (student.detach() - teacher) / 5000)
 
@@ -311,9 +311,9 @@ def test_a_tensor_on_the_cpu_is_named(native_loss, where):
     setattr(problem, where, moved)
     named = {"student_irs": "section 2, student IR", "teacher_irs": "section 2, teacher IR"}.get(where, where)
     with pytest.raises(ValueError, match=f"{named}: expected device cuda:0, got cpu"):
-        native_loss(*problem.arguments(), LossOptions())
+        native_loss(problem.inputs(), LossOptions())
     with pytest.raises(ValueError, match="expected device cuda:0 as the student's, got cpu"):
-        lit_fast.lit_loss(*problem.arguments()[:5], grad_scale=problem.grad_scale)
+        lit_fast.lit_loss(*problem.inputs()[:5], grad_scale=problem.grad_scale)
 
 
 def test_a_label_out_of_range_ends_in_an_error_on_the_host(native_loss):

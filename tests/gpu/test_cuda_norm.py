@@ -12,13 +12,13 @@ from norm_cases import DTYPES, Case
 from torch.profiler import ProfilerActivity, profile
 
 import lit_fast as lf
-from lit_fast.backends import triton
 from lit_fast.fused_norm import enabled, norm_act
+from lit_fast.kernels import support
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(
-        torch.cuda.is_available() and not triton.available("cuda", 0)[0], reason="Triton does not run on this device"
+        torch.cuda.is_available() and not support.available("cuda", 0)[0], reason="Triton does not run on this device"
     ),
 ]
 
