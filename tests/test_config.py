@@ -114,7 +114,7 @@ def test_the_recipe_cannot_be_overridden() -> None:
         ("phases.lit.lr=.inf", "phases.lit.lr"),
         ("phases.lit.gamma=2", "phases.lit.gamma"),
         ("phases.lit.milestones=[5, 3]", "milestones must rise"),
-        ("phases.lit.milestones=[99]", "milestone 99 lies after the phase's 14 epochs"),
+        ("phases.lit.milestones=[99]", "milestone 99 lies after the phase's 8 epochs"),
         ("step.precision=fp64", "step.precision: .*'fp32', 'bf16' or 'fp16'"),
         ("step.bn_policy=none", "step.bn_policy"),
         ("variants=[lit, magic]", "variants"),
