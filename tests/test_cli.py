@@ -28,7 +28,7 @@ from lit_fast.training import any_experiment
 from lit_fast.training import experiment as experiments
 from lit_fast.training.interrupt import Interrupted
 from lit_fast.training.results import table
-from lit_fast.training.trainer import NonFiniteLoss
+from lit_fast.training.run import NonFiniteLoss
 from lit_fast.training.weights import WeightInfo, save_weights
 
 COMMANDS = (

@@ -16,14 +16,14 @@ from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
 from lit_fast import studies
-from lit_fast.training import experiment as experiments
 from lit_fast.training.config import ConfigError
 from lit_fast.training.interrupt import Interrupted
+from lit_fast.training.run import NonFiniteLoss, Run
 from lit_fast.training.study import run as running
-from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, digest, load_study, plan
+from lit_fast.training.study.budgets import BUDGETS, Budget, budgets
+from lit_fast.training.study.plan import Planned, Study, digest, load_study, plan
 from lit_fast.training.study.report import lines, write_report
 from lit_fast.training.study.run import StudyFailed, run_study
-from lit_fast.training.trainer import NonFiniteLoss
 
 SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=500")
 SMOKE = ("smoke", BUDGETS["smoke"])
@@ -51,7 +51,7 @@ def planned(study: Study, **options: Any) -> list[Planned]:
 @pytest.mark.parametrize("budget", list(BUDGETS))
 def test_every_study_can_be_planned_in_every_budget(name: str, budget: str, tmp_path: Path) -> None:
     study = load_study(name)
-    chosen = budgets(study)[budget]
+    chosen = budgets(study.task)[budget]
     if not study.smoke and budget == "smoke":
         with pytest.raises(ConfigError, match="there is no budget smoke"):
             plan(study, chosen)
@@ -182,14 +182,14 @@ def test_a_study_leaves_its_results(folder: Path) -> None:
 
 
 def test_what_has_been_run_is_not_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "run", lambda self: pytest.fail("trained again"))
     before = json.loads((folder / "small-smoke.json").read_text())
     run_study("small", small_study(), SMOKE, planned(small_study()), folder, console=quiet())
     assert json.loads((folder / "small-smoke.json").read_text()) == before
 
 
 def test_an_interrupted_study_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = experiments.Trainer.run, []
+    real, calls = Run.run, []
 
     def interrupted(self: Any) -> Any:
         calls.append(self.spec.name)
@@ -198,7 +198,7 @@ def test_an_interrupted_study_goes_on(folder: Path, tmp_path: Path, monkeypatch:
         return real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.Trainer, "run", interrupted)
+        patch.setattr(Run, "run", interrupted)
         with pytest.raises(Interrupted):
             run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, console=quiet())
     half = json.loads((tmp_path / "small-smoke.json").read_text())
@@ -213,14 +213,14 @@ def test_an_interrupted_study_goes_on(folder: Path, tmp_path: Path, monkeypatch:
 def test_a_run_that_diverges_is_told_and_the_others_go_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = experiments.Trainer.run
+    real = Run.run
 
     def diverging(self: Any) -> Any:
         if self.settings.loss.ir == "l2" and self.spec.variant == "lit":
             raise NonFiniteLoss("the loss is NaN")
         return real(self)
 
-    monkeypatch.setattr(experiments.Trainer, "run", diverging)
+    monkeypatch.setattr(Run, "run", diverging)
     path = run_study("small", small_study(), SMOKE, planned(small_study()), tmp_path, console=quiet())
     assert [run["status"] for run in json.loads(path.read_text())["runs"]] == ["diverged: the loss is NaN", "done"]
     assert "diverged: the loss is NaN" in write_report(path).text

@@ -22,7 +22,7 @@ from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ConfigError, ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session
 from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.trainer import RunSpec
+from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,19 +15,22 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
-from lit_fast.data.loaders import Loader, choose_loader, open_loader
-from lit_fast.parallel import ALONE, Workers, check_batches, join
+from lit_fast.data.loaders import Loader
+from lit_fast.parallel import Workers, join
 from lit_fast.preflight import chance_limit, inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import ConfigError, DataConfig, Experiment, ModelConfig
-from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.classifier import ClassifierTask
+from lit_fast.training.config import ConfigError, Experiment, ModelConfig
+from lit_fast.training.environment import cudnn_benchmark
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
 from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.pruning import PrunedTrainer, claim, prunable, pruned_specs, refuse_others
-from lit_fast.training.run_folder import DALI, RunFolder
-from lit_fast.training.trainer import Outcome, RunSpec, Trainer
+from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
+from lit_fast.training.run import Outcome
+from lit_fast.training.run_state import weights_of
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, open_as
+from lit_fast.training.task import RunSpec
 from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
 
@@ -47,49 +49,14 @@ class Teacher:
     parameters: int
 
 
-class Session:
-    """Everything the runs of one experiment share.
-
-    Args:
-        experiment: the resolved config.
-        loader: of the dataset, on the device; closed at the end.
-        folder: where it is written.
-        console: where progress goes.
-        signals: who may ask to stop.
-        workers: the processes that do this together.
+class Session(BaseSession[Experiment]):
+    """The runs of an experiment with classifiers; arguments as `BaseSession`.
 
     Attributes:
         score_test: whether the test split is used once, at the end of each run; a search must not.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        loader: Loader,
-        folder: RunFolder,
-        console: Console,
-        signals: SignalWatch,
-        workers: Workers = ALONE,
-    ) -> None:
-        self.experiment, self.folder = experiment, folder
-        self.loader, self.data = loader, loader.data
-        self.signals, self.workers = signals, workers
-        self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
-        self.device = loader.device
-        self.results: list[dict[str, Any]] = []
-        self.score_test = True
-        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
-        left_out = self.data.left_out
-        if left_out:
-            self.console.print(
-                f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
-            )
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loader.close()
+    score_test = True
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -156,7 +123,7 @@ class Session:
         Raises:
             ValueError: it is no better than chance, so it was never trained or is fed what it does not know.
         """
-        self._record(self.workers.first(lambda: self._result_of_given(teacher)))
+        self.record(self.workers.first(lambda: self._result_of_given(teacher)))
 
     def _result_of_given(self, teacher: Teacher) -> dict[str, Any]:
         done = self.folder.finished(teacher.name)
@@ -174,11 +141,7 @@ class Session:
                 "teacher": None,
                 **self._size(teacher.split.model, teacher.parameters),
                 "accuracy": _accuracies(val, val, 0, test, test),
-                "epochs": 0,
-                "seconds": 0.0,
-                "images_per_second": None,
-                "history": [],
-                "files": {},
+                **UNTRAINED,
             }
             write_json(self.folder.path / "runs" / teacher.name / "result.json", done)
         return done
@@ -197,10 +160,10 @@ class Session:
                 teacher.eval().requires_grad_(False)
                 spec = RunSpec(f"{config.label}-{variant}", variant, 0, self.experiment.plan(variant))
                 given = self._as_teacher(f"teacher-{teacher_config.label}", teacher_config, teacher)
-                trainer = self._trainer(spec, self.folder.path, student, given)
+                task = self._task(spec, student, given)
                 if VARIANTS[variant].needs_teacher:
-                    inspect(teacher, student, example, projector=trainer.projector)
-                trainer.check()
+                    inspect(teacher, student, example, projector=task.projector)
+                self.run(task, self.folder.path).check()
             if self.experiment.student.sequence:
                 teacher_config = config
         if self.experiment.pruning.sparsities:
@@ -217,17 +180,13 @@ class Session:
             prunable(student, pruned, self.experiment)
             refuse_others(self.folder.path / "runs" / pruned.name, pruned)
 
-    def _trainer(self, spec: RunSpec, folder: Path, student: SplitModel, teacher: Teacher | None) -> Trainer:
-        kind = Trainer if spec.sparsity is None else PrunedTrainer
-        return kind(
+    def _task(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> ClassifierTask:
+        return ClassifierTask(
             spec,
-            folder,
+            self.experiment,
             self.loader,
             student,
             teacher.split if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
-            self.experiment,
-            console=self.console,
-            signals=self.signals,
             projector=self._projector(spec, student, teacher),
             workers=self.workers,
         )
@@ -236,17 +195,15 @@ class Session:
         self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
     ) -> dict[str, Any]:
         """Run ``spec`` to its end (or find it ended); ``student`` then holds its last weights."""
-        done, folder = self.workers.first(lambda: (self.folder.finished(spec.name), self.folder.run(spec.name)))
-        if done is None:
-            trainer = self._trainer(spec, folder, student, teacher)
-            outcome = trainer.run()
-            done = self.workers.first(lambda: self._finish(spec, trainer, outcome, teacher, config, role))
-        else:
-            last = self.folder.path / done["files"]["last"]
-            self.workers.first(lambda: models.load_checkpoint(student.model, last))
-        self.workers.equalise(student.model)
-        self._record(done)
-        return done
+
+        def finish(task: ClassifierTask, folder: Path, outcome: Outcome) -> dict[str, Any]:
+            return self._finish(task, folder, outcome, teacher, config, role)
+
+        def load(done: dict[str, Any]) -> None:
+            models.load_checkpoint(student.model, self.folder.path / done["files"]["last"])
+
+        with cudnn_benchmark(self.experiment.step.cudnn_benchmark):
+            return self.train_task(self._task(spec, student, teacher), finish, load)
 
     def prune(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig) -> None:
         """Run what follows ``spec``, with ``student`` pruned; it ends with the weights that it has now, its last."""
@@ -267,18 +224,25 @@ class Session:
         return make_projectors(teacher.split, student, example).to(self.device)
 
     def _finish(
-        self, spec: RunSpec, trainer: Trainer, outcome: Outcome, teacher: Teacher | None, config: ModelConfig, role: str
+        self,
+        task: ClassifierTask,
+        folder: Path,
+        outcome: Outcome,
+        teacher: Teacher | None,
+        config: ModelConfig,
+        role: str,
     ) -> dict[str, Any]:
         """Write the weights, touch the test split for the first and only time, write the result."""
-        student = trainer.student
+        spec, student = task.spec, task.student
+        last = weights_of(student.model)
         files = {}
         tests = {}
-        for which, tensors in (("best", outcome.best), ("last", outcome.last)):  # last stays loaded
-            path = trainer.folder / f"{which}.safetensors"
+        for which, tensors in (("best", outcome.best or last), ("last", last)):  # last stays loaded
+            path = folder / f"{which}.safetensors"
             save_weights(path, tensors, self.info(config))
             files[which] = path.relative_to(self.folder.path).as_posix()
             student.model.load_state_dict(tensors)
-            tests[which] = trainer.scores("test").accuracy if self.score_test else None
+            tests[which] = task.scores("test").accuracy if self.score_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
         result = {
             "name": spec.name,
@@ -289,13 +253,9 @@ class Session:
             "teacher": teacher.name if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
             **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
             "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, tests["last"], tests["best"]),
-            "epochs": spec.epochs,
-            "seconds": outcome.seconds,
-            "images_per_second": outcome.images / outcome.seconds,
-            "history": outcome.history,
-            "files": files,
+            **cost(spec, outcome, files),
         }
-        write_json(trainer.folder / "result.json", result)
+        write_json(folder / "result.json", result)
         return result
 
     def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
@@ -318,20 +278,6 @@ class Session:
 
     def _accuracy(self, model: SplitModel, which: str) -> float:
         return evaluate(model.model, self.loader.eval_batches(which, batch_size=256)).accuracy
-
-    def _record(self, result: dict[str, Any]) -> None:
-        self.results.append(result)
-        if not self.workers.leads:
-            return
-        write_json(
-            self.folder.path / "results.json",
-            {
-                "experiment": self.experiment.model_dump(mode="json"),
-                "environment": describe_environment(self.device, self.workers.size),
-                "left_out": list(self.data.left_out),
-                "results": self.results,
-            },
-        )
 
 
 def _accuracies(
@@ -373,12 +319,7 @@ def open_experiment_data(experiment: Experiment) -> Data:
         if info is not None:
             update["length"] = info.length
     config = config.model_copy(update=update)
-    return open_data(config.name, **_data_options(config))
-
-
-def _data_options(config: DataConfig) -> dict[str, Any]:
-    options = config.model_dump(exclude={"name", "dir", "augment", "loader"})
-    return {"data_dir": config.dir, **options}
+    return open_data(config.name, **config.options())
 
 
 def _specs(experiment: Experiment) -> Iterator[tuple[RunSpec, ModelConfig]]:
@@ -478,20 +419,8 @@ def open_session(
     signals: SignalWatch,
     workers: Workers,
 ) -> Session:
-    """The session of an experiment on a dataset, with its run folder and its loader.
-
-    Args:
-        experiment, signals, workers: see `Session`.
-        source: the dataset, for the loader that the experiment names, or a loader of the caller's own.
-        run_dir, extra, resume: see `RunFolder`.
-        console: default: standard output.
-
-    Raises:
-        ValueError: what cannot work, before anything is written or read at length.
-    """
-    own = source if isinstance(source, Loader) else None
+    """The session of an experiment on a dataset; arguments and errors as `open_as`."""
     data = source.data if isinstance(source, Loader) else source
-    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=experiment.step.sync_batchnorm)
     if data.has_attributes:
         raise ConfigError(
             f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; recipe "
@@ -499,16 +428,17 @@ def open_session(
         )
     if not len(data.val):
         raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
-    device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
-    if own is not None:
-        if (own.device.type, own.device.index or 0) != (device.type, device.index or 0):
-            raise ConfigError(f"the loader's batches lie on {own.device}, the run is on {device}; set step.device")
-        extra = {**extra, "loader": type(own).__name__}
-        folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-        return Session(experiment, own, folder, console or Console(), signals, workers)
-    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
-    if chosen.name == "dali":
-        extra = {**extra, DALI: True}
-    folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-    loader = open_loader(data, chosen, device=device, channels_last=experiment.step.channels_last)
-    return Session(experiment, loader, folder, console or Console(), signals, workers)
+    step = experiment.step
+    return open_as(
+        Session,
+        experiment,
+        source,
+        run_dir,
+        extra,
+        resume=resume,
+        console=console,
+        signals=signals,
+        workers=workers,
+        channels_last=step.channels_last,
+        sync_batchnorm=step.sync_batchnorm,
+    )

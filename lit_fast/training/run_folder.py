@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fast.data import Data
-from lit_fast.training.config import AnyExperiment
+from lit_fast.training.config_base import AnyExperiment
 from lit_fast.training.files import atomic_write, write_json
 
 _FINGERPRINT = "data.fingerprint"

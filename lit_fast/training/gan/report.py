@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import aligned
+from lit_fast.training.results import aligned, left_out_lines
 
 __all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
 
@@ -133,6 +133,7 @@ def _markdown(content: Mapping[str, Any], figure: Path | None) -> str:
         LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
+        *left_out_lines(content.get("left_out") or ()),
         "## Environment",
         "\n".join(["| | |", "|---|---|", *environment]),
         "## Config",

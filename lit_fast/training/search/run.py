@@ -13,8 +13,8 @@ from lit_fast.training.config import ConfigError, Experiment
 from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.files import write_json
+from lit_fast.training.run import NonFiniteLoss
 from lit_fast.training.study.plan import digest, teacher_alone
-from lit_fast.training.trainer import NonFiniteLoss
 
 __all__ = ["Found", "Space", "joint", "sequential"]
 

@@ -1,0 +1,175 @@
+"""What the runs of one experiment share, whatever they train: folder, loader, workers, results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rich.console import Console
+
+from lit_fast.data import Data
+from lit_fast.data.loaders import Loader, choose_loader, open_loader
+from lit_fast.parallel import ALONE, Workers, check_batches
+from lit_fast.training.config import ConfigError
+from lit_fast.training.config_base import AnyExperiment
+from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.files import write_json
+from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.run import Outcome, Run
+from lit_fast.training.run_folder import DALI, RunFolder
+from lit_fast.training.task import RunSpec, Task
+
+__all__ = ["UNTRAINED", "BaseSession", "cost", "open_as"]
+
+E = TypeVar("E", bound=AnyExperiment)
+T = TypeVar("T", bound=Task)
+S = TypeVar("S", bound="BaseSession[Any]")
+
+
+class BaseSession(Generic[E]):
+    """The runs of one experiment, one after another.
+
+    Args:
+        experiment: the resolved config.
+        loader: of the dataset, on the device; closed at the end.
+        folder: where it is written.
+        console: where progress goes.
+        signals: who may ask to stop.
+        workers: the processes that do this together.
+    """
+
+    def __init__(
+        self,
+        experiment: E,
+        loader: Loader,
+        folder: RunFolder,
+        console: Console,
+        signals: SignalWatch,
+        workers: Workers = ALONE,
+    ) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.loader, self.data = loader, loader.data
+        self.signals, self.workers = signals, workers
+        self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
+        self.device = loader.device
+        self.results: list[dict[str, Any]] = []
+        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
+        left_out = self.data.left_out
+        if left_out:
+            self.console.print(
+                f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
+            )
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loader.close()
+
+    def run(self, task: Task, folder: Path) -> Run:
+        return Run(task, folder, console=self.console, signals=self.signals)
+
+    def train_task(
+        self,
+        task: T,
+        finish: Callable[[T, Path, Outcome], dict[str, Any]],
+        load: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Run a task to its end, or find it ended; its networks then have their last weights, in every process.
+
+        Args:
+            finish: writes weights and result of a run, and returns the result; called in rank 0.
+            load: reads the weights of a result that was found; called in rank 0.
+        """
+        name = task.spec.name
+        done, folder = self.workers.first(lambda: (self.folder.finished(name), self.folder.run(name)))
+        if done is None:
+            outcome = self.run(task, folder).run()
+            done = self.workers.first(lambda: finish(task, folder, outcome))
+        else:
+            self.workers.first(lambda: load(done))
+        for network in task.networks.values():
+            self.workers.equalise(network)
+        self.record(done)
+        return done
+
+    def record(self, result: dict[str, Any]) -> None:
+        """Add the result of a run to those of the experiment."""
+        self.results.append(result)
+        self.write()
+
+    def write(self) -> None:
+        """Write ``results.json``."""
+        if not self.workers.leads:
+            return
+        write_json(
+            self.folder.path / "results.json",
+            {
+                "experiment": self.experiment.model_dump(mode="json"),
+                "environment": describe_environment(self.device, self.workers.size),
+                "left_out": list(self.data.left_out),
+                "results": self.results,
+            },
+        )
+
+
+def cost(spec: RunSpec, outcome: Outcome, files: dict[str, str]) -> dict[str, Any]:
+    """The end of a result: how long the run took, its history, its files."""
+    return {
+        "epochs": spec.epochs,
+        "seconds": outcome.seconds,
+        "images_per_second": outcome.images / outcome.seconds,
+        "history": outcome.history,
+        "files": files,
+    }
+
+
+UNTRAINED: dict[str, Any] = {"epochs": 0, "seconds": 0.0, "images_per_second": None, "history": [], "files": {}}
+
+
+def open_as(
+    kind: Callable[..., S],
+    experiment: Any,
+    source: Data | Loader,
+    run_dir: Path,
+    extra: dict[str, Any],
+    *,
+    resume: bool,
+    console: Console | None,
+    signals: SignalWatch,
+    workers: Workers,
+    channels_last: bool = True,
+    sync_batchnorm: bool = False,
+) -> S:
+    """The session of an experiment on a dataset, with its run folder and its loader.
+
+    Args:
+        kind: the session's class.
+        experiment, signals, workers: see `BaseSession`.
+        source: the dataset, for the loader that the experiment names, or a loader of the caller's own.
+        run_dir, extra, resume: see `RunFolder`.
+        console: default: standard output.
+        channels_last: of the loader's batches.
+        sync_batchnorm: see `check_batches`.
+
+    Raises:
+        ValueError: what cannot work, before anything is written or read at length.
+    """
+    own = source if isinstance(source, Loader) else None
+    data = source.data if isinstance(source, Loader) else source
+    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)
+    device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
+    if own is not None:
+        if (own.device.type, own.device.index or 0) != (device.type, device.index or 0):
+            raise ConfigError(f"the loader's batches lie on {own.device}, the run is on {device}; set step.device")
+        extra = {**extra, "loader": type(own).__name__}
+        folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
+        return kind(experiment, own, folder, console or Console(), signals, workers)
+    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
+    if chosen.name == "dali":
+        extra = {**extra, DALI: True}
+    folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
+    loader = open_loader(data, chosen, device=device, channels_last=channels_last)
+    return kind(experiment, loader, folder, console or Console(), signals, workers)
