@@ -35,8 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    torch.manual_seed(1)
-    return [(torch.rand(size, 3, 16, 16) * 2 - 1, torch.randint(0, 2, (size, 5)).float()) for size in sizes]
+    own = torch.Generator().manual_seed(1)  # workers are threads, and the generator of all is none of theirs
+    return [
+        (torch.rand(size, 3, 16, 16, generator=own) * 2 - 1, torch.randint(0, 2, (size, 5), generator=own).float())
+        for size in sizes
+    ]
 
 
 def pairs(count: int) -> list[tuple[lf.SplitModel, lf.SplitModel, Discriminator]]:

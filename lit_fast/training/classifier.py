@@ -20,7 +20,7 @@ from lit_fast.sections import SplitModel, copy_parts
 from lit_fast.step import LITStep
 from lit_fast.training.config import Experiment
 from lit_fast.training.evaluation import Scores, evaluate
-from lit_fast.training.progress import describe, epoch_line
+from lit_fast.training.progress import describe
 from lit_fast.training.pruning import Pruning
 from lit_fast.training.run_state import Position
 from lit_fast.training.schedule import Phase
@@ -168,31 +168,18 @@ class ClassifierTask(Task):
     def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
         step, loader = self.step, self.loader
         assert step is not None
-        options: dict[str, Any] = {
-            "batch_size": self.settings.batch_size,
-            "seed": self.spec.seed,
-            "start_step": at.step,
-            "augment": self.settings.data.augment,
-        }
         if step.captured and isinstance(loader, ResidentLoader):  # the graph makes its batches itself
-            for rows in loader.begin(at.total_epochs, **options):
+            for rows in loader.begin(at.total_epochs, **self.batch_options(at.step)):
                 yield partial(_train, step.train_on, loader.training, rows)
             return
-        shard = (self.workers.rank, self.workers.size)
-        for images, labels in loader.train_batches(at.total_epochs, **options, shard=shard):
+        for images, labels in self.batches(at.total_epochs, at.step, (self.workers.rank, self.workers.size)):
             yield partial(_train, step, images, labels)
 
     def end_phase(self, phase: Phase, epochs: int) -> None:
         if phase.name != "lit" or self.settings.step.bn_policy != "recalibrate":
             return
         # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
-        batches = self.loader.train_batches(
-            epochs,
-            batch_size=self.settings.batch_size,
-            seed=self.spec.seed,
-            augment=self.settings.data.augment,
-        )
-        recalibrate(self.student, (images for images, _ in batches))
+        recalibrate(self.student, (images for images, _ in self.batches(epochs)))
 
     # -- what is seen of it ------------------------------------------------------------------------------------------
 
@@ -217,8 +204,8 @@ class ClassifierTask(Task):
         scores = self.scores("val")
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
 
-    def epoch_line(self, entry: Mapping[str, Any]) -> str:
-        return epoch_line(self.spec.name, entry, self.spec.epochs)
+    def describe_epoch(self, entry: Mapping[str, Any]) -> str:
+        return f"{describe(entry)}  val {entry['val_accuracy']:.2f} %"
 
     def advice(self, phase: Phase) -> list[str]:
         beta = self.settings.loss.beta

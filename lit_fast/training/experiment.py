@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader
-from lit_fast.parallel import Workers, join
 from lit_fast.preflight import chance_limit, inspect
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
@@ -25,11 +25,10 @@ from lit_fast.training.config import ConfigError, Experiment, ModelConfig
 from lit_fast.training.environment import cudnn_benchmark
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
-from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
-from lit_fast.training.session import UNTRAINED, BaseSession, cost, open_as
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
 from lit_fast.training.task import RunSpec
 from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
@@ -57,6 +56,16 @@ class Session(BaseSession[Experiment]):
     """
 
     score_test = True
+
+    @classmethod
+    def check_data(cls, data: Data) -> None:
+        if data.has_attributes:
+            raise ConfigError(
+                f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; "
+                "recipe stargan-celeba trains on it"
+            )
+        if not len(data.val):
+            raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -167,7 +176,7 @@ class Session(BaseSession[Experiment]):
             if self.experiment.student.sequence:
                 teacher_config = config
         if self.experiment.pruning.sparsities:
-            for spec, config in _specs(self.experiment):
+            for spec, config in specs(self.experiment):
                 self.check_pruning(spec, self.build(config, 0))
 
     def check_pruning(self, spec: RunSpec, student: SplitModel) -> None:
@@ -322,14 +331,6 @@ def open_experiment_data(experiment: Experiment) -> Data:
     return open_data(config.name, **config.options())
 
 
-def _specs(experiment: Experiment) -> Iterator[tuple[RunSpec, ModelConfig]]:
-    for config in experiment.student.models:
-        for seed in experiment.seeds:
-            for variant in experiment.variants:
-                name = f"{config.label}-{variant}-seed{seed}"
-                yield RunSpec(name, variant, seed, experiment.plan(variant)), config
-
-
 def run_experiment(
     experiment: Experiment,
     run_dir: Path,
@@ -353,16 +354,13 @@ def run_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        _open(experiment, run_dir, resume, console, signals, workers) as session,
-    ):
+    data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
+    with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
-        workers.first(session.check)
+        session.workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
-        for spec, config in _specs(experiment):
+        for spec, config in specs(experiment):
             student = session.build(config, spec.seed)
             session.train(spec, student, teachers[spec.seed], config)
             session.prune(spec, student, teachers[spec.seed], config)
@@ -383,53 +381,25 @@ def train_model(
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
         raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        _open(experiment, run_dir, resume, console, signals, workers) as session,
-    ):
+    data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
+    with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
         session.teacher()
     return session.results[0]
 
 
-def _open(
-    experiment: Experiment,
-    run_dir: Path,
-    resume: bool,
-    console: Console | None,
-    signals: SignalWatch,
-    workers: Workers,
-) -> Session:
-    data = open_experiment_data(experiment)
-    extra = experiment.teacher.hashes()
-    return open_session(
-        experiment, data, run_dir, extra, resume=resume, console=console, signals=signals, workers=workers
-    )
-
-
 def open_session(
     experiment: Experiment,
-    source: Data | Loader,
+    source: Data | Loader | Callable[[], Data],
     run_dir: Path,
     extra: dict[str, Any],
     *,
     resume: bool,
     console: Console | None,
-    signals: SignalWatch,
-    workers: Workers,
-) -> Session:
-    """The session of an experiment on a dataset; arguments and errors as `open_as`."""
-    data = source.data if isinstance(source, Loader) else source
-    if data.has_attributes:
-        raise ConfigError(
-            f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; recipe "
-            "stargan-celeba trains on it"
-        )
-    if not len(data.val):
-        raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
+) -> AbstractContextManager[Session]:
+    """The session of an experiment on a dataset; arguments and errors as `opened`."""
     step = experiment.step
-    return open_as(
+    return opened(
         Session,
         experiment,
         source,
@@ -437,8 +407,6 @@ def open_session(
         extra,
         resume=resume,
         console=console,
-        signals=signals,
-        workers=workers,
         channels_last=step.channels_last,
         sync_batchnorm=step.sync_batchnorm,
     )

@@ -20,7 +20,7 @@ from lit_fast.data.errors import DataError
 from lit_fast.training.environment import tf32
 from lit_fast.training.interrupt import SignalWatch, stopped
 from lit_fast.training.logs import RunLog
-from lit_fast.training.progress import RunProgress
+from lit_fast.training.progress import RunProgress, epoch_line
 from lit_fast.training.run_state import Position, RunState, Step, load_into
 from lit_fast.training.schedule import Phase
 from lit_fast.training.tally import LossTally, NotFinite
@@ -225,7 +225,7 @@ class Run:
             self.state.keep_best()
         if self.log is not None:
             self.log.write("epoch", at.total_steps, **entry)
-        self.progress.say(self.task.epoch_line(entry))
+        self.progress.say(epoch_line(self.spec.name, entry, self.spec.epochs, self.task.describe_epoch(entry)))
         self.task.draw(self.folder, at.total_epochs)
 
     def _log_step(self, phase: Phase, parts: Mapping[str, Any], speed: float) -> None:

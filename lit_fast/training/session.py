@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
-from lit_fast.parallel import ALONE, Workers, check_batches
+from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.training.config import ConfigError
 from lit_fast.training.config_base import AnyExperiment
 from lit_fast.training.environment import describe_environment, resolve_device
@@ -21,7 +22,7 @@ from lit_fast.training.run import Outcome, Run
 from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.task import RunSpec, Task
 
-__all__ = ["UNTRAINED", "BaseSession", "cost", "open_as"]
+__all__ = ["UNTRAINED", "BaseSession", "cost", "opened", "specs"]
 
 E = TypeVar("E", bound=AnyExperiment)
 T = TypeVar("T", bound=Task)
@@ -61,6 +62,10 @@ class BaseSession(Generic[E]):
             self.console.print(
                 f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
             )
+
+    @classmethod
+    def check_data(cls, data: Data) -> None:
+        """Raises ConfigError for data that cannot be trained on."""
 
     def __enter__(self: S) -> S:
         return self
@@ -129,25 +134,24 @@ def cost(spec: RunSpec, outcome: Outcome, files: dict[str, str]) -> dict[str, An
 UNTRAINED: dict[str, Any] = {"epochs": 0, "seconds": 0.0, "images_per_second": None, "history": [], "files": {}}
 
 
-def open_as(
-    kind: Callable[..., S],
+@contextmanager
+def opened(
+    kind: type[S],
     experiment: Any,
-    source: Data | Loader,
+    source: Data | Loader | Callable[[], Data],
     run_dir: Path,
     extra: dict[str, Any],
     *,
     resume: bool,
     console: Console | None,
-    signals: SignalWatch,
-    workers: Workers,
     channels_last: bool = True,
     sync_batchnorm: bool = False,
-) -> S:
-    """The session of an experiment on a dataset, with its run folder and its loader.
+) -> Iterator[S]:
+    """The session of an experiment on a dataset, with its run folder and its loader, among the processes of torchrun.
 
     Args:
         kind: the session's class.
-        experiment, signals, workers: see `BaseSession`.
+        experiment: the resolved config.
         source: the dataset, for the loader that the experiment names, or a loader of the caller's own.
         run_dir, extra, resume: see `RunFolder`.
         console: default: standard output.
@@ -157,19 +161,36 @@ def open_as(
     Raises:
         ValueError: what cannot work, before anything is written or read at length.
     """
-    own = source if isinstance(source, Loader) else None
-    data = source.data if isinstance(source, Loader) else source
-    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)
-    device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
-    if own is not None:
-        if (own.device.type, own.device.index or 0) != (device.type, device.index or 0):
-            raise ConfigError(f"the loader's batches lie on {own.device}, the run is on {device}; set step.device")
-        extra = {**extra, "loader": type(own).__name__}
-        folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-        return kind(experiment, own, folder, console or Console(), signals, workers)
-    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
-    if chosen.name == "dali":
-        extra = {**extra, DALI: True}
-    folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-    loader = open_loader(data, chosen, device=device, channels_last=channels_last)
-    return kind(experiment, loader, folder, console or Console(), signals, workers)
+    with SignalWatch() as signals, join(experiment.step.device) as workers:
+        source = source() if callable(source) else source
+        data = source.data if isinstance(source, Loader) else source
+        check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)
+        kind.check_data(data)
+        device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
+
+        def claim(**further: Any) -> RunFolder:
+            identity = {**extra, **further}
+            return workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity))
+
+        if isinstance(source, Loader):
+            loader = source
+            if (loader.device.type, loader.device.index or 0) != (device.type, device.index or 0):
+                raise ConfigError(
+                    f"the loader's batches lie on {loader.device}, the run is on {device}; set step.device"
+                )
+            folder = claim(loader=type(loader).__name__)
+        else:
+            wanted = experiment.data.loader
+            chosen = workers.first(lambda: choose_loader(data, wanted, device=device, processes=workers.size))
+            folder = claim(**{DALI: True} if chosen.name == "dali" else {})
+            loader = open_loader(data, chosen, device=device, channels_last=channels_last)
+        with kind(experiment, loader, folder, console or Console(), signals, workers) as session:
+            yield session
+
+
+def specs(experiment: AnyExperiment) -> Iterator[tuple[RunSpec, Any]]:
+    """The runs of the students, each with the config of its network."""
+    for model, label in zip(experiment.student.models, experiment.networks):
+        for seed in experiment.seeds:
+            for variant in experiment.variants:
+                yield RunSpec(f"{label}-{variant}-seed{seed}", variant, seed, experiment.plan(variant)), model

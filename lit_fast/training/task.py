@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_fast.data.base import Batch
 from lit_fast.data.loaders import Loader
 from lit_fast.parallel import Workers
 from lit_fast.training.run_state import Position, Step
@@ -77,6 +78,20 @@ class Task(ABC):
         """How the step computes, to be told once; ``None`` where there is nothing to tell."""
         return None
 
+    def batches(self, epoch: int, start_step: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The training batches of an epoch from a step on: of each batch this shard."""
+        return self.loader.train_batches(epoch, **self.batch_options(start_step), shard=shard)
+
+    def batch_options(self, start_step: int) -> dict[str, Any]:
+        """What training batches are made by."""
+        settings = self.settings
+        return {
+            "batch_size": settings.batch_size,
+            "seed": self.spec.seed,
+            "start_step": start_step,
+            "augment": settings.data.augment,
+        }
+
     @abstractmethod
     def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
         """What is left of the epoch that ``at`` is in: a call for each step."""
@@ -108,8 +123,8 @@ class Task(ABC):
         """What the history keeps of an epoch, on the validation split."""
 
     @abstractmethod
-    def epoch_line(self, entry: Mapping[str, Any]) -> str:
-        """An epoch of the history on one line."""
+    def describe_epoch(self, entry: Mapping[str, Any]) -> str:
+        """The losses and scores of an epoch of the history on one line."""
 
     def draw(self, folder: Path, epoch: int) -> None:
         """Write pictures of an epoch to the run's folder."""

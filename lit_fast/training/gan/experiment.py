@@ -17,7 +17,6 @@ from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import open_data
 from lit_fast.data.base import Batch
 from lit_fast.models.stargan import Discriminator, with_domain
-from lit_fast.parallel import join
 from lit_fast.preflight import inspect
 from lit_fast.sections import split
 from lit_fast.training.files import write_json
@@ -32,9 +31,8 @@ from lit_fast.training.gan.metrics import (
 )
 from lit_fast.training.gan.samples import draw_grid, to_pixels
 from lit_fast.training.gan.task import GanTask, Pair
-from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run import Outcome
-from lit_fast.training.session import UNTRAINED, BaseSession, cost, open_as
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
 from lit_fast.training.task import RunSpec
 from lit_fast.training.weights import WeightInfo, save_weights
 
@@ -254,21 +252,9 @@ def run_gan_experiment(
     """
     if experiment.metrics.inception is not None:
         check_inception(experiment.metrics.inception)
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        open_as(
-            GanSession,
-            experiment,
-            open_data(experiment.data.name, **experiment.data.options()),
-            run_dir,
-            experiment.teacher.hashes(),
-            resume=resume,
-            console=console,
-            signals=signals,
-            workers=workers,
-        ) as session,
-    ):
+    data = partial(open_data, experiment.data.name, **experiment.data.options())
+    known = experiment.teacher.hashes()
+    with opened(GanSession, experiment, data, run_dir, known, resume=resume, console=console) as session:
         return _train(session, experiment, teacher_only)
 
 
@@ -277,16 +263,9 @@ def _train(session: GanSession, experiment: GanExperiment, teacher_only: bool) -
     session.workers.first(session.check)
     name, teacher = session.teacher()
     networks: dict[str, nn.Module] = {name: teacher.generator.model}
-    for spec, model in [] if teacher_only else _specs(experiment):
+    for spec, model in [] if teacher_only else specs(experiment):
         student = session.build(model, spec.seed)
         session.train(spec, model, student, (name, teacher))
         networks[spec.name] = student.generator.model
         session.shown.setdefault(spec.variant, student.generator.model)
     return session.workers.first(lambda: session.score(teacher, networks))
-
-
-def _specs(experiment: GanExperiment) -> Iterator[tuple[RunSpec, str]]:
-    for model in experiment.student.models:
-        for seed in experiment.seeds:
-            for variant in experiment.variants:
-                yield RunSpec(f"{model}-{variant}-seed{seed}", variant, seed, experiment.plan(variant)), model

@@ -94,13 +94,8 @@ class GanTask(Task):
 
     def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
         assert self.step is not None
-        options: dict[str, Any] = {
-            "batch_size": self.settings.batch_size,
-            "seed": self.spec.seed,
-            "start_step": at.step,
-            "augment": self.settings.data.augment,
-        }
-        batches = self.loader.train_batches(at.total_epochs, **options, shard=(self.workers.rank, self.workers.size))
+        options = self.batch_options(at.step)
+        batches = self.batches(at.total_epochs, at.step, (self.workers.rank, self.workers.size))
         plan = self.data.training_plan(at.total_epochs, **options) if self.workers.size > 1 else None
         first = at.epoch * self.data.steps_per_epoch(self.settings.batch_size)
         for number, (images, labels) in enumerate(batches, at.step):
@@ -138,11 +133,9 @@ class GanTask(Task):
         ir, difference = (sums / len(self.data.val)).tolist()
         return {"val_ir": ir, "val_image_l1": difference}
 
-    def epoch_line(self, entry: Mapping[str, Any]) -> str:
+    def describe_epoch(self, entry: Mapping[str, Any]) -> str:
         skipped = ("epoch", "phase", "lr", "seconds", "images")
-        parts = "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if name not in skipped)
-        where = f"{self.spec.name}  epoch {entry['epoch']}/{self.spec.epochs} ({entry['phase']})"
-        return f"{where}  lr {entry['lr']:.4g}  {parts}  {entry['seconds']:.0f} s"
+        return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if name not in skipped)
 
     def draw(self, folder: Path, epoch: int) -> None:
         batch: Batch = next(self.loader.eval_batches("val", batch_size=self.settings.samples.images))
