@@ -158,11 +158,11 @@ class NotCapturable(Signal, RuntimeError):
 
 
 class NotFinite(Signal, ArithmeticError):
-    """A loss part is NaN or infinite: ``back`` steps before the last one added, with parts ``row``."""
+    """A loss part of step ``step`` is NaN or infinite: of the updates of kind ``kind``, with parts ``row``."""
 
-    def __init__(self, back: int, row: list[float]) -> None:
-        super().__init__(f"{back} steps back: {row}")
-        self.back, self.row = back, row
+    def __init__(self, step: int, kind: str, row: list[float]) -> None:
+        super().__init__(f"step {step}, {kind}: {row}")
+        self.step, self.kind, self.row = step, kind, row
 
 
 class MalformedReview(Signal):

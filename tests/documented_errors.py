@@ -355,6 +355,14 @@ def _() -> None:
         run()
 
 
+@cause("run-layout")
+def _() -> None:
+    store = checkpoint.CheckpointStore(Path("runs/mine/runs/teacher-resnet20/checkpoints"))
+    with mock.patch.object(checkpoint, "_LAYOUT", 1):
+        store.save(checkpoint.Checkpoint(2, {"weight": torch.zeros(1)}, None, {}))
+    store.load()
+
+
 # -- several processes -----------------------------------------------------------------------------------------------
 
 

@@ -127,3 +127,17 @@ def test_pickled_code_in_a_state_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         store.load()
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_of_another_layout_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Not passed over for an older one: what is there was trained, and may be trained to its end elsewhere."""
+    store = CheckpointStore(tmp_path / "mine" / "checkpoints")
+    store.save(made(1))
+    store.save(made(2))
+    state = tmp_path / "mine" / "checkpoints" / "step-000000002" / "state.pt"
+    content = torch.load(state, weights_only=True)
+    assert content.pop("layout") == 2
+    torch.save(content, state)  # as the first layout was
+    message = rf"step-000000002 was written by another version.*remove the folder {tmp_path / 'mine'}, then --resume"
+    with pytest.raises(StoreError, match=message):
+        store.load()

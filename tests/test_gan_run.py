@@ -14,21 +14,24 @@ import pytest
 import torch
 from everyday import but_first
 from gan_helpers import networks, tiny_gan
+from image_files import cut_short
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_helpers import differing, quiet, without_times
 
 from lit_fast import models
-from lit_fast.data import open_data
+from lit_fast.data import DataError, open_data
+from lit_fast.data.folder import FolderSplit
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError
 from lit_fast.training.checkpoint import CheckpointStore
 from lit_fast.training.config import load_any_experiment, load_experiment
 from lit_fast.training.distill import distill
 from lit_fast.training.gan import experiment as experiment_module
 from lit_fast.training.gan.experiment import run_gan_experiment
-from lit_fast.training.gan.run import GanRun
+from lit_fast.training.gan.report import conclude
 from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
+from lit_fast.training.run import Run
 from lit_fast.training.weights import read_info
 
 TEACHER, SCRATCH, LIT = "teacher-stargan6", "stargan2-scratch-seed0", "stargan2-lit-seed0"
@@ -226,6 +229,26 @@ def test_an_interrupt_finishes_the_step_saves_and_resumes(
         assert not differing(networks(tmp_path / "run", name), networks(whole, name))
 
 
+@pytest.mark.parametrize("kind", ["critic", "generator"])
+def test_the_first_update_that_is_not_finite_is_named_by_its_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The generator trains on steps 2, 4, 6 and 8; of both kinds the earlier one counts."""
+    original, calls = AdversarialStep.__call__, 0
+
+    def poisoned(self: AdversarialStep, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        rows = original(self, *args)
+        if calls == 6:
+            rows[kind] = rows[kind] * float("nan")
+        return {name: row * (float("nan") if calls == 7 else 1.0) for name, row in rows.items()}
+
+    monkeypatch.setattr(AdversarialStep, "__call__", poisoned)
+    with pytest.raises(NonFiniteLoss, match=rf"not finite at step 6 \(phase scratch\): {kind}_\w+ nan"):
+        run_gan_experiment(tiny_gan(folder, "logging.every=8"), tmp_path / "run", console=quiet())
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,9 +263,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         return original(self, *args)
 
     monkeypatch.setattr(AdversarialStep, "__call__", breaking)
-    with pytest.raises(
-        NonFiniteLoss, match=r"teacher-stargan6: the loss is not finite.*critic_fake nan.*smaller learn"
-    ):
+    message = (
+        r"teacher-stargan6: the loss is not finite at step 6 \(phase scratch\): critic_real \S+  critic_fake nan .*"
+        r"Try a smaller learning rate \(phases.scratch.lr, now 0.0001; 7.5e-05 at this point\)$"
+    )
+    with pytest.raises(NonFiniteLoss, match=message):
         run_gan_experiment(tiny_gan(folder), tmp_path / "run", console=quiet())
     kept = CheckpointStore(tmp_path / "run" / "runs" / TEACHER / "checkpoints").load()
     assert kept is not None
@@ -258,7 +283,7 @@ def test_a_run_whose_runs_have_ended_is_not_trained_again(
     def never(*args: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(GanRun, "run", never)
+    monkeypatch.setattr(Run, "run", never)
     (tmp_path / "run" / "samples.png").unlink()
     run_gan_experiment(tiny_gan(folder), tmp_path / "run", resume=True, console=quiet())
     assert results(tmp_path / "run") == results(whole)
@@ -320,9 +345,55 @@ def test_what_cannot_work_is_refused_before_training(folder: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"no file .*Inception-v3 weights.*nothing is downloaded"):
         run_gan_experiment(tiny_gan(folder, "metrics.inception=nowhere.pth"), tmp_path / "b", console=quiet())
     assert not (tmp_path / "b").exists()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="start it without torchrun"):
-        run_gan_experiment(tiny_gan(folder), tmp_path / "c", console=quiet())
+
+
+# -- files that cannot be decoded --------------------------------------------------------------------------------------
+
+
+def test_a_file_that_breaks_during_a_run_costs_no_step(
+    whole: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = shutil.copytree(folder, tmp_path / "faces")
+    experiment = tiny_gan(faces, "data.loader=torch", "variants=[lit]")
+    fetch, calls, kept = FolderSplit.fetch, [], {}
+
+    def breaks(split: FolderSplit, indices: Tensor) -> Tensor:
+        calls.append(len(indices))
+        if len(calls) == 3:  # of the teacher's first epoch's four batches
+            path = split.files[int(indices[0])]
+            kept[path] = path.read_bytes()
+            cut_short(path)
+        return fetch(split, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSplit, "fetch", breaks)
+        with pytest.raises(DataError, match=r"\.jpg: cannot be decoded as an image"):
+            run_gan_experiment(experiment, tmp_path / "run", console=quiet())
+    saved = CheckpointStore(tmp_path / "run" / "runs" / TEACHER / "checkpoints").load()
+    assert saved is not None
+    assert saved.step == 2
+    for path, content in kept.items():
+        path.write_bytes(content)
+    run_gan_experiment(experiment, tmp_path / "run", resume=True, console=quiet())
+    assert not differing(networks(tmp_path / "run", TEACHER), networks(whole, TEACHER))
+
+
+def test_bad_images_are_left_out_where_the_recipe_says_so(folder: Path, tmp_path: Path) -> None:
+    faces = shutil.copytree(folder, tmp_path / "faces")
+    bad = sorted((faces / "img_align_celeba").iterdir())[5]
+    cut_short(bad)
+    with pytest.raises(DataError, match=rf"{bad.name}: cannot be decoded"):
+        run_gan_experiment(tiny_gan(faces), tmp_path / "stopped", console=quiet())
+    console, run_dir = quiet(), tmp_path / "run"
+    experiment = tiny_gan(faces, "data.on_bad_image=skip", "epochs=1", "variants=[scratch]")
+    run_gan_experiment(experiment, run_dir, console=console)
+    assert f"images left out: 1, such as {bad}: cannot be decoded" in console.file.getvalue().replace("\n", "")
+    (left_out,) = json.loads((run_dir / "results.json").read_text())["left_out"]
+    assert bad.name in left_out
+    conclude(run_dir)
+    report = (run_dir / "report.md").read_text()
+    assert "## Images left out: 1" in report
+    assert bad.name in report
 
 
 def test_recipes_of_the_two_kinds_are_not_mistaken_for_each_other(folder: Path) -> None:

@@ -18,9 +18,10 @@ from lit_fast.errors import ConfigError, Interrupted
 from lit_fast.training.config import load_any_experiment
 from lit_fast.training.gan import experiment as experiments
 from lit_fast.training.gan.config import GanExperiment
-from lit_fast.training.gan.run import GanRun
-from lit_fast.training.gan.study import GAN_BUDGETS, head, lines
+from lit_fast.training.gan.study import head, lines
 from lit_fast.training.identity import digest
+from lit_fast.training.run import Run
+from lit_fast.training.study.budgets import GAN_BUDGETS
 from lit_fast.training.study.plan import GanScores, Planned, Study, load_study, plan
 from lit_fast.training.study.report import write_report
 from lit_fast.training.study.run import run_study
@@ -171,7 +172,7 @@ def test_what_has_been_run_is_neither_trained_nor_scored_again(
     def never(*args: Any, **options: Any) -> None:
         pytest.fail("again")
 
-    monkeypatch.setattr(GanRun, "run", never)
+    monkeypatch.setattr(Run, "run", never)
     monkeypatch.setattr(experiments, "compare", never)
     before = content(folder)
     run_study("stargan", STUDY, SMOKE, planned(faces), folder, console=quiet())
@@ -181,22 +182,22 @@ def test_what_has_been_run_is_neither_trained_nor_scored_again(
 def test_an_interrupted_study_goes_on(
     faces: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = GanRun._end_epoch, []
+    real, calls = Run._end_epoch, []
 
-    def interrupted(self: GanRun, phase: Any) -> None:
+    def interrupted(self: Run, phase: Any) -> None:
         calls.append(self.spec.name)
         if len(calls) == 3:  # the first epoch after the teacher's two
             self.signals.requested = "SIGINT"
         real(self, phase)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GanRun, "_end_epoch", interrupted)
+        patch.setattr(Run, "_end_epoch", interrupted)
         with pytest.raises(Interrupted):
             run_study("stargan", STUDY, SMOKE, planned(faces), tmp_path, console=quiet())
     assert [run["status"] for run in content(tmp_path)["runs"]] == ["not run", "not run"]
     trained = []
     with monkeypatch.context() as patch:
-        patch.setattr(GanRun, "_end_epoch", lambda self, phase: trained.append(self.spec.variant) or real(self, phase))
+        patch.setattr(Run, "_end_epoch", lambda self, phase: trained.append(self.spec.variant) or real(self, phase))
         run_study("stargan", STUDY, SMOKE, planned(faces), tmp_path, console=quiet())
     assert "scratch" in trained
     assert [run["scores"] for run in content(tmp_path)["runs"]] == [run["scores"] for run in content(folder)["runs"]]

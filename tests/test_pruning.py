@@ -28,16 +28,18 @@ from lit_fast import capture
 from lit_fast.data import Data
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError, StudyFailed
 from lit_fast.step import LITStep
+from lit_fast.training import classifier
 from lit_fast.training import experiment as experiments
-from lit_fast.training import phase_step
 from lit_fast.training.config import load_experiment
 from lit_fast.training.experiment import run_experiment
 from lit_fast.training.identity import digest
 from lit_fast.training.pruning import prune_smallest
 from lit_fast.training.report import write_report
 from lit_fast.training.results import plain_table, table
+from lit_fast.training.run import Run
 from lit_fast.training.search.run import Space, sequential
-from lit_fast.training.study.plan import BUDGETS, Study, load_study, plan
+from lit_fast.training.study.budgets import BUDGETS
+from lit_fast.training.study.plan import Study, load_study, plan
 from lit_fast.training.study.report import lines
 from lit_fast.training.study.report import write_report as write_study_report
 from lit_fast.training.study.run import run_study
@@ -190,8 +192,8 @@ def test_a_finished_experiment_may_be_pruned_later(
 ) -> None:
     folder = shutil.copytree(plain, tmp_path / "run")
     trained = []
-    real = experiments.Trainer.run
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: (trained.append(self.spec.name), real(self))[1])
+    real = Run.run
+    monkeypatch.setattr(Run, "run", lambda self: (trained.append(self.spec.name), real(self))[1])
     run_experiment(tiny(BOTH, PRUNED), folder, resume=True, console=quiet())
     assert trained == [name + pruned for name in (LIT, SCRATCH) for pruned in ("-pruned50", "-pruned90")]
     same_pruned_runs(folder, whole)
@@ -229,7 +231,7 @@ def test_captured_steps_keep_the_zeros_and_equal_eager_ones(tmp_path: Path, monk
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
-    monkeypatch.setattr(phase_step, "_FUSED_SGD", ("cpu",))
+    monkeypatch.setattr(classifier, "_FUSED_SGD", ("cpu",))
     rates = [f"phases.{name}.{key}" for name in ("scratch", "lit", "finetune") for key in ("lr=0.015625", "gamma=0.5")]
     shared = (*rates, "pruning={sparsities: [0.9], finetune: {lr: 0.0625, epochs: 13}}", "epochs=2")
     run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())
@@ -323,7 +325,7 @@ def test_nothing_to_prune_is_told_before_anything_is_trained(any_teacher: None, 
 def test_a_run_pruned_with_other_settings_is_refused(
     whole: Path, monkeypatch: pytest.MonkeyPatch, setting: str, says: str
 ) -> None:
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: pytest.fail("trained"))
+    monkeypatch.setattr(Run, "run", lambda self: pytest.fail("trained"))
     with pytest.raises(RunFolderError, match=rf"runs/{LIT}-pruned50 holds .* other settings; they differ in {says}"):
         run_experiment(tiny(BOTH, PRUNED, setting), whole, resume=True, console=quiet())
 
@@ -338,7 +340,7 @@ def test_so_is_one_that_was_only_begun_and_removing_it_is_enough(
         raise Interrupted("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.PrunedTrainer, "run", stopped)
+        patch.setattr(Run, "run", stopped)
         with pytest.raises(Interrupted):
             run_experiment(tiny(BOTH, "pruning.sparsities=[0.5]"), folder, resume=True, console=quiet())
     with pytest.raises(RunFolderError, match="other settings"):
@@ -476,8 +478,8 @@ def test_studies_share_the_students_that_one_of_them_prunes(
 ) -> None:
     folder = shutil.copytree(studied, tmp_path / "studies")
     trained = []
-    real = experiments.Trainer.run
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: (trained.append(self.spec.name), real(self))[1])
+    real = Run.run
+    monkeypatch.setattr(Run, "run", lambda self: (trained.append(self.spec.name), real(self))[1])
     (bare,) = ran(study("lit"), folder)
     assert trained == []
     once, pruned = ran(study("lit", 0.7), folder)
@@ -491,14 +493,14 @@ def test_studies_share_the_students_that_one_of_them_prunes(
 def test_what_comes_before_a_pruned_run_that_diverges_is_kept(
     studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = experiments.PrunedTrainer.run
+    real = Run.run
 
     def diverging(self: Any) -> Any:
         if self.spec.sparsity == 0.8:
             raise NonFiniteLoss("the loss is NaN")
         return real(self)
 
-    monkeypatch.setattr(experiments.PrunedTrainer, "run", diverging)
+    monkeypatch.setattr(Run, "run", diverging)
     folder = shutil.copytree(studied, tmp_path / "studies")
     runs = ran(study("scratch", 0.7, 0.8, 0.9), folder)
     assert [run["status"] for run in runs] == ["done", "done", "diverged: the loss is NaN", "not run"]

@@ -13,6 +13,7 @@ from training_helpers import quiet, tiny
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss
 from lit_fast.training import experiment as experiments
 from lit_fast.training.config import Experiment
+from lit_fast.training.run import Run
 from lit_fast.training.search import run as searching
 from lit_fast.training.search.plot import draw
 from lit_fast.training.search.run import Space, joint, sequential
@@ -84,8 +85,10 @@ def test_a_joint_search_goes_on_to_its_number_of_trials(monkeypatch: pytest.Monk
 
 def test_a_real_search_leaves_the_test_split_alone_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    real = experiments.Trainer.scores
-    monkeypatch.setattr(experiments.Trainer, "scores", lambda self, split: (asked.append(split), real(self, split))[1])
+    real = experiments.ClassifierTask.scores
+    monkeypatch.setattr(
+        experiments.ClassifierTask, "scores", lambda self, split: (asked.append(split), real(self, split))[1]
+    )
     accuracy = experiments.Session._accuracy
     monkeypatch.setattr(
         experiments.Session,
@@ -101,7 +104,7 @@ def test_a_real_search_leaves_the_test_split_alone_and_goes_on(monkeypatch: pyte
     for folder in folders:
         for result in json.loads((folder / "results.json").read_text())["results"]:
             assert result["accuracy"]["test_last"] is None
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "run", lambda self: pytest.fail("trained again"))
     again = sequential(base, tmp_path, space, console=quiet())
     assert again == found
 

@@ -19,10 +19,11 @@ from training_helpers import quiet
 
 from lit_fast import studies
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, StudyFailed
-from lit_fast.training import experiment as experiments
 from lit_fast.training.identity import digest
+from lit_fast.training.run import Run
 from lit_fast.training.study import run as running
-from lit_fast.training.study.plan import BUDGETS, Budget, Planned, Study, budgets, load_study, plan
+from lit_fast.training.study.budgets import BUDGETS, Budget, budgets
+from lit_fast.training.study.plan import Planned, Study, load_study, plan
 from lit_fast.training.study.report import lines, write_report
 from lit_fast.training.study.run import run_study
 
@@ -52,7 +53,7 @@ def planned(study: Study, **options: Any) -> list[Planned]:
 @pytest.mark.parametrize("budget", list(BUDGETS))
 def test_every_study_can_be_planned_in_every_budget(name: str, budget: str, tmp_path: Path) -> None:
     study = load_study(name)
-    chosen = budgets(study)[budget]
+    chosen = budgets(study.task)[budget]
     if not study.smoke and budget == "smoke":
         with pytest.raises(ConfigError, match="there is no budget smoke"):
             plan(study, chosen)
@@ -190,14 +191,14 @@ def test_a_study_leaves_its_results(folder: Path) -> None:
 
 
 def test_what_has_been_run_is_not_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments.Trainer, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "run", lambda self: pytest.fail("trained again"))
     before = json.loads((folder / "small-smoke.json").read_text())
     run_study("small", small_study(), SMOKE, planned(small_study()), folder, console=quiet())
     assert json.loads((folder / "small-smoke.json").read_text()) == before
 
 
 def test_an_interrupted_study_goes_on(folder: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = experiments.Trainer.run, []
+    real, calls = Run.run, []
 
     def interrupted(self: Any) -> Any:
         calls.append(self.spec.name)
@@ -206,7 +207,7 @@ def test_an_interrupted_study_goes_on(folder: Path, taught: Path, monkeypatch: p
         return real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.Trainer, "run", interrupted)
+        patch.setattr(Run, "run", interrupted)
         with pytest.raises(Interrupted):
             run_study("small", small_study(), SMOKE, planned(small_study()), taught, console=quiet())
     half = json.loads((taught / "small-smoke.json").read_text())
@@ -219,14 +220,14 @@ def test_an_interrupted_study_goes_on(folder: Path, taught: Path, monkeypatch: p
 
 
 def test_a_run_that_diverges_is_told_and_the_others_go_on(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = experiments.Trainer.run
+    real = Run.run
 
     def diverging(self: Any) -> Any:
         if self.settings.loss.ir == "l2" and self.spec.variant == "lit":
             raise NonFiniteLoss("the loss is NaN")
         return real(self)
 
-    monkeypatch.setattr(experiments.Trainer, "run", diverging)
+    monkeypatch.setattr(Run, "run", diverging)
     path = run_study("small", small_study(), SMOKE, planned(small_study()), taught, console=quiet())
     assert [run["status"] for run in json.loads(path.read_text())["runs"]] == ["diverged: the loss is NaN", "done"]
     assert "diverged: the loss is NaN" in write_report(path).text

@@ -20,9 +20,8 @@ from training_helpers import TINY, before_step, differing, interrupt, quiet, tin
 from lit_fast import capture
 from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
 from lit_fast.step import LITStep
+from lit_fast.training import classifier
 from lit_fast.training import experiment as experiment_module
-from lit_fast.training import phase_step
-from lit_fast.training import trainer as trainer_module
 from lit_fast.training.checkpoint import CheckpointStore
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.interrupt import SignalWatch
@@ -346,8 +345,8 @@ def test_selective_compression_keeps_copied_sections_frozen_to_the_end(tmp_path:
 
 def test_recalibrate_policy_averages_over_the_training_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = trainer_module.recalibrate
-    monkeypatch.setattr(trainer_module, "recalibrate", lambda student, batches: seen.append(original(student, batches)))
+    original = classifier.recalibrate
+    monkeypatch.setattr(classifier, "recalibrate", lambda student, batches: seen.append(original(student, batches)))
     run_experiment(tiny("step.bn_policy=recalibrate"), tmp_path / "r", console=quiet())
     assert seen == [3]  # once, at the end of the LIT phase, 96 images in batches of 32
 
@@ -418,7 +417,7 @@ def test_captured_runs_resume_exactly_and_equal_eager_ones(tmp_path: Path, monke
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
-    monkeypatch.setattr(phase_step, "_FUSED_SGD", ("cpu",))
+    monkeypatch.setattr(classifier, "_FUSED_SGD", ("cpu",))
     rates = {"scratch": 0.125, "lit": 0.015625, "finetune": 0.0078125}
     phases = [f"phases.{name}.{key}" for name, lr in rates.items() for key in (f"lr={lr}", "gamma=0.5")]
     shared = (*phases, "data.train_size=80", "teacher.epochs=1")

@@ -63,14 +63,15 @@ def reproduce(
             about = studies.text(study_name).partition("\n")[0].removeprefix("#").strip()
             typer.echo(f"{study_name:<{width}}  {about}")
         return
-    from lit_fast.training.study.plan import BUDGETS, budgets, load_study, plan
+    from lit_fast.training.study.budgets import BUDGETS, budgets
+    from lit_fast.training.study.plan import load_study, plan
 
     if budget not in BUDGETS:
         raise ValueError(f"--budget: expected {', '.join(BUDGETS)}, got {budget!r}")
     if (teacher is None) != (teacher_checkpoint is None):
         raise ValueError("--teacher and --teacher-checkpoint belong together: give both or neither")
     study = load_study(name)
-    chosen = budgets(study)[budget]
+    chosen = budgets(study.task)[budget]
     given = None if teacher is None or teacher_checkpoint is None else (teacher, teacher_checkpoint)
     runs = plan(study, chosen, seeds=seeds, data_dir=data_dir, teacher=given, overrides=settings or (), only=only)
     # Only now: a wrong setting is told before everything that trains is loaded.

@@ -4,7 +4,7 @@ A checkpoint is a folder, made under a temporary name, flushed, and renamed into
 
     step-000001234/model.safetensors   weights and running statistics
                    best.safetensors    those that were best on validation (once there are any)
-                   state.pt            everything else: optimizer, scaler, position, RNG, history
+                   state.pt            everything else: optimizers, scalers, position, RNG, history; and its layout
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = ["Checkpoint", "CheckpointStore"]
 _log = logging.getLogger(__name__)
 _PREFIX, _TEMPORARY = "step-", ".tmp-"
 _KEPT = 2
+_LAYOUT = 2  # of what a run saves; files without a number are of the first one
 
 
 @dataclass
@@ -40,6 +41,10 @@ class Checkpoint:
     model: dict[str, Tensor]
     best: dict[str, Tensor] | None
     state: dict[str, Any]
+
+
+class _OtherLayout(Exception):
+    """A checkpoint of another version of lit_fast."""
 
 
 class CheckpointStore:
@@ -85,7 +90,7 @@ class CheckpointStore:
         _save_tensors(folder / "model.safetensors", checkpoint.model)
         if checkpoint.best is not None:
             _save_tensors(folder / "best.safetensors", checkpoint.best)
-        torch.save(checkpoint.state, folder / "state.pt")
+        torch.save({"layout": _LAYOUT, **checkpoint.state}, folder / "state.pt")
         for file in folder.iterdir():
             fsync_path(file)
         fsync_path(folder)
@@ -94,13 +99,15 @@ class CheckpointStore:
         """The newest readable checkpoint, or ``None`` where there is none.
 
         Raises:
-            StoreError: there are checkpoints, and none can be read.
+            StoreError: there are checkpoints, and none can be read, or one is of another layout.
         """
         folders = self._folders()
         failures = []
         for folder in reversed(folders):
             try:
                 return _read(folder)
+            except _OtherLayout as error:
+                raise StoreError(str(error)) from None
             except Exception as error:  # a damaged file fails in as many ways as it has bytes
                 failures.append(f"{folder}: {error}")
                 _log.warning("checkpoint %s cannot be read (%s); trying the one before it", folder, error)
@@ -121,9 +128,16 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _read(folder: Path) -> Checkpoint:
     best = folder / "best.safetensors"
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    if state.pop("layout", 1) != _LAYOUT:
+        raise _OtherLayout(
+            f"checkpoint {folder} was written by another version of lit_fast and cannot be continued by this one: end "
+            f"the run with that version, or remove the folder {folder.parent.parent}, then --resume trains this run "
+            "anew and keeps those that have ended"
+        )
     return Checkpoint(
         step=int(folder.name.removeprefix(_PREFIX)),
         model=load_file(folder / "model.safetensors"),
         best=load_file(best) if best.exists() else None,
-        state=torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
+        state=state,
     )

@@ -4,46 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
-from lit_fast.data.loaders import LoaderName
 from lit_fast.errors import ConfigError
-from lit_fast.literals import Engine, IRKind, Precision, StatsPolicy
-from lit_fast.training.files import hashes
+from lit_fast.literals import IRKind, StatsPolicy
+from lit_fast.training.config_base import (
+    AnyExperiment,
+    BaseDataConfig,
+    BasePhasesConfig,
+    BaseStepConfig,
+    BaseStudentConfig,
+    BaseTeacherConfig,
+    Fraction,
+    LoggingConfig,
+    Positive,
+    Strict,
+)
+from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.results import percent
 from lit_fast.training.schedule import Phase
 from lit_fast.training.variants import Variant
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-# What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
-# Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
-# whose rounding is part of it (`run_folder.DALI`).
-_FREE_KEYS = frozenset(
-    {
-        "logging",
-        "checkpoint",
-        "data.dir",
-        "data.cache_dir",
-        "data.loader",
-        "teacher.checkpoint",
-        "teacher.discriminator",
-        "samples",
-        "metrics",
-        "pruning",  # further runs, which keep their own settings (`lit_fast.training.pruning`)
-    }
-)
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys, changes and infinities."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _own(info: ValidationInfo) -> bool:
@@ -57,22 +41,15 @@ def _checked_name(name: str, what: str, known: Iterable[str], info: ValidationIn
     return name
 
 
-class DataConfig(Strict):
-    """What to train on; ``None`` takes the dataset's own default."""
+class DataConfig(BaseDataConfig):
+    """What a classifier is trained on."""
 
     name: str = "digits"
-    dir: Path | None = None
-    val_size: Annotated[int, Field(ge=1)] | None = None
-    val_seed: int = 0
-    train_size: Annotated[int, Field(ge=1)] | None = None
     image_size: Annotated[int, Field(ge=4)] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
-    augment: bool = True
     length: Annotated[int, Field(ge=1)] | None = None
     cache_dir: Path | None = None
-    loader: LoaderName = "auto"
-    on_bad_image: Literal["stop", "skip"] = "stop"
 
     @field_validator("name")
     @classmethod
@@ -108,12 +85,8 @@ class ModelConfig(Strict):
         return str(models.Network(self.model, self.cardinality))
 
 
-class TeacherConfig(ModelConfig):
-    """The teacher: from ``checkpoint``, or trained first by the ``scratch`` schedule (``epochs`` shortens it)."""
-
-    checkpoint: Path | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 1000  # no student's: a born-again student must not start as its teacher did
+class TeacherConfig(ModelConfig, BaseTeacherConfig):
+    """The teacher of a classifier."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -122,12 +95,8 @@ class TeacherConfig(ModelConfig):
             raise ValueError(f"no such file: {path}; without a checkpoint the teacher is trained first")
         return path
 
-    def hashes(self) -> dict[str, str]:
-        """Of a given teacher's weights, as they are part of an experiment's identity."""
-        return hashes({"teacher.weights": self.checkpoint})
 
-
-class StudentConfig(Strict):
+class StudentConfig(BaseStudentConfig):
     """The students, smallest last when ``sequence`` chains them (each is the teacher of the next)."""
 
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
@@ -180,19 +149,15 @@ class OptimizerConfig(Strict):
         return self
 
 
-class StepConfig(Strict):
-    """How a step is computed; see `lit_fast.LITStep`."""
+class StepConfig(BaseStepConfig):
+    """How a classifier's step is computed."""
 
-    precision: Precision = "fp32"
     bn_policy: StatsPolicy = "composed"
     channels_last: bool = True
-    engine: Engine = "auto"
     capture: bool = True
     side_by_side: bool = False
     cudnn_benchmark: bool = False
-    tf32: bool = True
     sync_batchnorm: bool = False
-    device: str = "auto"
 
     @model_validator(mode="after")
     def _one_pass_writes_the_statistics(self) -> StepConfig:
@@ -201,32 +166,16 @@ class StepConfig(Strict):
         return self
 
 
-class LoggingConfig(Strict):
-    """What is written and shown: never part of an experiment's identity."""
-
-    every: Annotated[int, Field(ge=1)] = 20
-    tensorboard: bool = True
-
-
 class ClassifierLoggingConfig(LoggingConfig):
     """With what only a student with several sections has."""
 
     sections_every: Annotated[int, Field(ge=0)] = 500
 
 
-class CheckpointConfig(Strict):
-    """When a checkpoint is written, beside the end of every epoch, an interrupt and the end of a run."""
+class PhasesConfig(BasePhasesConfig):
+    """Those of a classifier."""
 
-    every_seconds: Positive = 300.0
-
-
-class PhasesConfig(Strict):
-    """The schedules of the recipe (paper, appendix A)."""
-
-    scratch: Phase
     kd: Phase
-    lit: Phase
-    finetune: Phase
 
 
 class PruningConfig(Strict):
@@ -243,37 +192,11 @@ class PruningConfig(Strict):
         return values
 
 
-class AnyExperiment(Strict):
-    """What every experiment has: a recipe, and an identity by which its run folder knows it."""
-
-    recipe: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    logging: LoggingConfig = LoggingConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-
-    @field_validator("seeds", "variants", check_fields=False)
-    @classmethod
-    def _no_twins(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"{info.field_name} repeats an entry: {list(values)}")
-        return values
-
-    def identity(self) -> dict[str, Any]:
-        """The flat ``key: value`` pairs that make this experiment itself (see ``_FREE_KEYS``)."""
-        flat = _flatten(self.model_dump(mode="json"))
-        return {k: v for k, v in flat.items() if not any(k == f or k.startswith(f + ".") for f in _FREE_KEYS)}
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-    def shortened(self, phases: list[Phase]) -> tuple[Phase, ...]:
-        """The phases, shortened in proportion where ``epochs`` is given."""
-        return tuple(phases) if self.epochs is None else shorten(phases, self.epochs)
-
-
 class Experiment(AnyExperiment):
-    """One experiment: a teacher, its students by variant and seed, and how they are trained."""
+    """One experiment with classifiers."""
+
+    TASK: ClassVar = "classifier"
+    OF_STUDENTS: ClassVar = (*AnyExperiment.OF_STUDENTS, "loss", "pruning", "phases.kd")
 
     data: DataConfig
     teacher: TeacherConfig
@@ -293,10 +216,13 @@ class Experiment(AnyExperiment):
             raise ValueError(f"student.sequence chains LIT students: variants must be [lit], got {list(self.variants)}")
         return self
 
-    def plan(self, variant: Variant) -> tuple[Phase, ...]:
-        """The phases a student of ``variant`` goes through, shortened in proportion when ``epochs`` is given."""
-        names = {"scratch": ("scratch",), "kd": ("kd",)}.get(variant, ("lit", "finetune"))
-        return self.shortened([getattr(self.phases, name).named(name) for name in names])
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        return self.pruning.sparsities
+
+    @property
+    def chains(self) -> bool:
+        return self.student.sequence
 
     def pruned_plan(self) -> tuple[Phase, ...]:
         """The fine-tuning of a pruned student: shortened as that of LIT is, whatever way the student was trained."""
@@ -305,35 +231,6 @@ class Experiment(AnyExperiment):
             return (phase,)
         whole = self.phases.lit.epochs + self.phases.finetune.epochs
         return (phase.scaled_to(max(1, round(self.epochs * phase.epochs / whole))),)
-
-    def teacher_plan(self) -> tuple[Phase, ...]:
-        """The teacher's schedule where no checkpoint is given: the recipe's ``scratch`` phase."""
-        phase = self.phases.scratch.named("scratch")
-        epochs = self.teacher.epochs or self.epochs
-        return (phase,) if epochs is None else shorten([phase], epochs)
-
-
-def shorten(phases: list[Phase], epochs: int) -> tuple[Phase, ...]:
-    """Scale the phases to ``epochs`` in all, keeping their proportions; the first phase keeps at least one epoch."""
-    total = sum(phase.epochs for phase in phases)
-    left, out = epochs, []
-    for i, phase in enumerate(phases):
-        last = i == len(phases) - 1
-        share = left if last else min(left, max(1, round(epochs * phase.epochs / total)))
-        if share:
-            out.append(phase.scaled_to(share))
-        left -= share
-    return tuple(out)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,7 +277,7 @@ def load_any_experiment(
     overrides: Iterable[str | Mapping[str, Any]] = (),
     *,
     own_objects: bool = False,
-) -> AnyExperiment:
+) -> Experiment | GanExperiment:
     """An `Experiment`, or where the recipe says ``task: gan``, a `lit_fast.training.gan.config.GanExperiment`.
 
     Args:
@@ -409,17 +306,17 @@ def load_any_experiment(
             raise ConfigError("override of recipe: choose it with recipe= or --recipe, the overrides go over it")
         tree = _merge(tree, over)
     try:
-        return _kind(tree.get("task")).model_validate(tree, context={"own_objects": own_objects})
+        kind = (
+            GanExperiment if tree.get("task") == "gan" else Experiment
+        )  # another task is an unknown key of the latter
+        return kind.model_validate(tree, context={"own_objects": own_objects})
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
 
-def _kind(task: object) -> type[AnyExperiment]:
-    if task != "gan":  # any other task is an unknown key of Experiment
-        return Experiment
-    from lit_fast.training.gan.config import GanExperiment
-
-    return GanExperiment
+def kind_of(tree: Mapping[str, Any]) -> type[Experiment] | type[GanExperiment]:
+    """What a recipe's keys are validated as."""
+    return GanExperiment if tree.get("task") == "gan" else Experiment  # which knows no key "task"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

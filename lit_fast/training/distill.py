@@ -16,15 +16,13 @@ from lit_fast.counting import count_parameters
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
-from lit_fast.parallel import join
 from lit_fast.preflight import check_pair
 from lit_fast.projector import make_projectors
 from lit_fast.sections import SplitModel, split
 from lit_fast.training.config import ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session
-from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.results import RunResult
-from lit_fast.training.trainer import RunSpec
+from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]
 
@@ -93,16 +91,10 @@ def distill(
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
     identity = {"teacher.weights": _digest(teacher_split.model), "student.structure": _structure(student_split.model)}
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        open_session(
-            experiment, data, Path(run_dir), identity, resume=resume, console=console, signals=signals, workers=workers
-        ) as session,
-    ):
+    with open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session:
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
-        workers.equalise(teacher_split.model)
+        session.workers.equalise(teacher_split.model)
         example = next(session.loader.eval_batches("val", batch_size=2))[0]
         projector = make_projectors(teacher_split, student_split, example) if experiment.student.projector else None
         check_pair(teacher_split, student_split, example, projector=projector)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -16,21 +16,22 @@ from torch import nn
 from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
-from lit_fast.data.loaders import Loader, choose_loader, open_loader
+from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
-from lit_fast.parallel import ALONE, Workers, check_batches, join
 from lit_fast.preflight import chance_limit, check_pair
 from lit_fast.projector import Projectors, make_projectors
 from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import DataConfig, Experiment, ModelConfig
-from lit_fast.training.environment import describe_environment, resolve_device
+from lit_fast.training.classifier import ClassifierTask
+from lit_fast.training.config import Experiment, ModelConfig
+from lit_fast.training.environment import cudnn_benchmark
 from lit_fast.training.evaluation import evaluate
 from lit_fast.training.files import write_json
-from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.pruning import PrunedTrainer, claim, prunable, pruned_specs, refuse_others
-from lit_fast.training.results import Accuracy, Pruned, RunResult, Size, write_results
-from lit_fast.training.run_folder import DALI, RunFolder
-from lit_fast.training.trainer import Outcome, RunSpec, Trainer
+from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
+from lit_fast.training.results import Accuracy, Pruned, RunResult, Size
+from lit_fast.training.run import Outcome
+from lit_fast.training.run_state import weights_of
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
+from lit_fast.training.task import RunSpec
 from lit_fast.training.variants import VARIANTS
 from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
 
@@ -49,49 +50,24 @@ class Teacher:
     parameters: int
 
 
-class Session:
-    """Everything the runs of one experiment share.
-
-    Args:
-        experiment: the resolved config.
-        loader: of the dataset, on the device; closed at the end.
-        folder: where it is written.
-        console: where progress goes.
-        signals: who may ask to stop.
-        workers: the processes that do this together.
+class Session(BaseSession[Experiment]):
+    """The runs of an experiment with classifiers; arguments as `BaseSession`.
 
     Attributes:
         score_test: whether the test split is used once, at the end of each run; a search must not.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        loader: Loader,
-        folder: RunFolder,
-        console: Console,
-        signals: SignalWatch,
-        workers: Workers = ALONE,
-    ) -> None:
-        self.experiment, self.folder = experiment, folder
-        self.loader, self.data = loader, loader.data
-        self.signals, self.workers = signals, workers
-        self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
-        self.device = loader.device
-        self.results: list[RunResult] = []
-        self.score_test = True
-        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
-        left_out = self.data.left_out
-        if left_out:
-            self.console.print(
-                f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
+    score_test = True
+
+    @classmethod
+    def check_data(cls, data: Data) -> None:
+        if data.has_attributes:
+            raise ConfigError(
+                f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; "
+                "recipe stargan-celeba trains on it"
             )
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loader.close()
+        if not len(data.val):
+            raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -158,7 +134,7 @@ class Session:
         Raises:
             ValueError: it is no better than chance, so it was never trained or is fed what it does not know.
         """
-        self._record(self.workers.first(lambda: self._result_of_given(teacher)))
+        self.record(self.workers.first(lambda: self._result_of_given(teacher)))
 
     def _result_of_given(self, teacher: Teacher) -> RunResult:
         done = self.folder.finished(teacher.name)
@@ -167,7 +143,7 @@ class Session:
             _refuse_chance(teacher.label, val, len(self.data.val), self.data.num_classes)
             test = self._accuracy(teacher.split, "test") if self.score_test else None
             self.folder.run(teacher.name)
-            done = {
+            result = {
                 "name": teacher.name,
                 "role": "teacher",
                 "model": teacher.label,
@@ -176,13 +152,10 @@ class Session:
                 "teacher": None,
                 **self._size(teacher.split.model, teacher.parameters),
                 "accuracy": _accuracies(val, val, 0, test, test),
-                "epochs": 0,
-                "seconds": 0.0,
-                "images_per_second": None,
-                "history": [],
-                "files": {},
+                **UNTRAINED,
             }
-            write_json(self.folder.path / "runs" / teacher.name / "result.json", done)
+            write_json(self.folder.path / "runs" / teacher.name / "result.json", result)
+            done = cast(RunResult, result)
         return done
 
     def check(self) -> None:
@@ -199,14 +172,14 @@ class Session:
                 teacher.eval().requires_grad_(False)
                 spec = RunSpec(f"{config.label}-{variant}", variant, 0, self.experiment.plan(variant))
                 given = self._as_teacher(f"teacher-{teacher_config.label}", teacher_config, teacher)
-                trainer = self._trainer(spec, self.folder.path, student, given)
+                task = self._task(spec, student, given)
                 if VARIANTS[variant].needs_teacher:
-                    check_pair(teacher, student, example, projector=trainer.projector)
-                trainer.check()
+                    check_pair(teacher, student, example, projector=task.projector)
+                self.run(task, self.folder.path).check()
             if self.experiment.student.sequence:
                 teacher_config = config
         if self.experiment.pruning.sparsities:
-            for spec, config in _specs(self.experiment):
+            for spec, config in specs(self.experiment):
                 self.check_pruning(spec, self.build(config, 0))
 
     def check_pruning(self, spec: RunSpec, student: SplitModel) -> None:
@@ -219,17 +192,13 @@ class Session:
             prunable(student, pruned, self.experiment)
             refuse_others(self.folder.path / "runs" / pruned.name, pruned)
 
-    def _trainer(self, spec: RunSpec, folder: Path, student: SplitModel, teacher: Teacher | None) -> Trainer:
-        kind = Trainer if spec.sparsity is None else PrunedTrainer
-        return kind(
+    def _task(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> ClassifierTask:
+        return ClassifierTask(
             spec,
-            folder,
+            self.experiment,
             self.loader,
             student,
             teacher.split if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
-            self.experiment,
-            console=self.console,
-            signals=self.signals,
             projector=self._projector(spec, student, teacher),
             workers=self.workers,
         )
@@ -238,17 +207,15 @@ class Session:
         self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig, *, role: str = "student"
     ) -> RunResult:
         """Run ``spec`` to its end (or find it ended); ``student`` then holds its last weights."""
-        done, folder = self.workers.first(lambda: (self.folder.finished(spec.name), self.folder.run(spec.name)))
-        if done is None:
-            trainer = self._trainer(spec, folder, student, teacher)
-            outcome = trainer.run()
-            done = self.workers.first(lambda: self._finish(spec, trainer, outcome, teacher, config, role))
-        else:
-            last = self.folder.path / done["files"]["last"]
-            self.workers.first(lambda: models.load_checkpoint(student.model, last))
-        self.workers.equalise(student.model)
-        self._record(done)
-        return done
+
+        def finish(task: ClassifierTask, folder: Path, outcome: Outcome) -> RunResult:
+            return self._finish(task, folder, outcome, teacher, config, role)
+
+        def load(done: RunResult) -> None:
+            models.load_checkpoint(student.model, self.folder.path / done["files"]["last"])
+
+        with cudnn_benchmark(self.experiment.step.cudnn_benchmark):
+            return self.train_task(self._task(spec, student, teacher), finish, load)
 
     def prune(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None, config: ModelConfig) -> None:
         """Run what follows ``spec``, with ``student`` pruned; it ends with the weights that it has now, its last."""
@@ -269,20 +236,27 @@ class Session:
         return make_projectors(teacher.split, student, example).to(self.device)
 
     def _finish(
-        self, spec: RunSpec, trainer: Trainer, outcome: Outcome, teacher: Teacher | None, config: ModelConfig, role: str
+        self,
+        task: ClassifierTask,
+        folder: Path,
+        outcome: Outcome,
+        teacher: Teacher | None,
+        config: ModelConfig,
+        role: str,
     ) -> RunResult:
         """Write the weights, touch the test split for the first and only time, write the result."""
-        student = trainer.student
+        spec, student = task.spec, task.student
+        last = weights_of(student.model)
         files = {}
         tests = {}
-        for which, tensors in (("best", outcome.best), ("last", outcome.last)):  # last stays loaded
-            path = trainer.folder / f"{which}.safetensors"
+        for which, tensors in (("best", outcome.best or last), ("last", last)):  # last stays loaded
+            path = folder / f"{which}.safetensors"
             save_weights(path, tensors, self.info(config))
             files[which] = path.relative_to(self.folder.path).as_posix()
             student.model.load_state_dict(tensors)
-            tests[which] = trainer.scores("test").accuracy if self.score_test else None
+            tests[which] = task.scores("test").accuracy if self.score_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
-        result: RunResult = {
+        result = {
             "name": spec.name,
             "role": role,
             "model": config.label,
@@ -291,14 +265,10 @@ class Session:
             "teacher": teacher.name if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
             **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
             "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, tests["last"], tests["best"]),
-            "epochs": spec.epochs,
-            "seconds": outcome.seconds,
-            "images_per_second": outcome.images / outcome.seconds,
-            "history": outcome.history,
-            "files": files,
+            **cost(spec, outcome, files),
         }
-        write_json(trainer.folder / "result.json", result)
-        return result
+        write_json(folder / "result.json", result)
+        return cast(RunResult, result)
 
     def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
         return Teacher(name, config.label, model, count_parameters(model.model))
@@ -320,20 +290,6 @@ class Session:
 
     def _accuracy(self, model: SplitModel, which: str) -> float:
         return evaluate(model.model, self.loader.eval_batches(which, batch_size=256)).accuracy
-
-    def _record(self, result: RunResult) -> None:
-        self.results.append(result)
-        if not self.workers.leads:
-            return
-        write_results(
-            self.folder.path,
-            {
-                "experiment": self.experiment.model_dump(mode="json"),
-                "environment": describe_environment(self.device, self.workers.size),
-                "left_out": list(self.data.left_out),
-                "results": self.results,
-            },
-        )
 
 
 def _accuracies(
@@ -375,20 +331,7 @@ def open_experiment_data(experiment: Experiment) -> Data:
         if info is not None:
             update["length"] = info.length
     config = config.model_copy(update=update)
-    return open_data(config.name, **_data_options(config))
-
-
-def _data_options(config: DataConfig) -> dict[str, Any]:
-    options = config.model_dump(exclude={"name", "dir", "augment", "loader"})
-    return {"data_dir": config.dir, **options}
-
-
-def _specs(experiment: Experiment) -> Iterator[tuple[RunSpec, ModelConfig]]:
-    for config in experiment.student.models:
-        for seed in experiment.seeds:
-            for variant in experiment.variants:
-                name = f"{config.label}-{variant}-seed{seed}"
-                yield RunSpec(name, variant, seed, experiment.plan(variant)), config
+    return open_data(config.name, **config.options())
 
 
 def run_experiment(
@@ -414,16 +357,13 @@ def run_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        _open(experiment, run_dir, resume, console, signals, workers) as session,
-    ):
+    data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
+    with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
-        workers.first(session.check)
+        session.workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
-        for spec, config in _specs(experiment):
+        for spec, config in specs(experiment):
             student = session.build(config, spec.seed)
             session.train(spec, student, teachers[spec.seed], config)
             session.prune(spec, student, teachers[spec.seed], config)
@@ -444,73 +384,32 @@ def train_model(
     """Only the teacher of ``experiment``, from scratch; arguments and errors as in `run_experiment`."""
     if experiment.teacher.checkpoint is not None:
         raise ConfigError("teacher.checkpoint: training from scratch starts from no checkpoint; remove it")
-    with (
-        SignalWatch() as signals,
-        join(experiment.step.device) as workers,
-        _open(experiment, run_dir, resume, console, signals, workers) as session,
-    ):
+    data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
+    with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
         session.teacher()
     return session.results[0]
 
 
-def _open(
-    experiment: Experiment,
-    run_dir: Path,
-    resume: bool,
-    console: Console | None,
-    signals: SignalWatch,
-    workers: Workers,
-) -> Session:
-    data = open_experiment_data(experiment)
-    extra = experiment.teacher.hashes()
-    return open_session(
-        experiment, data, run_dir, extra, resume=resume, console=console, signals=signals, workers=workers
-    )
-
-
 def open_session(
     experiment: Experiment,
-    source: Data | Loader,
+    source: Data | Loader | Callable[[], Data],
     run_dir: Path,
     extra: dict[str, Any],
     *,
     resume: bool,
     console: Console | None,
-    signals: SignalWatch,
-    workers: Workers,
-) -> Session:
-    """The session of an experiment on a dataset, with its run folder and its loader.
-
-    Args:
-        experiment, signals, workers: see `Session`.
-        source: the dataset, for the loader that the experiment names, or a loader of the caller's own.
-        run_dir, extra, resume: see `RunFolder`.
-        console: default: standard output.
-
-    Raises:
-        ValueError: what cannot work, before anything is written or read at length.
-    """
-    own = source if isinstance(source, Loader) else None
-    data = source.data if isinstance(source, Loader) else source
-    check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=experiment.step.sync_batchnorm)
-    if data.has_attributes:
-        raise ConfigError(
-            f"dataset {data.name}: its images have several attributes each, a classifier needs one class each; recipe "
-            "stargan-celeba trains on it"
-        )
-    if not len(data.val):
-        raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
-    device = resolve_device(workers.device if workers.size > 1 else experiment.step.device)
-    if own is not None:
-        if (own.device.type, own.device.index or 0) != (device.type, device.index or 0):
-            raise ConfigError(f"the loader's batches lie on {own.device}, the run is on {device}; set step.device")
-        extra = {**extra, "loader": type(own).__name__}
-        folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-        return Session(experiment, own, folder, console or Console(), signals, workers)
-    chosen = workers.first(lambda: choose_loader(data, experiment.data.loader, device=device, processes=workers.size))
-    if chosen.name == "dali":
-        extra = {**extra, DALI: True}
-    folder = workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=extra))
-    loader = open_loader(data, chosen, device=device, channels_last=experiment.step.channels_last)
-    return Session(experiment, loader, folder, console or Console(), signals, workers)
+) -> AbstractContextManager[Session]:
+    """The session of an experiment on a dataset; arguments and errors as `opened`."""
+    step = experiment.step
+    return opened(
+        Session,
+        experiment,
+        source,
+        run_dir,
+        extra,
+        resume=resume,
+        console=console,
+        channels_last=step.channels_last,
+        sync_batchnorm=step.sync_batchnorm,
+    )

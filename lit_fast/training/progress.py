@@ -55,12 +55,10 @@ class RunProgress:
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
-def epoch_line(name: str, entry: Mapping[str, Any], epochs: int) -> str:
-    """One epoch of a classifier on one line."""
-    return (
-        f"{name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}  {describe(entry)}  "
-        f"val {entry['val_accuracy']:.2f} %  {entry['seconds']:.0f} s"
-    )
+def epoch_line(name: str, entry: Mapping[str, Any], epochs: int, shown: str) -> str:
+    """One epoch on one line, with what is shown of its losses and scores."""
+    where = f"{name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}"
+    return f"{where}  {shown}  {entry['seconds']:.0f} s"
 
 
 def describe(parts: Mapping[str, Any]) -> str:

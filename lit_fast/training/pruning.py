@@ -8,7 +8,7 @@ of any other student.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,10 @@ from lit_fast.sections import SplitModel
 from lit_fast.training.config import Experiment
 from lit_fast.training.files import write_json
 from lit_fast.training.results import percent
-from lit_fast.training.schedule import Phase
-from lit_fast.training.trainer import RunSpec, Trainer
+from lit_fast.training.task import RunSpec
 from lit_fast.training.variants import VARIANTS
 
-__all__ = ["PrunedTrainer", "claim", "prunable", "prune_smallest", "pruned_specs", "refuse_others"]
+__all__ = ["Pruning", "claim", "prunable", "prune_smallest", "pruned_specs", "refuse_others"]
 
 _PRUNED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SETTINGS = "pruning.json"
@@ -79,29 +78,34 @@ def prunable(student: SplitModel, spec: RunSpec, experiment: Experiment) -> list
     return found
 
 
-class PrunedTrainer(Trainer):
-    """Prunes ``student``, which has the weights its training ended with, to ``spec.sparsity`` and fine-tunes it.
+class Pruning:
+    """Prunes ``student``, which has the weights its training ended with, to ``spec.sparsity``, and keeps it so.
 
     What is pruned follows from those weights, so a checkpoint does not keep it.
     """
 
-    def _prepare(self) -> None:
-        assert self.spec.sparsity is not None
-        torch.manual_seed(self.spec.seed)  # the same draws whether the student was trained just now or is read back
-        self._pruned = prunable(self.student, self.spec, self.settings)
-        self._gone = prune_smallest(self._pruned, self.spec.sparsity)
+    def __init__(self, spec: RunSpec, experiment: Experiment, student: SplitModel) -> None:
+        self._spec, self._experiment, self._student = spec, experiment, student
+        self._pruned: list[Tensor] = []
+        self._gone: list[Tensor] = []
 
-    def _section_looks(self) -> None:
-        """Nobody looks: a report has room for the sections of students as they were trained."""
+    def prune(self) -> None:
+        """Set the smallest weights to zero; the draws that follow are the run's own.
 
-    def _enter(self, phase: Phase, pending: Mapping[str, Any] | None) -> None:
-        super()._enter(phase, pending)
-        assert self.step is not None
-        self.step.optimizer.register_step_post_hook(self._keep_zero)
+        Raises:
+            ValueError: see `prunable`.
+        """
+        assert self._spec.sparsity is not None
+        torch.manual_seed(self._spec.seed)  # whether the student was trained just now or is read back
+        self._pruned = prunable(self._student, self._spec, self._experiment)
+        self._gone = prune_smallest(self._pruned, self._spec.sparsity)
+
+    def keep_zero(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set them back after every update: momentum, weight decay and gradients move every weight."""
+        optimizer.register_step_post_hook(self._set_back)
 
     @torch.no_grad()
-    def _keep_zero(self, *_: Any) -> None:
-        """Momentum, weight decay and gradients move every weight."""
+    def _set_back(self, *_: Any) -> None:
         for weight, gone in zip(self._pruned, self._gone, strict=True):
             weight.masked_fill_(gone, 0.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from lit_fast.training import plots
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import Results, Row, RunResult, Runs, legend, load_results, table
+from lit_fast.training.results import Results, Row, RunResult, Runs, left_out_lines, legend, load_results, table
 from lit_fast.training.section_plots import draw_sections
 from lit_fast.training.section_table import SECTION_COLUMNS, looked_at, section_rows
 from lit_fast.training.tables import markdown_table
@@ -94,7 +94,7 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
             ("run", "val %, last", "val %, best (epoch)", "test %, last", "test %, best", "epochs", "weights"),
             [_run_cells(result) for result in results],
         ),
-        *_left_out(content.get("left_out") or ()),
+        *left_out_lines(content.get("left_out") or ()),
         "## Environment",
         markdown_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()], left=2),
         "## Config",
@@ -115,16 +115,6 @@ def _sections(results: Runs, figure: Path | None) -> list[str]:
         "gap: their difference. Cosine: between the gradients of the KD and the IR loss in that section.",
         markdown_table(SECTION_COLUMNS, rows, left=3),
         *([f"![IR errors, assembly gaps, cosines]({SECTIONS_PNG})"] if figure else []),
-    ]
-
-
-def _left_out(files: Sequence[str]) -> list[str]:
-    if not files:
-        return []
-    return [
-        f"## Images left out: {len(files)}",
-        "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
-        "\n".join(f"- {file}" for file in files),
     ]
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Size",
     "Spread",
     "grouped",
+    "left_out_lines",
     "legend",
     "load_results",
     "percent",
@@ -291,3 +292,14 @@ def plain_table(rows: Sequence[Row]) -> str:
 
 def _text(value: Spread | None) -> str:
     return "-" if value is None else str(value)
+
+
+def left_out_lines(files: Sequence[str]) -> list[str]:
+    """The section of a report that names the files left out; nothing where there are none."""
+    if not files:
+        return []
+    return [
+        f"## Images left out: {len(files)}",
+        "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
+        "\n".join(f"- {file}" for file in files),
+    ]

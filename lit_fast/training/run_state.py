@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_fast.parallel import Workers
-from lit_fast.projector import Projectors
-from lit_fast.sections import SplitModel
-from lit_fast.step import LITStep
 from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.training.tally import LossTally
 
-__all__ = ["Position", "RunState", "load_into"]
+__all__ = ["Position", "RunState", "Step", "load_into", "weights_of"]
+
+
+class Step(Protocol):
+    """What trains in a phase: everything of it that a checkpoint keeps, by name."""
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
+
+    @property
+    def scalers(self) -> Mapping[str, torch.amp.GradScaler]: ...
 
 
 @dataclass
 class Position:
-    """Everything of a run's state that is not a tensor of the model or the optimizer."""
+    """Everything of a run's state that is not a tensor of a network or an optimizer."""
 
     phase: int = 0
     epoch: int = 0  # of the phase
@@ -30,10 +37,9 @@ class Position:
     total_epochs: int = 0
     total_steps: int = 0
     images: int = 0
-    seconds: float = 0.0  # of training: evaluation and checkpoints are not counted
-    sums: list[float] = field(default_factory=list)  # the tally of this epoch
-    sums_images: int = 0
-    best_accuracy: float = -1.0
+    seconds: float = 0.0  # of training: evaluation, pictures and checkpoints are not counted
+    tally: dict[str, Any] = field(default_factory=dict)  # of this epoch, see `LossTally.sums`
+    best_score: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -43,28 +49,29 @@ class RunState:
 
     Args:
         folder: of the run.
-        student, projector: what is trained.
+        networks: those that are trained, by name, on one device.
         workers: rank 0 writes, and reads for all.
 
     Attributes:
         position: one object from first to last; a restored checkpoint is written into it.
         tally: loss parts of the epoch so far.
-        best: the weights that were best on validation; ``None`` before the first epoch has ended.
+        best: the weights of the first network that were best on validation; ``None`` before there are any.
     """
 
-    def __init__(self, folder: Path, student: SplitModel, projector: Projectors | None, workers: Workers) -> None:
+    def __init__(self, folder: Path, networks: Mapping[str, nn.Module], workers: Workers) -> None:
         self.position = Position()
-        self.tally = LossTally([], 0)
+        self.tally = LossTally()
         self.best: dict[str, Tensor] | None = None
         self.store = CheckpointStore(folder / "checkpoints")
-        self._student, self._projector, self._workers = student, projector, workers
-        self._device = next(student.parameters()).device
+        self._networks, self._workers = networks, workers
+        self._main = next(iter(networks.values()))
+        self._device = next(self._main.parameters()).device
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of the student's state_dict, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._student.model.state_dict().items()}
+    def keep_best(self) -> None:
+        """The weights are the best so far."""
+        self.best = weights_of(self._main)
 
-    def save(self, step: LITStep | None) -> None:
+    def save(self, step: Step | None) -> None:
         """Write a checkpoint; ``step`` is that of the phase, ``None`` between two phases.
 
         Raises:
@@ -72,14 +79,15 @@ class RunState:
         """
         if not self._workers.leads:
             return
-        tensors = {f"student.{name}": tensor for name, tensor in self._student.model.state_dict().items()}
-        if self._projector is not None:
-            tensors |= {f"projector.{name}": tensor for name, tensor in self._projector.state_dict().items()}
-        self.position.sums, self.position.sums_images = self.tally.sums, self.tally.images
+        tensors = {
+            f"{role}.{name}": tensor
+            for role, network in self._networks.items()
+            for name, tensor in network.state_dict().items()
+        }
+        self.position.tally = self.tally.sums
         state = {
             "position": asdict(self.position),
-            "optimizer": None if step is None else step.optimizer.state_dict(),
-            "scaler": None if step is None or step.scaler is None else step.scaler.state_dict(),
+            "step": None if step is None else _state_of(step),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
         }
@@ -89,31 +97,41 @@ class RunState:
         """Go back to the newest checkpoint, if there is one; returns what the phase's step is owed (`load_into`)."""
         checkpoint = self._workers.first(self.store.load)
         if checkpoint is None:
-            self._workers.equalise(self._student.model)
-            if self._projector is not None:
-                self._workers.equalise(self._projector)
+            for network in self._networks.values():
+                self._workers.equalise(network)
             return None
-        self._student.model.load_state_dict(_under("student.", checkpoint.model))
-        if self._projector is not None:
-            self._projector.load_state_dict(_under("projector.", checkpoint.model))
+        for role, network in self._networks.items():
+            network.load_state_dict(_under(f"{role}.", checkpoint.model))
         self.best = checkpoint.best
         state = checkpoint.state
         for name, value in state["position"].items():
             setattr(self.position, name, value)
-        self.tally = LossTally(self.position.sums, self.position.sums_images)
+        self.tally = LossTally(self.position.tally)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self._device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self._device)
-        return state
+        owed: dict[str, Any] | None = state["step"]
+        return owed
 
 
-def load_into(step: LITStep, state: Mapping[str, Any]) -> None:
-    """Give a phase's step the optimizer and scaler of a checkpoint; nothing where it was made between two phases."""
-    if state["optimizer"] is None:
-        return
-    step.optimizer.load_state_dict(state["optimizer"])
-    if step.scaler is not None:
-        step.scaler.load_state_dict(state["scaler"])
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state_dict, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _state_of(step: Step) -> dict[str, Any]:
+    return {
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in step.optimizers.items()},
+        "scalers": {name: scaler.state_dict() for name, scaler in step.scalers.items()},
+    }
+
+
+def load_into(step: Step, state: Mapping[str, Any]) -> None:
+    """Give a phase's step the optimizers and scalers of a checkpoint."""
+    for name, optimizer in step.optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    for name, scaler in step.scalers.items():
+        scaler.load_state_dict(state["scalers"][name])
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

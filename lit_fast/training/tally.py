@@ -3,60 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_fast.backends.options import LossParts
 from lit_fast.errors import NotFinite
 
-__all__ = ["LossTally", "named"]
+__all__ = ["LossTally"]
 
 
 class LossTally:
-    """Sums of the loss parts, weighted by batch size: added on the device, read on the host every so often.
+    """Sums of the loss parts of each kind of update, weighted by batch size: added on the device, read now and then.
 
     Attributes:
-        sums: of what has been read (loss, ce, kl, then one per section with an IR loss); empty before the first.
-        images: how many images they are over.
+        sums: of what has been read, by kind: the sum of each part, and how many images they are over.
     """
 
-    def __init__(self, sums: list[float], images: int) -> None:
-        self.sums, self.images = sums, images
-        self._unread: list[tuple[int, Tensor]] = []
+    def __init__(self, sums: Mapping[str, Any] | None = None) -> None:
+        self.sums: dict[str, tuple[list[float], int]] = {} if sums is None else dict(sums)
+        self._unread: dict[str, list[tuple[int, int, Tensor]]] = {}
 
-    def add(self, parts: LossParts, size: int) -> None:
-        """Note one step over ``size`` images; no host sync."""
-        self.add_row(torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir]), size)
+    def add(self, rows: Mapping[str, Tensor], size: int, step: int) -> None:
+        """Note what step ``step`` did over ``size`` images; no host sync.
 
-    def add_row(self, row: Tensor, size: int) -> None:
-        """As `add`, of parts in an order of one's own: ``row`` is 1-d, detached, and as long as those before."""
-        self._unread.append((size, row))
+        Args:
+            rows: by kind of update its parts, 1-d, detached, always as many and in the same order.
+        """
+        for kind, row in rows.items():
+            self._unread.setdefault(kind, []).append((step, size, row))
 
-    def read(self) -> list[float]:
-        """Bring what was added since the last reading to the host (one sync); returns the last step's parts.
+    def read(self) -> dict[str, list[float]]:
+        """Bring what was added since the last reading to the host, with one sync for each kind.
+
+        Returns:
+            By kind the parts of the last update.
 
         Raises:
-            NotFinite: at the first step whose parts are not all finite.
+            NotFinite: of the first step whose parts are not all finite.
         """
-        if not self._unread:
-            return []
-        sizes = [size for size, _ in self._unread]
-        rows: list[list[float]] = torch.stack([row for _, row in self._unread]).tolist()
-        self._unread.clear()
-        for i, (size, row) in enumerate(zip(sizes, rows, strict=True)):
-            if not all(math.isfinite(value) for value in row):
-                raise NotFinite(len(rows) - 1 - i, row)
-            self.sums = [a + size * b for a, b in zip(self.sums or [0.0] * len(row), row, strict=True)]
-            self.images += size
-        return rows[-1]
+        unread, self._unread = self._unread, {}
+        last = {}
+        broken = []
+        for kind, added in unread.items():
+            rows: list[list[float]] = torch.stack([row for _, _, row in added]).tolist()
+            sums, images = self.sums.get(kind, ([0.0] * len(rows[0]), 0))
+            for (step, size, _), row in zip(added, rows, strict=True):
+                if not all(math.isfinite(value) for value in row):
+                    broken.append(NotFinite(step, kind, row))
+                    break
+                sums = [a + size * b for a, b in zip(sums, row, strict=True)]
+                images += size
+            self.sums[kind] = sums, images
+            last[kind] = rows[-1]
+        if broken:
+            raise min(broken, key=lambda error: error.step)
+        return last
 
-    def means(self) -> list[float]:
-        return [total / self.images for total in self.sums]
-
-
-def named(row: list[float]) -> dict[str, Any]:
-    """The parts by name, as they are logged."""
-    loss, ce, kl, *irs = row
-    return {"loss": loss, "ce": ce, "kl": kl, "ir": irs}
+    def means(self) -> dict[str, list[float]]:
+        return {kind: [total / images for total in sums] for kind, (sums, images) in self.sums.items()}

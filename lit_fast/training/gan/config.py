@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
-from lit_fast.data.loaders import LoaderName
-from lit_fast.literals import Engine, IRKind, Precision
-from lit_fast.training.config import AnyExperiment, Strict, shorten
+from lit_fast.literals import IRKind
+from lit_fast.training.config_base import (
+    AnyExperiment,
+    BaseDataConfig,
+    BasePhasesConfig,
+    BaseStepConfig,
+    BaseStudentConfig,
+    BaseTeacherConfig,
+    Strict,
+)
 from lit_fast.training.files import hashes
-from lit_fast.training.schedule import Phase
 
 GanVariant = Literal["scratch", "lit"]
 
@@ -24,19 +30,14 @@ def _known(name: str) -> str:
     return name
 
 
-class FacesConfig(Strict):
-    """CelebA; ``None`` takes its own default. Images are normalised to -1..1, the generator's range."""
+class FacesConfig(BaseDataConfig):
+    """CelebA. Images are normalised to -1..1, the generator's range."""
 
     name: Literal["celeba"] = "celeba"
     dir: Path
-    val_size: Annotated[int, Field(ge=1)] | None = None
-    val_seed: int = 0
-    train_size: Annotated[int, Field(ge=1)] | None = None
     image_size: Annotated[int, Field(ge=16)] | None = None
     crop: Annotated[int, Field(ge=16)] | None = None
     attributes: tuple[str, ...] | None = None
-    augment: bool = True
-    loader: LoaderName = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -45,25 +46,14 @@ class FacesConfig(Strict):
             raise ValueError("faces are read from disk: give CelebA's folder, data.dir=DIR or --data-dir")
         return tree
 
-    def options(self) -> dict[str, Any]:
-        """The arguments of `lit_fast.data.open_data` but the name."""
-        return {"data_dir": self.dir, **self.model_dump(exclude={"name", "dir", "augment", "loader"})}
 
-
-class GanTeacherConfig(Strict):
-    """The teacher: trained first by the ``scratch`` schedule, or given by the weights of both its networks."""
+class GanTeacherConfig(BaseTeacherConfig):
+    """The teacher; one that is given has the weights of both its networks."""
 
     model: str = "stargan6"
-    checkpoint: Path | None = None
     discriminator: Path | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 1000
 
     _name = field_validator("model")(_known)
-
-    @property
-    def label(self) -> str:
-        return self.model
 
     @model_validator(mode="after")
     def _files(self) -> GanTeacherConfig:
@@ -78,11 +68,10 @@ class GanTeacherConfig(Strict):
         return self
 
     def hashes(self) -> dict[str, str]:
-        """Of a given teacher's weights, as they are part of an experiment's identity."""
-        return hashes({"teacher.weights": self.checkpoint, "teacher.judge": self.discriminator})
+        return {**super().hashes(), **hashes({"teacher.judge": self.discriminator})}
 
 
-class GanStudentConfig(Strict):
+class GanStudentConfig(BaseStudentConfig):
     """The students' generators."""
 
     models: Annotated[tuple[str, ...], Field(min_length=1)] = ("stargan2",)
@@ -118,15 +107,6 @@ class AdamConfig(Strict):
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.5, 0.999)
 
 
-class GanStepConfig(Strict):
-    """How a step is computed."""
-
-    precision: Precision = "fp32"
-    engine: Engine = "auto"
-    tf32: bool = True
-    device: str = "auto"
-
-
 class SamplesConfig(Strict):
     """The grids of translated images."""
 
@@ -139,16 +119,12 @@ class MetricsConfig(Strict):
     inception: Path | None = None
 
 
-class GanPhasesConfig(Strict):
-    """The schedules (LIT paper, appendix A.3)."""
-
-    scratch: Phase
-    lit: Phase
-    finetune: Phase
-
-
 class GanExperiment(AnyExperiment):
-    """One StarGAN experiment: a teacher, its students by variant and seed, and how they are trained."""
+    """One StarGAN experiment."""
+
+    TASK: ClassVar = "gan"
+    TEACHER_FILES: ClassVar = ("checkpoint", "discriminator")
+    OF_STUDENTS: ClassVar = (*AnyExperiment.OF_STUDENTS, "loss.ir", "discriminator_in_finetune")
 
     task: Literal["gan"]
     data: FacesConfig
@@ -161,18 +137,7 @@ class GanExperiment(AnyExperiment):
     discriminator_in_finetune: Literal["trained", "fixed"] = "trained"
     loss: GanLossConfig = GanLossConfig()
     optimizer: AdamConfig = AdamConfig()
-    phases: GanPhasesConfig
-    step: GanStepConfig = GanStepConfig()
+    phases: BasePhasesConfig
+    step: BaseStepConfig = BaseStepConfig()
     samples: SamplesConfig = SamplesConfig()
     metrics: MetricsConfig = MetricsConfig()
-
-    def plan(self, variant: GanVariant) -> tuple[Phase, ...]:
-        """The phases a student of ``variant`` goes through."""
-        names = ("scratch",) if variant == "scratch" else ("lit", "finetune")
-        return self.shortened([getattr(self.phases, name).named(name) for name in names])
-
-    def teacher_plan(self) -> tuple[Phase, ...]:
-        """The teacher's schedule where no checkpoint is given."""
-        phase = self.phases.scratch.named("scratch")
-        epochs = self.teacher.epochs or self.epochs
-        return (phase,) if epochs is None else shorten([phase], epochs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +15,9 @@ from lit_fast import models
 from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.data import open_data
 from lit_fast.data.base import Batch
-from lit_fast.data.loaders import Loader, choose_loader, open_loader
-from lit_fast.errors import ConfigError
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.preflight import check_pair
 from lit_fast.sections import split
-from lit_fast.training.environment import describe_environment, resolve_device
 from lit_fast.training.files import write_json
 from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.metrics import (
@@ -31,12 +28,12 @@ from lit_fast.training.gan.metrics import (
     inception_features,
     translations,
 )
-from lit_fast.training.gan.run import GanRun, Pair
 from lit_fast.training.gan.samples import draw_grid, to_pixels
-from lit_fast.training.interrupt import SignalWatch
-from lit_fast.training.results import Results, RunResult, read_results, write_results
-from lit_fast.training.run_folder import DALI, RunFolder
-from lit_fast.training.trainer import RunSpec
+from lit_fast.training.gan.task import GanTask, Pair
+from lit_fast.training.results import RunResult, read_results
+from lit_fast.training.run import Outcome
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
+from lit_fast.training.task import RunSpec
 from lit_fast.training.weights import WeightInfo, save_weights
 
 __all__ = ["run_gan_experiment"]
@@ -44,20 +41,17 @@ __all__ = ["run_gan_experiment"]
 _EVAL_BATCH = 64
 
 
-class GanSession:
-    """Everything the runs of one experiment share; arguments as `lit_fast.training.experiment.Session`."""
+class GanSession(BaseSession[GanExperiment]):
+    """The runs of an experiment with generators; arguments as `BaseSession`.
 
-    def __init__(
-        self, experiment: GanExperiment, loader: Loader, folder: RunFolder, console: Console, signals: SignalWatch
-    ) -> None:
-        self.experiment, self.folder = experiment, folder
-        self.loader, self.data = loader, loader.data
-        self.console, self.signals = console, signals
-        self.device = loader.device
-        self.results: list[RunResult] = []
-        self.scored = _scores(folder.path)
-        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
-        self.shown: dict[str, nn.Module] = {}  # the rows of the sample grids: one network of each kind
+    Attributes:
+        shown: the rows of the sample grids: one network of each kind.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.scored = _scores(self.folder.path) if self.workers.leads else {}
+        self.shown: dict[str, nn.Module] = {}
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -90,11 +84,10 @@ class GanSession:
             for variant in self.experiment.variants:
                 teacher, student = self.build(self.experiment.teacher.model, 0), self.build(model, 0)
                 spec = RunSpec(f"{model}-{variant}", variant, 0, self.experiment.plan(variant))
-                run = self._run(spec, self.folder.path, student, teacher)
+                task = self._task(spec, student, teacher)
                 if variant == "lit":
                     check_pair(teacher.generator, student.generator, example)
-                for phase in spec.phases:
-                    run.enter(phase)
+                self.run(task, self.folder.path).check()
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -106,9 +99,11 @@ class GanSession:
             spec = RunSpec(name, "scratch", config.seed, self.experiment.teacher_plan())
             self.train(spec, config.model, pair, None, role="teacher")
         else:
-            self.load(pair, config.checkpoint, config.discriminator)
-            described = self._described(name, "teacher", config.model, "checkpoint", None, None)
-            self._record(cast(RunResult, {**described, **_UNTRAINED}))
+            self.workers.first(partial(self.load, pair, config.checkpoint, config.discriminator))
+            for network in pair.networks().values():
+                self.workers.equalise(network)
+            described = partial(self._described, name, "teacher", config.model, "checkpoint", None, None)
+            self.record(cast(RunResult, {**self.workers.first(described), **UNTRAINED}))
         pair.generator.eval().requires_grad_(False)
         pair.discriminator.eval().requires_grad_(False)
         self.shown = {"teacher": pair.generator.model}
@@ -118,39 +113,28 @@ class GanSession:
         self, spec: RunSpec, model: str, pair: Pair, teacher: tuple[str, Pair] | None, *, role: str = "student"
     ) -> None:
         """Run ``spec`` to its end (or find it ended); ``pair`` then holds its last weights."""
-        done, folder = self.folder.finished(spec.name), self.folder.run(spec.name)
-        files = {which: folder / f"{which}.safetensors" for which in ("generator", "discriminator")}
-        if done is None:
-            run = self._run(spec, folder, pair, None if teacher is None else teacher[1])
-            ended = run.run()
-            for which, network in (("generator", pair.generator.model), ("discriminator", pair.discriminator)):
-                save_weights(files[which], network.state_dict(), self._info(model, which))
+
+        def finish(task: GanTask, folder: Path, outcome: Outcome) -> RunResult:
+            files = {}
+            for which, network in pair.networks().items():
+                path = folder / f"{which}.safetensors"
+                save_weights(path, network.state_dict(), self._info(model, which))
+                files[which] = path.relative_to(self.folder.path).as_posix()
             result = {
                 **self._described(spec.name, role, model, spec.variant, spec.seed, teacher and teacher[0]),
-                "epochs": spec.epochs,
-                "seconds": ended.seconds,
-                "images_per_second": ended.images / ended.seconds,
-                "history": ended.history,
-                "files": {which: path.relative_to(self.folder.path).as_posix() for which, path in files.items()},
+                **cost(spec, outcome, files),
             }
-            done = cast(RunResult, result)
-            write_json(folder / "result.json", done)
-        else:
-            self.load(pair, files["generator"], files["discriminator"])
-        self._record(done)
+            write_json(folder / "result.json", result)
+            return cast(RunResult, result)
 
-    def _run(self, spec: RunSpec, folder: Path, pair: Pair, teacher: Pair | None) -> GanRun:
-        return GanRun(
-            spec,
-            folder,
-            self.loader,
-            pair,
-            teacher if spec.variant == "lit" else None,
-            self.experiment,
-            shown=self.shown,
-            console=self.console,
-            signals=self.signals,
-        )
+        def load(done: RunResult) -> None:
+            self.load(pair, *(self.folder.path / done["files"][which] for which in ("generator", "discriminator")))
+
+        self.train_task(self._task(spec, pair, None if teacher is None else teacher[1]), finish, load)
+
+    def _task(self, spec: RunSpec, pair: Pair, teacher: Pair | None) -> GanTask:
+        teacher = teacher if spec.variant == "lit" else None
+        return GanTask(spec, self.experiment, self.loader, pair, teacher, shown=self.shown, workers=self.workers)
 
     def _info(self, model: str, which: str) -> WeightInfo:
         data, generates = self.data, which == "generator"
@@ -192,16 +176,19 @@ class GanSession:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def score(self, teacher: Pair, networks: dict[str, nn.Module]) -> None:
+    def score(self, teacher: Pair, networks: dict[str, nn.Module]) -> list[RunResult]:
         """Compare all generators on the test split, touched here for the first time, and draw them side by side.
 
         What was scored before is not scored again; inception score and FID may be added.
+
+        Returns:
+            All results, with their scores.
         """
         weights = self.experiment.metrics.inception
         attributes, grid = self.data.classes, self.folder.path / "samples.png"
         left = [r for r in self.results if "scores" not in r or (weights is not None and r["scores"]["fid"] is None)]
         if not left and grid.exists():
-            return
+            return self.results
         features = None if weights is None else [f.to(self.device) for f in inception_features(weights)]
         if features is None:
             self.console.print(
@@ -218,25 +205,18 @@ class GanSession:
                 real = (to_pixels(images) for images, _ in self._test())
                 scores = distances(real, translations(network, self._test(), attributes), *features)
             result["scores"] = {**found, **as_result(scores)}
-        self._write()
+        self.write()
         batch = next(self.loader.eval_batches("test", batch_size=self.experiment.samples.images))
         draw_grid(grid, *batch, attributes, self.shown)
+        return self.results
 
     def _test(self) -> Iterator[Batch]:
         return self.loader.eval_batches("test", batch_size=_EVAL_BATCH)
 
-    def _record(self, result: RunResult) -> None:
+    def record(self, result: RunResult) -> None:
+        """As `BaseSession.record`, with the scores of an earlier call."""
         known = self.scored.get(result["name"])
-        self.results.append(result if known is None else {**result, "scores": known})
-        self._write()
-
-    def _write(self) -> None:
-        content: Results = {
-            "experiment": self.experiment.model_dump(mode="json"),
-            "environment": describe_environment(self.device),
-            "results": self.results,
-        }
-        write_results(self.folder.path, content)
+        super().record(result if known is None else {**result, "scores": known})
 
 
 def _scores(folder: Path) -> dict[str, dict[str, float | None]]:
@@ -246,9 +226,6 @@ def _scores(folder: Path) -> dict[str, dict[str, float | None]]:
     except FileNotFoundError:
         return {}
     return {result["name"]: result["scores"] for result in results if "scores" in result}
-
-
-_UNTRAINED: dict[str, Any] = {"epochs": 0, "seconds": 0.0, "images_per_second": None, "history": [], "files": {}}
 
 
 def run_gan_experiment(
@@ -274,41 +251,22 @@ def run_gan_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"recipe {experiment.recipe}: generators are trained by one process; start it without torchrun"
-        )
     if experiment.metrics.inception is not None:
         check_inception(experiment.metrics.inception)
-    data = open_data(experiment.data.name, **experiment.data.options())
-    extra: dict[str, Any] = {**experiment.teacher.hashes()}
-    device = resolve_device(experiment.step.device)
-    chosen = choose_loader(data, experiment.data.loader, device=device)
-    if chosen.name == "dali":
-        extra[DALI] = True
-    with SignalWatch() as signals:
-        folder = RunFolder(run_dir, experiment, data, resume=resume, extra=extra)
-        with open_loader(data, chosen, device=device, channels_last=True) as loader:
-            session = GanSession(experiment, loader, folder, console or Console(), signals)
-            _train(session, experiment, teacher_only)
-    return session.results
+    data = partial(open_data, experiment.data.name, **experiment.data.options())
+    known = experiment.teacher.hashes()
+    with opened(GanSession, experiment, data, run_dir, known, resume=resume, console=console) as session:
+        return _train(session, experiment, teacher_only)
 
 
-def _train(session: GanSession, experiment: GanExperiment, teacher_only: bool) -> None:
+def _train(session: GanSession, experiment: GanExperiment, teacher_only: bool) -> list[RunResult]:
     """Everything that the session's experiment has left to do."""
-    session.check()
+    session.workers.first(session.check)
     name, teacher = session.teacher()
     networks: dict[str, nn.Module] = {name: teacher.generator.model}
-    for spec, model in [] if teacher_only else _specs(experiment):
+    for spec, model in [] if teacher_only else specs(experiment):
         student = session.build(model, spec.seed)
         session.train(spec, model, student, (name, teacher))
         networks[spec.name] = student.generator.model
         session.shown.setdefault(spec.variant, student.generator.model)
-    session.score(teacher, networks)
-
-
-def _specs(experiment: GanExperiment) -> Iterator[tuple[RunSpec, str]]:
-    for model in experiment.student.models:
-        for seed in experiment.seeds:
-            for variant in experiment.variants:
-                yield RunSpec(f"{model}-{variant}-seed{seed}", variant, seed, experiment.plan(variant)), model
+    return session.workers.first(lambda: session.score(teacher, networks))

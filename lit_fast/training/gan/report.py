@@ -9,7 +9,7 @@ import yaml
 
 from lit_fast.training.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.training.files import atomic_write
-from lit_fast.training.results import Results, RunResult, Runs, read_results
+from lit_fast.training.results import Results, RunResult, Runs, left_out_lines, read_results
 from lit_fast.training.tables import aligned, markdown_table
 
 __all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
@@ -126,6 +126,7 @@ def _markdown(content: Results, figure: Path | None) -> str:
         LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
+        *left_out_lines(content.get("left_out") or ()),
         "## Environment",
         markdown_table(("", ""), environment, left=None),
         "## Config",

@@ -1,4 +1,4 @@
-"""What a study of generators has of its own: budgets, how teachers are handed over, and what is reported."""
+"""What a study of generators has of its own: what is reported."""
 
 from __future__ import annotations
 
@@ -8,57 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from lit_fast.data.celeba import ATTRIBUTES, CROP, SIZE, TEST_SIZE
-from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.gan.report import LEGEND
 from lit_fast.training.results import Spread, picked, read_results
-from lit_fast.training.study.plan import Budget, Planned, Study
+from lit_fast.training.study.plan import Planned, Study
 from lit_fast.training.study.view import View, dots
 
-__all__ = ["GAN_BUDGETS", "found", "head", "train_teacher", "view"]
-
-GAN_BUDGETS = {
-    "smoke": Budget(
-        about="faces of 16 x 16 pixels, a thirty-second of the channels, eight steps: shows that everything runs, says"
-        " nothing about the method",
-        seeds=1,
-        set={
-            "data": {"image_size": 16, "val_size": 8, "train_size": 64},
-            "width": 2,
-            "n_critic": 2,
-            "epochs": 2,
-            "samples": {"images": 2},
-            "logging": {"tensorboard": False},
-        },
-    ),
-    "cpu": Budget(
-        about="half-size faces at 32 x 32 pixels, an eighth of the channels, 10 epochs for the teacher and 6 for a"
-        " student, higher learning rates, two seeds: half an hour on a core",
-        seeds=2,
-        set={
-            "data": {"crop": 89, "image_size": 32},
-            "width": 8,
-            "n_critic": 3,
-            "epochs": 6,
-            "teacher": {"epochs": 10},
-            "phases": {"scratch": {"lr": 0.0005}, "lit": {"lr": 0.001}, "finetune": {"lr": 0.0001}},
-        },
-    ),
-    "short": Budget(about="the recipe's schedules shortened to 2 epochs, one seed", seeds=1, set={"epochs": 2}),
-    "paper": Budget(about="the full recipe, three seeds", seeds=3),
-}
-
-
-def train_teacher(experiment: GanExperiment, folder: Path, console: Console) -> dict[str, Path]:
-    """The teacher alone, resumed; the settings of `teacher` that hand it to a student's experiment."""
-    from lit_fast.training.gan.experiment import run_gan_experiment
-
-    (result,) = run_gan_experiment(experiment, folder, resume=True, console=console, teacher_only=True)
-    files = {which: folder / path for which, path in result["files"].items()}
-    return {"checkpoint": files["generator"], "discriminator": files["discriminator"]}
-
+__all__ = ["found", "head", "view"]
 
 # Settings that decide whether the paper's numbers compare, and their values there.
 _PAPERS: dict[str, tuple[Any, ...]] = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_fast import studies
-from lit_fast.training.study.plan import Study, budgets, load_study, plan
+from lit_fast.training.study.budgets import budgets
+from lit_fast.training.study.plan import Study, load_study, plan
 from lit_fast.training.study.report import plain_tables, read_results, view_of
 from lit_fast.training.study.run import planned_content
 
@@ -26,7 +27,7 @@ def overview(folder: Path) -> dict[str, str]:
 
 
 def _tables(name: str, study: Study, folder: Path) -> list[str]:
-    paths = {budget: folder / f"{name}-{budget}.json" for budget in budgets(study)}
+    paths = {budget: folder / f"{name}-{budget}.json" for budget in budgets(study.task)}
     found = {budget: read_results(path) for budget, path in paths.items() if path.exists()}
     known = {run["group"] for content in found.values() for run in content["runs"]}
     parts = [_ran(budget, content) for budget, content in found.items()]
@@ -61,7 +62,7 @@ def _ran(budget: str, content: dict[str, Any]) -> str:
 
 
 def _planned(name: str, study: Study) -> dict[str, Any]:
-    budget = budgets(study)["paper"]
+    budget = budgets(study.task)["paper"]
     runs = plan(study, budget, data_dir=Path("data"))  # no file is opened
     head, entries = planned_content(name, study, ("paper", budget), runs)
     return {**head, "runs": [entry for own in entries for entry in own]}

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from lit_fast import recipes, studies
 from lit_fast.errors import ConfigError
-from lit_fast.training.config import Experiment, Strict, load_any_experiment, read_yaml
-from lit_fast.training.gan.config import GanExperiment
+from lit_fast.training.config import kind_of, load_any_experiment, read_yaml
+from lit_fast.training.config_base import AnyExperiment, Strict
 from lit_fast.training.identity import teacher_alone
+from lit_fast.training.study.budgets import BUDGETS, Budget
 
 __all__ = [
-    "BUDGETS",
     "Arm",
-    "Budget",
     "GanScores",
     "Group",
     "Planned",
     "Study",
-    "budgets",
     "load_study",
     "plan",
 ]
@@ -70,71 +68,37 @@ class Study(Strict):
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
 
     @property
-    def task(self) -> Literal["classifier", "gan"]:
+    def task(self) -> str:
         """What its recipes train."""
         return _task(self.groups[0].recipe)
 
     @model_validator(mode="after")
     def _of_one_task(self) -> Study:
+        right, expected = _NUMBERS[self.task]
         for group in self.groups:
             if _task(group.recipe) != self.task:
                 raise ValueError(
                     f"group {group.name!r} has recipe {group.recipe}, of task {_task(group.recipe)}, the first group's "
                     f"task is {self.task}; make two studies of it"
                 )
-            wrong = float if self.task == "gan" else GanScores
             for paper in (group.paper_teacher, *(arm.paper for arm in group.arms)):
-                if isinstance(paper, wrong):
-                    expected = "{inception_score: ..., fid: ...}" if self.task == "gan" else "an accuracy in %"
+                if paper is not None and not isinstance(paper, right):
                     raise ValueError(f"group {group.name!r}: the paper's number: expected {expected}, got {paper}")
         return self
 
 
-def _task(recipe: str) -> Literal["classifier", "gan"]:
+# What the paper reports, by task.
+_NUMBERS: dict[str, tuple[type, str]] = {
+    "classifier": (float, "an accuracy in %"),
+    "gan": (GanScores, "{inception_score: ..., fid: ...}"),
+}
+
+
+def _task(recipe: str) -> str:
     try:
-        return "gan" if recipes.load(recipe).get("task") == "gan" else "classifier"
+        return kind_of(recipes.load(recipe)).TASK
     except KeyError as error:
         raise ValueError(error.args[0]) from error
-
-
-class Budget(Strict):
-    """How much is trained.
-
-    Attributes:
-        about: for ``--help`` and the report.
-        seeds: number of them, from 0.
-        set: settings over every run's.
-        teachers: networks that take the place of the studies' teachers.
-    """
-
-    about: str
-    seeds: int
-    set: Settings = Field(default_factory=dict)
-    teachers: dict[str, str] = Field(default_factory=dict)
-
-
-_SLOW = {name: {"lr": 0.02} for name in ("scratch", "kd", "lit")}  # 0.1 does not settle on so few images
-BUDGETS = {
-    "smoke": Budget(
-        about="small digits, two epochs: shows that everything runs, says nothing about the method",
-        seeds=1,
-        set={
-            "data": {"name": "digits", "dir": None, "image_size": 8, "val_size": 200, "train_size": 600},
-            "epochs": 2,
-            "teacher": {"epochs": 6},
-            "phases": {**_SLOW, "finetune": {"lr": 0.002}},
-            "logging": {"tensorboard": False},
-        },
-        teachers={"resnet110": "resnet32", "resnext110": "resnext20"},
-    ),
-    "cpu": Budget(
-        about="10,000 training examples, 8 epochs, batches of 64, two seeds: hours on a CPU",
-        seeds=2,
-        set={"data": {"train_size": 10_000}, "epochs": 8, "batch_size": 64},
-    ),
-    "short": Budget(about="the recipe's schedules shortened to 20 epochs, one seed", seeds=1, set={"epochs": 20}),
-    "paper": Budget(about="the full recipes, three seeds", seeds=3),
-}
 
 
 class Planned(NamedTuple):
@@ -149,13 +113,12 @@ class Planned(NamedTuple):
 
     group: str
     arm: Arm
-    experiment: Experiment | GanExperiment
-    teacher: Experiment | GanExperiment | None
+    experiment: AnyExperiment
+    teacher: AnyExperiment | None
 
     @property
     def network(self) -> str:
-        last = self.experiment.student.models[-1]
-        return last if isinstance(last, str) else last.label
+        return self.experiment.networks[-1]
 
     @property
     def variant(self) -> str:
@@ -168,14 +131,7 @@ class Planned(NamedTuple):
     @property
     def sparsities(self) -> tuple[float | None, ...]:
         """Of its results, in their order: None is the student as it was trained."""
-        return (None, *(self.experiment.pruning.sparsities if isinstance(self.experiment, Experiment) else ()))
-
-
-def budgets(study: Study) -> Mapping[str, Budget]:
-    """The budgets by name, of what the study trains."""
-    from lit_fast.training.gan.study import GAN_BUDGETS
-
-    return GAN_BUDGETS if study.task == "gan" else BUDGETS
+        return (None, *self.experiment.sparsities)
 
 
 def load_study(name: str) -> Study:
@@ -228,18 +184,23 @@ def plan(
     if data_dir is not None and budget.set.get("data", {}).get("dir", data_dir) is not None:
         last.append({"data": {"dir": data_dir}})
     last += overrides
-    files = ("checkpoint", "discriminator") if study.task == "gan" else ("checkpoint",)
-    named = {"teacher": dict.fromkeys(files)}  # without its files, one of which may come from ``teacher``
     found = []
     for seed in range(count):
         for group in study.groups:
-            base = _load(group.recipe, [group.set, *last, named], own_objects=True).teacher.model
+            base = _teacher_of(group, last)
             if only is not None and _family(base) != only:
                 continue
             found += [run for arm in group.arms for run in _runs(group, arm, seed, budget, base, teacher, last)]
     if not found:
         raise ConfigError(f"nothing to run: no group of the study has a teacher of the family {only}")
     return found
+
+
+def _teacher_of(group: Group, last: list[str | Mapping[str, Any]]) -> str:
+    """The group's network of a teacher; its files are left out, for one of them may come from the caller."""
+    files = kind_of(recipes.load(group.recipe)).TEACHER_FILES
+    without = [group.set, *last, {"teacher": dict.fromkeys(files)}]
+    return load_any_experiment(group.recipe, None, without, own_objects=True).teacher.model
 
 
 def _runs(
@@ -260,7 +221,7 @@ def _runs(
     trained = None
     if whole.teacher.checkpoint is None:
         trained = teacher_alone(_load(group.recipe, [group.set, *common]))
-    if isinstance(whole, Experiment) and whole.student.sequence:
+    if whole.chains:
         return [Planned(group.name, arm, whole, trained)]
     single = [
         whole.model_copy(
@@ -272,12 +233,8 @@ def _runs(
     return [Planned(group.name, arm, experiment, trained) for experiment in single]
 
 
-def _load(
-    recipe: str, overrides: Iterable[str | Mapping[str, Any]], *, own_objects: bool = False
-) -> Experiment | GanExperiment:
-    found = load_any_experiment(recipe, None, overrides, own_objects=own_objects)
-    assert isinstance(found, Experiment | GanExperiment)
-    return found
+def _load(recipe: str, overrides: Iterable[str | Mapping[str, Any]]) -> AnyExperiment:
+    return load_any_experiment(recipe, None, overrides)
 
 
 def _family(model: str) -> str:

@@ -16,16 +16,14 @@ import torch
 from rich.console import Console
 
 from lit_fast.errors import NonFiniteLoss, StudyFailed
-from lit_fast.training.any_experiment import run_any_experiment
-from lit_fast.training.config import Experiment
+from lit_fast.training.any_experiment import run_any_experiment, train_any_teacher
 from lit_fast.training.environment import describe_environment, resolve_device
-from lit_fast.training.experiment import train_model
 from lit_fast.training.files import atomic_write, write_json
 from lit_fast.training.gan import study as generators
-from lit_fast.training.gan.config import GanExperiment
 from lit_fast.training.identity import digest
 from lit_fast.training.results import load_results, picked
-from lit_fast.training.study.plan import Budget, GanScores, Planned, Study
+from lit_fast.training.study.budgets import Budget
+from lit_fast.training.study.plan import GanScores, Planned, Study
 
 __all__ = ["planned_content", "run_study"]
 
@@ -68,7 +66,7 @@ def run_study(
             key = digest(run.teacher)
             if key not in given:
                 console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
-                given[key] = _train_teacher(run.teacher, folder / "teachers" / key, console)
+                given[key] = train_any_teacher(run.teacher, folder / "teachers" / key, console=console)
             teacher = experiment.teacher.model_copy(update=given[key])
             experiment = experiment.model_copy(update={"teacher": teacher})
         ready.append(run._replace(experiment=experiment))
@@ -80,14 +78,6 @@ def run_study(
     else:
         _in_processes(ready, folder, workers, shown, console)
     return shown.path
-
-
-def _train_teacher(experiment: Experiment | GanExperiment, folder: Path, console: Console) -> dict[str, Path]:
-    """The settings of ``teacher`` that hand it to a student's experiment."""
-    if isinstance(experiment, GanExperiment):
-        return generators.train_teacher(experiment, folder, console)
-    result = train_model(experiment, folder, resume=True, console=console)
-    return {"checkpoint": folder / str(result["files"]["last"])}
 
 
 def _title(run: Planned) -> str:

@@ -1,0 +1,217 @@
+"""A classifier as a run trains it: a student by its variant, from a teacher or from scratch, perhaps pruned before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fast.backends.options import LossParts
+from lit_fast.data.loaders import Loader
+from lit_fast.data.loaders.resident import ResidentLoader
+from lit_fast.losses import LITLoss
+from lit_fast.parallel import ALONE, Workers
+from lit_fast.projector import Projectors
+from lit_fast.running_stats import recalibrate
+from lit_fast.sections import SplitModel, copy_parts
+from lit_fast.step import LITStep
+from lit_fast.training.config import Experiment
+from lit_fast.training.evaluation import Scores, evaluate
+from lit_fast.training.progress import describe
+from lit_fast.training.pruning import Pruning
+from lit_fast.training.run_state import Position
+from lit_fast.training.schedule import Phase
+from lit_fast.training.section_looks import SectionLooks
+from lit_fast.training.task import Rows, RunSpec, Task
+from lit_fast.training.variants import VARIANTS
+
+__all__ = ["ClassifierTask", "LITPhase"]
+
+_EVAL_BATCH = 256
+_LEAST_ROWS = 2  # that BatchNorm can train on
+_FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
+
+
+class LITPhase:
+    """A phase's `LITStep`, with what a checkpoint keeps of it."""
+
+    def __init__(self, lit: LITStep) -> None:
+        self.lit = lit
+        self.optimizers = {"student": lit.optimizer}
+        self.scalers = {} if lit.scaler is None else {"student": lit.scaler}
+
+
+class ClassifierTask(Task):
+    """Trains ``student``.
+
+    Args:
+        spec, settings, loader, workers: as of `Task`.
+        student: the split student, on its device, freshly initialised; of a spec with a sparsity the trained one.
+        teacher: the split teacher; ``None`` for the variant ``scratch``.
+        projector: where the widths differ.
+    """
+
+    best_by = "val_accuracy"
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        settings: Experiment,
+        loader: Loader,
+        student: SplitModel,
+        teacher: SplitModel | None,
+        *,
+        projector: Projectors | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        networks = {"student": student.model} | ({} if projector is None else {"projector": projector})
+        super().__init__(spec, settings, loader, networks, workers)
+        self.student, self.teacher, self.projector = student, teacher, projector
+        self.switches = VARIANTS[spec.variant]
+        self.pruning = None if spec.sparsity is None else Pruning(spec, settings, student)
+        self.step: LITStep | None = None
+        self._looks: SectionLooks | None = None
+
+    # -- the course of a run -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        if self.pruning is not None:
+            self.pruning.prune()
+        elif self.teacher is not None and self.switches.ir != "none":
+            copy_parts(self.teacher, self.student, self.settings.student.copied)
+
+    def begin(self) -> None:
+        """Who looks at the sections: nobody without a teacher, past a projector, or where the student is pruned."""
+        every, rows = self.settings.logging.sections_every, min(self.settings.batch_size, len(self.data.val))
+        comparable = self.teacher is not None and self.projector is None and self.pruning is None
+        if comparable and every and rows >= _LEAST_ROWS:
+            self._looks = SectionLooks(self.data, rows, self.device, every)
+
+    def enter(self, phase: Phase) -> LITPhase:
+        in_lit, chosen = phase.name == "lit", self.settings.student
+        if self.switches.ir != "none":
+            self.student.unfreeze(*self.student.part_names)
+            self.student.freeze(*(chosen.copied if in_lit else chosen.frozen_in_finetune))
+        self.student.train()
+        self.step = self._build_step(in_lit)
+        if self.pruning is not None:
+            self.pruning.keep_zero(self.step.optimizer)
+        return LITPhase(self.step)
+
+    def _build_step(self, in_lit: bool) -> LITStep:
+        """The step of a phase, with the IR loss or, in a scratch, KD or fine-tune phase, without.
+
+        Raises:
+            ValueError: settings that do not fit the pair.
+        """
+        options, switches = self.settings.step, self.switches
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        if self.projector is not None and in_lit:
+            parameters += self.projector.parameters()
+        sections = switches.ir_sections(self.student.num_sections)
+        criterion = self._criterion(sections, in_lit).to(self.device)
+        chosen = self.settings.optimizer
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=1.0,  # set before every step
+            momentum=chosen.momentum,
+            weight_decay=chosen.weight_decay,
+            nesterov=chosen.nesterov,
+            fused=self.device.type in _FUSED_SGD,
+        )
+        return LITStep(
+            self.teacher if switches.needs_teacher else None,
+            self.student,
+            criterion,
+            optimizer,
+            ir_sections=sections if in_lit else "all",
+            student_input=switches.student_input,
+            bn_policy=options.bn_policy,
+            precision=options.precision,
+            projector=self.projector if in_lit else None,
+            engine=options.engine,
+            capture=options.capture and self.workers.size == 1,  # the sum over processes is not captured
+            side_by_side=options.side_by_side and in_lit,
+            workers=self.workers,
+        )
+
+    def _criterion(self, sections: tuple[int, ...], in_lit: bool) -> LITLoss:
+        loss, count = self.settings.loss, self.student.num_sections
+        weights = loss.section_weights
+        if weights is not None and len(weights) != count:
+            raise ValueError(f"loss.section_weights: expected {count} (one per section), got {len(weights)}")
+        if weights is not None:
+            trained = [n for n in sections if f"section{n}" not in self.student.frozen]
+            weights = tuple(weights[n - 1] for n in trained) if in_lit else None
+        return LITLoss(
+            alpha=loss.alpha if self.switches.needs_teacher else 1.0,
+            beta=loss.beta if in_lit else 1.0,
+            tau=loss.tau,
+            ir=loss.ir,
+            tau_squared=loss.tau_squared,
+            section_weights=weights,
+            label_smoothing=loss.label_smoothing,
+        )
+
+    def engine(self) -> str | None:
+        step = self.step
+        if step is None or step.teacher is None:
+            return None
+        line = f"engine {step.engine} ({step.engine_reason})"
+        if step.captured:
+            return f"{line}, steps replayed as a CUDA graph"
+        return f"{line}, steps not captured ({step.capture_reason})" if self.device.type == "cuda" else line
+
+    def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
+        step, loader = self.step, self.loader
+        assert step is not None
+        if step.captured and isinstance(loader, ResidentLoader):  # the graph makes its batches itself
+            for rows in loader.begin(at.total_epochs, **self.batch_options(at.step)):
+                yield partial(_train, step.train_on, loader.training, rows)
+            return
+        for images, labels in self.batches(at.total_epochs, at.step, (self.workers.rank, self.workers.size)):
+            yield partial(_train, step, images, labels)
+
+    def end_phase(self, phase: Phase, epochs: int) -> None:
+        if phase.name != "lit" or self.settings.step.bn_policy != "recalibrate":
+            return
+        # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
+        recalibrate(self.student, (images for images, _ in self.batches(epochs)))
+
+    # -- what is seen of it ------------------------------------------------------------------------------------------
+
+    def look_is_due(self, total_steps: int) -> bool:
+        return self._looks is not None and self._looks.due(total_steps)
+
+    def look(self) -> dict[str, Any] | None:
+        return None if self._looks is None or self.step is None else self._looks.look(self.step)
+
+    def named(self, kind: str, row: list[float]) -> dict[str, Any]:
+        loss, ce, kl, *irs = row
+        return {"loss": loss, "ce": ce, "kl": kl, "ir": irs}
+
+    def describe(self, parts: Mapping[str, Any]) -> str:
+        return describe(parts)
+
+    def scores(self, split: str) -> Scores:
+        """Accuracy and loss of the student as it is now on a split of the data."""
+        return evaluate(self.student.model, self.loader.eval_batches(split, batch_size=_EVAL_BATCH))
+
+    def validate(self) -> dict[str, float]:
+        scores = self.scores("val")
+        return {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
+
+    def describe_epoch(self, entry: Mapping[str, Any]) -> str:
+        return f"{describe(entry)}  val {entry['val_accuracy']:.2f} %"
+
+    def advice(self, phase: Phase) -> list[str]:
+        beta = self.settings.loss.beta
+        return [f"a larger loss.beta (now {beta:g}), which weighs the IR loss less"] if phase.name == "lit" else []
+
+
+def _train(step: Callable[..., LossParts], *batch: Any) -> dict[str, Tensor]:
+    parts = step(*batch)
+    return {"loss": torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])}
