@@ -165,6 +165,10 @@ class NotFinite(Signal, ArithmeticError):
         self.step, self.kind, self.row = step, kind, row
 
 
+class OtherLayout(Signal):
+    """A checkpoint of another version of lit_fast."""
+
+
 class MalformedReview(Signal):
     """What is wrong with a line of a file of reviews, and the error that says so."""
 

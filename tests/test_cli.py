@@ -342,7 +342,7 @@ def test_each_kind_of_end_has_its_message_and_exit_code(
     assert says in refused("distill", "--run-dir", tmp_path / "run", code=code)
 
 
-@pytest.mark.parametrize("defect", [KeyError("defect"), NotFinite(0, [1.0]), NotCapturable("caught elsewhere")])
+@pytest.mark.parametrize("defect", [KeyError("defect"), NotFinite(0, "update", [1.0]), NotCapturable("caught elsewhere")])
 def test_a_defect_of_ours_keeps_its_traceback(
     defect: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

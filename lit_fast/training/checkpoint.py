@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_fast.errors import StoreError
+from lit_fast.errors import OtherLayout, StoreError
 from lit_fast.training.files import fsync_path
 
 __all__ = ["Checkpoint", "CheckpointStore"]
@@ -41,10 +41,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     best: dict[str, Tensor] | None
     state: dict[str, Any]
-
-
-class _OtherLayout(Exception):
-    """A checkpoint of another version of lit_fast."""
 
 
 class CheckpointStore:
@@ -106,7 +102,7 @@ class CheckpointStore:
         for folder in reversed(folders):
             try:
                 return _read(folder)
-            except _OtherLayout as error:
+            except OtherLayout as error:
                 raise StoreError(str(error)) from None
             except Exception as error:  # a damaged file fails in as many ways as it has bytes
                 failures.append(f"{folder}: {error}")
@@ -130,7 +126,7 @@ def _read(folder: Path) -> Checkpoint:
     best = folder / "best.safetensors"
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     if state.pop("layout", 1) != _LAYOUT:
-        raise _OtherLayout(
+        raise OtherLayout(
             f"checkpoint {folder} was written by another version of lit_fast and cannot be continued by this one: end "
             f"the run with that version, or remove the folder {folder.parent.parent}, then --resume trains this run "
             "anew and keeps those that have ended"
