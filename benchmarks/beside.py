@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, run
+from benchmarks import checkout, machine, run
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench.pairing import Pairs
 from lit_fast.bench.ways import plain_step, runner_step
@@ -63,7 +63,7 @@ def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "GOMP_SPINCOUNT": WAITS[wait]}
     environment.pop("OMP_WAIT_POLICY", None)
     command = [sys.executable, "-m", "benchmarks.beside", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=machine.ROOT)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=checkout.ROOT)
 
 
 @contextmanager

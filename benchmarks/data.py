@@ -33,7 +33,7 @@ from lit_fast.bench.pairing import Pairs
 from lit_fast.data import Data, DataError
 from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.data.loaders.resident import ResidentLoader
-from lit_fast.step import LITStep
+from lit_fast.step.lit_step import LITStep
 
 Row = dict[str, Any]
 Epoch = Callable[[], object]

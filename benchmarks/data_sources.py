@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.pictures import write_files
 from lit_fast.data import Augmentation, Data, TensorSplit
-from lit_fast.data.folder import FolderSplit
+from lit_fast.data.formats.folder import FolderSplit
 
 REAL = "LIT_FAST_TEST_DATA"  # names a folder that may hold celeba/
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

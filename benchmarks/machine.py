@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.checkout import commit, printed
 from lit_fast.bench.pairing import Pairs
-from lit_fast.training.environment import processor
+from lit_fast.runs.environment import processor
 
 
 def describe(device: str) -> dict[str, Any]:

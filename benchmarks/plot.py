@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.tables import FUSED, VARIANTS, measured
-from lit_fast.training.figure import DARK, GREEN, GREY, ORANGE, SKY, panels, plain_log, save
+from lit_fast.figure import DARK, GREEN, GREY, ORANGE, SKY, panels, plain_log, save
 
 Row = dict[str, Any]
 COLORS = {"eager": GREY, "compile": SKY, "triton": ORANGE, "native": GREEN}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import tricks
-from lit_fast.training.tables import markdown_table
+from lit_fast.tables import markdown_table
 
 Row = dict[str, Any]
 VARIANTS = {

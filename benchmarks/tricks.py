@@ -43,9 +43,9 @@ from benchmarks.step import Setting, half_precision
 from lit_fast.bench import step, ways
 from lit_fast.bench.step import Row
 from lit_fast.bench.ways import Problem, Way
-from lit_fast.losses import LITLoss
-from lit_fast.passes import StudentPasses
-from lit_fast.step import LITStep
+from lit_fast.loss.modules import LITLoss
+from lit_fast.step.lit_step import LITStep
+from lit_fast.step.passes import StudentPasses
 
 LADDER = ("plain", "eager", "channels-last", "lowered", "runner", "capture")
 AT_ONCE = 4  # batches that the teacher takes in "teacher-batch"

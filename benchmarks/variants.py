@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import lit_fast
 from benchmarks.settings import Setting
-from lit_fast import backends
+from lit_fast.loss import backends
 
 Loss = Callable[[], Tensor]  # forward alone
 Step = Callable[[], tuple[Tensor, ...]]  # the loss, then the gradients of Problem.leaves

@@ -1,4 +1,4 @@
-// lit_fast::lit_loss_total: the loss as a node of the autograd graph, without Python. As lit_fast/backends/fused.py,
+// lit_fast::lit_loss_total: the loss as a node of the autograd graph, without Python. As lit_fast/loss/backends/fused.py,
 // which does the same for compiled graphs and for Triton.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>

@@ -1,5 +1,5 @@
 // The op lit_fast::lit_loss: its arguments as one struct, its checks, and how a device joins. The schema, which
-// Triton's op shares, is in lit_fast/backends/ops.py.
+// Triton's op shares, is in lit_fast/loss/backends/ops.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -131,7 +131,7 @@ at::ScalarType compute_dtype(const LitLossArgs& args) {
 
 }  // namespace lit_fast
 
-// The schemas of the loss's ops are in lit_fast/backends/ops.py; of this one see lit_fast/data/gather.py.
+// The schemas of the loss's ops are in lit_fast/loss/backends/ops.py; of this one see lit_fast/data/gather.py.
 TORCH_LIBRARY(lit_fast, m) {
   m.def(
       "gather_batch(Tensor position, Tensor plan, Tensor images, Tensor? levels, int pad, int first, Tensor(a!) out, "

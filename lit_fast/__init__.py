@@ -32,42 +32,42 @@ from lit_fast.version import __version__
 
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
-    from lit_fast.build import build_info
-    from lit_fast.diagnostics import SectionDiagnostics, section_diagnostics
-    from lit_fast.functional import ir_loss, kd_loss, lit_loss
-    from lit_fast.losses import IRLoss, KDLoss, LITLoss
-    from lit_fast.preflight import Report, inspect
-    from lit_fast.projector import Projectors, make_projectors
-    from lit_fast.running_stats import recalibrate
-    from lit_fast.sections import SplitModel, copy_parts, split
-    from lit_fast.step import LITStep
-    from lit_fast.teacher import FrozenTeacher
+    from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
+    from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
+    from lit_fast.pair.inspect import Report, inspect
+    from lit_fast.runs.build import build_info
+    from lit_fast.sections.model import SplitModel, copy_parts, split
+    from lit_fast.sections.projector import Projectors, make_projectors
+    from lit_fast.step.diagnostics import SectionDiagnostics, section_diagnostics
+    from lit_fast.step.lit_step import LITStep
+    from lit_fast.step.running_stats import recalibrate
+    from lit_fast.teacher.frozen import FrozenTeacher
     from lit_fast.training.distill import Distilled, distill
 
 _HOME = {
-    "build_info": "build",
-    "SectionDiagnostics": "diagnostics",
-    "section_diagnostics": "diagnostics",
-    "lit_loss": "functional",
-    "kd_loss": "functional",
-    "ir_loss": "functional",
-    "inspect": "preflight",
-    "Report": "preflight",
-    "LITLoss": "losses",
-    "KDLoss": "losses",
-    "IRLoss": "losses",
-    "Projectors": "projector",
-    "make_projectors": "projector",
-    "recalibrate": "running_stats",
-    "SplitModel": "sections",
-    "copy_parts": "sections",
-    "split": "sections",
-    "LITStep": "step",
-    "FrozenTeacher": "teacher",
+    "build_info": "runs.build",
+    "SectionDiagnostics": "step.diagnostics",
+    "section_diagnostics": "step.diagnostics",
+    "lit_loss": "loss.functional",
+    "kd_loss": "loss.functional",
+    "ir_loss": "loss.functional",
+    "inspect": "pair.inspect",
+    "Report": "pair.inspect",
+    "LITLoss": "loss.modules",
+    "KDLoss": "loss.modules",
+    "IRLoss": "loss.modules",
+    "Projectors": "sections.projector",
+    "make_projectors": "sections.projector",
+    "recalibrate": "step.running_stats",
+    "SplitModel": "sections.model",
+    "copy_parts": "sections.model",
+    "split": "sections.model",
+    "LITStep": "step.lit_step",
+    "FrozenTeacher": "teacher.frozen",
     "Distilled": "training.distill",
     "distill": "training.distill",
 }
-_SUBMODULES = ("data", "models", "recipes")
+_SUBMODULES = {"data": "data", "functional": "loss.functional", "models": "models", "recipes": "recipes"}
 
 __all__ = [
     "CheckpointError",
@@ -114,7 +114,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
-        return import_module(f"lit_fast.{name}")
+        return import_module(f"lit_fast.{_SUBMODULES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'lit_fast' has no attribute {name!r}")
     value = getattr(import_module(f"lit_fast.{_HOME[name]}"), name)

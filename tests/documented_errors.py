@@ -29,17 +29,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import lit_fast as lf
-from lit_fast import backends, parallel
-from lit_fast import teacher as frozen
-from lit_fast.backends import native
 from lit_fast.cli.networks import evaluate
 from lit_fast.data.loaders import resident
 from lit_fast.extension import EXTENSION
-from lit_fast.lowering import Instruction
-from lit_fast.training import checkpoint, export
-from lit_fast.training.config import load_experiment
+from lit_fast.loss import backends
+from lit_fast.loss.backends import native
+from lit_fast.runs import checkpoint, export
+from lit_fast.runs.folder import DALI, RunFolder
+from lit_fast.settings.classifier import load_experiment
+from lit_fast.step.lit_step import parallel
+from lit_fast.teacher.frozen import frozen
+from lit_fast.teacher.lowering import Instruction
 from lit_fast.training.experiment import Session, run_experiment
-from lit_fast.training.run_folder import DALI, RunFolder
 from lit_fast.training.tally import LossTally
 
 CAUSES: dict[str, Callable[[], Any]] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_fast.data import cifar
+from lit_fast.data.formats import cifar
 
 TRAIN = {"cifar10": 40, "cifar100": 200}  # records per training file
 TEST = {"cifar10": 20, "cifar100": 100}

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_fast.training.config import load_any_experiment
-from lit_fast.training.gan.config import GanExperiment
+from lit_fast.settings.classifier import load_any_experiment
+from lit_fast.settings.gan import GanExperiment
 
 TINY = (
     "data.crop=22",

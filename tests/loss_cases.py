@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fast.backends import Inputs, LossOptions, LossParts, eager
+from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = (F64, F32, F16, BF16)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lit_fast.fused_norm import enabled, norm_act
+from lit_fast.models.fused_norm import enabled, norm_act
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast.cli.errors import explain
-from lit_fast.step import LITStep
+from lit_fast.step.lit_step import LITStep
 from lit_fast.training import experiment
 from lit_fast.training.distill import Distilled
 

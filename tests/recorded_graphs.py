@@ -1,4 +1,4 @@
-"""CUDA graphs for the CPU: what `lit_fast.graphs` offers, with the properties that make them hard to use.
+"""CUDA graphs for the CPU: what `lit_fast.step.cuda_graphs` offers, with the properties that make them hard to use.
 
 A recorded graph repeats the calls of ATen that were made while it was captured, on the very tensors and with the very
 numbers they had then; no Python of the step runs. So a learning rate read on the host is baked in, a tensor that was
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_fast.graphs import WARM_UPS
+from lit_fast.step.cuda_graphs import WARM_UPS
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal")
 
@@ -43,7 +43,7 @@ class Recorder(TorchDispatchMode):
 
 
 class RecordedGraphs:
-    """In place of `lit_fast.graphs.CudaGraphs`."""
+    """In place of `lit_fast.step.cuda_graphs.CudaGraphs`."""
 
     def __init__(self) -> None:
         self.captures = self.replays = 0

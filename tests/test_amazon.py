@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_reviews import line, write
 
-from lit_fast.data import DataError, amazon, open_data, reviews
+from lit_fast.data import DataError, open_data
+from lit_fast.data.formats import amazon, reviews
 from lit_fast.data.loaders import open_loader
 
 LENGTH = 60

@@ -16,8 +16,8 @@ import torch
 
 import lit_fast
 from lit_fast import extension
-from lit_fast.backends import native
 from lit_fast.extension import EXTENSION
+from lit_fast.loss.backends import native
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = torch.__version__.split("+")[0]

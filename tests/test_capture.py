@@ -15,8 +15,8 @@ from tiny_networks import CLASSES, Net, split
 from torch import Tensor, nn
 
 import lit_fast as lf
-from lit_fast import capture
 from lit_fast.data.loaders import open_loader
+from lit_fast.step.lit_step import capture
 
 STEPS = 8
 CHANNELS_LAST = torch.channels_last

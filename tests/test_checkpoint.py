@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lit_fast.errors import StoreError
-from lit_fast.training import checkpoint as module
-from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.runs import checkpoint as module
+from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
 
 
 def made(step: int, best: bool = True) -> Checkpoint:

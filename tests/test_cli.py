@@ -25,10 +25,10 @@ from lit_fast import models, recipes
 from lit_fast.cli import app
 from lit_fast.cli.experiments import _rich_table
 from lit_fast.errors import Interrupted, NonFiniteLoss, NotCapturable, NotFinite, WorkerLost
-from lit_fast.training import any_experiment
+from lit_fast.gan import any_experiment
+from lit_fast.runs.results import table
+from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.training import experiment as experiments
-from lit_fast.training.results import table
-from lit_fast.training.weights import WeightInfo, save_weights
 
 COMMANDS = (
     "distill",
@@ -342,7 +342,9 @@ def test_each_kind_of_end_has_its_message_and_exit_code(
     assert says in refused("distill", "--run-dir", tmp_path / "run", code=code)
 
 
-@pytest.mark.parametrize("defect", [KeyError("defect"), NotFinite(0, "update", [1.0]), NotCapturable("caught elsewhere")])
+@pytest.mark.parametrize(
+    "defect", [KeyError("defect"), NotFinite(0, "update", [1.0]), NotCapturable("caught elsewhere")]
+)
 def test_a_defect_of_ours_keeps_its_traceback(
     defect: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

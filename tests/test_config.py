@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lit_fast.data import loaders
 from lit_fast.errors import ConfigError
 from lit_fast.literals import Precision
-from lit_fast.step import PRECISIONS
-from lit_fast.training.config import load_experiment
-from lit_fast.training.schedule import Phase
-from lit_fast.training.variants import VARIANTS, Variant
+from lit_fast.settings.classifier import load_experiment
+from lit_fast.settings.schedule import Phase
+from lit_fast.settings.variants import VARIANTS, Variant
+from lit_fast.step.lit_step import PRECISIONS
 
 
 def write(path: Path, text: str) -> Path:

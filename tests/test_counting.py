@@ -10,8 +10,8 @@ from example_networks import EncoderStack, ViT, vision_resnet18, vision_resnet50
 from torch import Tensor, nn
 
 from lit_fast import models
-from lit_fast.counting import count_layers, count_macs, count_parameters
-from lit_fast.sections import split
+from lit_fast.pair.counting import count_layers, count_macs, count_parameters
+from lit_fast.sections.model import split
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from everyday import but_first, exhaustive, in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_fast.backends import LossOptions
+from lit_fast.loss.backends import LossOptions
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="needs g++ on Linux"

@@ -12,10 +12,10 @@ from image_files import cut_short, write_folder
 from training_helpers import differing, quiet, tiny, weights
 
 from lit_fast.data import Data, DataError, open_data
-from lit_fast.data.folder import FolderSplit
+from lit_fast.data.formats.folder import FolderSplit
 from lit_fast.data.loaders import open_loader
+from lit_fast.report.run import write_report
 from lit_fast.training.experiment import run_experiment
-from lit_fast.training.report import write_report
 
 pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 

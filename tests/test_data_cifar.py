@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Data, DataError, cifar, open_data
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Data, DataError, open_data
+from lit_fast.data.formats import cifar
 
 VAL_SIZE = {"cifar10": 20, "cifar100": 100}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_fast.data import DataError, open_data
-from lit_fast.data.pickles import read_pickle, uint8_matrix
+from lit_fast.data.formats.pickles import read_pickle, uint8_matrix
 
 
 class Call:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lit_fast as lf
-from lit_fast.training.variants import VARIANTS
+from lit_fast.settings.variants import VARIANTS
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
 

@@ -49,16 +49,17 @@ from typer.testing import CliRunner
 import lit_fast
 from lit_fast import models, recipes
 from lit_fast.cli import app
-from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, cifar
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
 from lit_fast.data.augment import normalise, resize
+from lit_fast.data.formats import cifar
+from lit_fast.gan.report import is_gan
+from lit_fast.gan.report import table as gan_table
+from lit_fast.paper.overview import overview
+from lit_fast.paper.plan import load_study
+from lit_fast.runs.results import HEADERS, load_results, plain_table, table
+from lit_fast.settings.classifier import Experiment, load_experiment
+from lit_fast.settings.gan import GanExperiment
 from lit_fast.training import distill as distilling
-from lit_fast.training.config import Experiment, load_experiment
-from lit_fast.training.gan.config import GanExperiment
-from lit_fast.training.gan.report import is_gan
-from lit_fast.training.gan.report import table as gan_table
-from lit_fast.training.results import HEADERS, load_results, plain_table, table
-from lit_fast.training.study.overview import overview
-from lit_fast.training.study.plan import load_study
 
 SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile", "--threads", "1")

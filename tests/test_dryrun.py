@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast.bench.ways import Problem, work
-from lit_fast.counting import count_macs
-from lit_fast.dryrun import untouched
 from lit_fast.extension import EXTENSION
-from lit_fast.training.export import export
+from lit_fast.pair.counting import count_macs
+from lit_fast.runs.export import export
+from lit_fast.sections.dryrun import untouched
 
 X, LABELS = (2, 3, 8, 8), torch.tensor([0, 1])
 WIDTH = 4

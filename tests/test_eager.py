@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_fast.backends import Inputs, LossOptions, LossParts
-from lit_fast.functional import compute
+from lit_fast.loss.backends import Inputs, LossOptions, LossParts
+from lit_fast.loss.functional import compute
 
 INF = math.inf
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lit_fast import models
 from lit_fast.errors import ExportError
-from lit_fast.training import export as exporting
-from lit_fast.training.export import TOLERANCE, export
-from lit_fast.training.weights import WeightInfo, read_info
+from lit_fast.runs import export as exporting
+from lit_fast.runs.export import TOLERANCE, export
+from lit_fast.runs.weights import WeightInfo, read_info
 
 SHAPE = (1, 16, 16)
 INFO = WeightInfo("resnet20", 10, 1, 16, "digits", (0.3,), (0.4,))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fast.training import figure
+from lit_fast import figure
 
 # Simulated dichromats' view of linear RGB (Machado et al. 2009, severity 1).
 VIEWS = {

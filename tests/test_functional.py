@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_fast import backends, functional
-from lit_fast.backends import Inputs, LossOptions, LossParts, eager, native
-from lit_fast.backends.checks import check_inputs
 from lit_fast.errors import UnavailableError
-from lit_fast.functional import ir_loss, kd_loss, lit_loss
+from lit_fast.loss import backends, functional
+from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager, native
+from lit_fast.loss.backends.checks import check_inputs
+from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
 
 CPU = torch.device("cpu")
 
@@ -365,7 +365,7 @@ def test_a_gpu_needs_code_that_it_can_run(capability, codes, runs):
 def test_auto_on_cuda_prefers_native_then_triton_then_eager(monkeypatch, native_fits, triton_fits, expected):
     for name, fits in (("native", native_fits), ("triton", triton_fits)):
         module = types.SimpleNamespace(available=lambda *device, fits=fits, name=name: (fits, f"said by {name}"))
-        monkeypatch.setitem(sys.modules, f"lit_fast.backends.{name}", module)
+        monkeypatch.setitem(sys.modules, f"lit_fast.loss.backends.{name}", module)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         name, reason = backends._pick("cuda", 0, "auto")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lit_fast as lf
-from lit_fast import fused_norm
-from lit_fast.fused_norm import enabled, norm_act
+from lit_fast.models import fused_norm
+from lit_fast.models.fused_norm import enabled, norm_act
 
 
 def test_it_is_off() -> None:
@@ -74,7 +74,7 @@ def test_a_trace_sees_the_operations_of_a_block() -> None:
 def test_without_the_switch_triton_is_not_imported() -> None:
     problem = norm_cases.build(Case("plain"))
     norm_cases.run(problem, fused=False)
-    assert "lit_fast.kernels.batch_norm" not in sys.modules or "triton" in sys.modules
+    assert "lit_fast.triton.batch_norm" not in sys.modules or "triton" in sys.modules
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets in this process")

@@ -10,7 +10,7 @@ import pytest
 from gan_helpers import TINY
 from test_cli import lit_fast_command, refused
 
-from lit_fast.training.weights import read_info
+from lit_fast.runs.weights import read_info
 
 LIT = "stargan2-lit-seed0"
 

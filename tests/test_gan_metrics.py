@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_fast.errors import MetricsError
+from lit_fast.gan import metrics
+from lit_fast.gan.metrics import check_inception, compare, distances, inception_features
+from lit_fast.gan.samples import domains, draw_grid, to_pixels, translate
 from lit_fast.models.stargan import Generator, with_domain
-from lit_fast.training.gan import metrics
-from lit_fast.training.gan.metrics import check_inception, compare, distances, inception_features
-from lit_fast.training.gan.samples import domains, draw_grid, to_pixels, translate
 
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Male")
 

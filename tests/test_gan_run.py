@@ -22,17 +22,17 @@ from training_helpers import differing, quiet, without_times
 
 from lit_fast import models
 from lit_fast.data import DataError, open_data
-from lit_fast.data.folder import FolderSplit
+from lit_fast.data.formats.folder import FolderSplit
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError
-from lit_fast.training.checkpoint import CheckpointStore
-from lit_fast.training.config import load_any_experiment, load_experiment
+from lit_fast.gan import experiment as experiment_module
+from lit_fast.gan.experiment import run_gan_experiment
+from lit_fast.gan.report import conclude
+from lit_fast.gan.steps import AdversarialStep, BottleneckStep
+from lit_fast.runs.checkpoint import CheckpointStore
+from lit_fast.runs.weights import read_info
+from lit_fast.settings.classifier import load_any_experiment, load_experiment
 from lit_fast.training.distill import distill
-from lit_fast.training.gan import experiment as experiment_module
-from lit_fast.training.gan.experiment import run_gan_experiment
-from lit_fast.training.gan.report import conclude
-from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
 from lit_fast.training.run import Run
-from lit_fast.training.weights import read_info
 
 TEACHER, SCRATCH, LIT = "teacher-stargan6", "stargan2-scratch-seed0", "stargan2-lit-seed0"
 STEPS = 4  # an epoch: 32 images in batches of 8

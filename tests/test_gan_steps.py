@@ -11,10 +11,10 @@ from gan_helpers import tiny_gan
 from torch import Tensor, nn
 
 import lit_fast as lf
+from lit_fast.gan.draws import draw
+from lit_fast.gan.losses import attribute_loss, gradient_penalty
+from lit_fast.gan.steps import AdversarialStep, BottleneckStep
 from lit_fast.models.stargan import Discriminator, Generator, with_domain
-from lit_fast.training.gan.draws import draw
-from lit_fast.training.gan.losses import attribute_loss, gradient_penalty
-from lit_fast.training.gan.steps import AdversarialStep, BottleneckStep
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,18 @@ from everyday import exhaustive
 from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
-from lit_fast.data.celeba import TEST_SIZE
+from lit_fast.data.formats.celeba import TEST_SIZE
 from lit_fast.errors import ConfigError, Interrupted
-from lit_fast.training.config import load_any_experiment
-from lit_fast.training.gan import experiment as experiments
-from lit_fast.training.gan.config import GanExperiment
-from lit_fast.training.gan.study import head, lines
-from lit_fast.training.identity import digest
+from lit_fast.gan import experiment as experiments
+from lit_fast.paper.budgets import GAN_BUDGETS
+from lit_fast.paper.gan import head, lines
+from lit_fast.paper.identity import digest
+from lit_fast.paper.plan import GanScores, Planned, Study, load_study, plan
+from lit_fast.paper.report import write_report
+from lit_fast.paper.run import run_study
+from lit_fast.settings.classifier import load_any_experiment
+from lit_fast.settings.gan import GanExperiment
 from lit_fast.training.run import Run
-from lit_fast.training.study.budgets import GAN_BUDGETS
-from lit_fast.training.study.plan import GanScores, Planned, Study, load_study, plan
-from lit_fast.training.study.report import write_report
-from lit_fast.training.study.run import run_study
 
 STUDY = load_study("stargan")
 SMOKE = ("smoke", GAN_BUDGETS["smoke"])

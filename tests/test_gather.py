@@ -9,9 +9,9 @@ from gather_cases import CASES, Case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_fast.backends import native
 from lit_fast.data import Augmentation
 from lit_fast.data.gather import eager_gather, gather_for
+from lit_fast.loss.backends import native
 
 COMPILED = native.available()
 needs_extension = pytest.mark.skipif(not COMPILED[0], reason=f"no compiled extension: {COMPILED[1]}")

@@ -24,7 +24,13 @@ LIBRARY = f"_C.{carry.python_tag()}.so"
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A project of a few files."""
-    files = ("csrc/ops.cpp", "kernels/cuda/loss.cuh", "build_backend/cuda_build.py", "setup.py", "lit_fast/step.py")
+    files = (
+        "csrc/ops.cpp",
+        "kernels/cuda/loss.cuh",
+        "build_backend/cuda_build.py",
+        "setup.py",
+        "lit_fast/step/lit_step.py",
+    )
     for name in files:
         write(tmp_path / "tree" / name, name)
     return tmp_path / "tree"
@@ -113,7 +119,7 @@ def test_a_changed_source_is_another_digest(tree: Path, name: str) -> None:
 
 def test_what_the_extension_is_not_built_from_leaves_the_digest(tree: Path) -> None:
     before = carry.digest(tree)
-    write(tree / "lit_fast/step.py", "changed")
+    write(tree / "lit_fast/step/lit_step.py", "changed")
     write(tree / "build_backend/__pycache__/cuda_build.pyc", "changed")
     assert carry.digest(tree) == before
 
@@ -260,7 +266,7 @@ import torch, triton
 from triton import knobs
 from benchmarks.gpu import precompile
 from named_gpu import Driver
-from lit_fast.kernels.rescale import rescale_launches
+from lit_fast.triton.rescale import rescale_launches
 
 found = []
 knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)

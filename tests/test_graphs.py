@@ -9,9 +9,9 @@ import warnings
 import pytest
 import torch
 
-from lit_fast import graphs
 from lit_fast.errors import NotCapturable
-from lit_fast.graphs import graphs_for
+from lit_fast.step.cuda_graphs import graphs_for
+from lit_fast.step.lit_step import cuda_graphs as graphs
 
 MESSAGE = "called a synchronizing CUDA operation (Triggered internally at ...)"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_fast.training.logs import RunLog
+from lit_fast.runs.logs import RunLog
 
 
 def test_numbers_lists_and_gaps_in_them_reach_tensorboard(tmp_path: Path) -> None:

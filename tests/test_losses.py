@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_fast import losses
-from lit_fast.functional import ir_loss, kd_loss, lit_loss
-from lit_fast.losses import IRLoss, KDLoss, LITLoss
+from lit_fast.loss import modules as losses
+from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
+from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
 
 LABELS = torch.tensor([0, 4, 2, 2])
 
@@ -188,7 +188,7 @@ def test_wrong_setting_is_named_when_the_module_is_built(build, error, message):
 
 
 def test_native_is_checked_when_the_module_is_built(monkeypatch):
-    from lit_fast.backends import native
+    from lit_fast.loss.backends import native
 
     monkeypatch.setattr(native, "available", lambda *device: (False, "no compiler"))
     with pytest.raises(RuntimeError, match="'native' is not available: no compiler"):

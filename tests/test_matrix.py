@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import DTYPES, IR_KINDS, LAYOUTS, Case
 
-from lit_fast.backends import eager, native
 from lit_fast.extension import EXTENSION
+from lit_fast.loss.backends import eager, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 
@@ -101,7 +101,7 @@ def test_older_instruction_sets(instruction_set):
         pytest.skip("this processor has no AVX2")
     code = """
         import loss_cases
-        from lit_fast.backends import native
+        from lit_fast.loss.backends import native
         from lit_fast.extension import EXTENSION
         print(EXTENSION.instruction_set)
         for case in loss_cases.matrix():

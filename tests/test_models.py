@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_fast import models
-from lit_fast.counting import count_layers, count_macs, count_parameters
 from lit_fast.models import VDCNN, CheckpointError, ResNet, ResNeXt, load_checkpoint
+from lit_fast.pair.counting import count_layers, count_macs, count_parameters
 
 DATA = Path(os.environ.get("LIT_FAST_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 DEPTHS = (20, 32, 44, 56, 110)

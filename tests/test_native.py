@@ -12,10 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_fast.backends import Inputs, LossOptions, LossParts, eager, fused, native
-from lit_fast.backends.checks import check_inputs
-from lit_fast.backends.ops import arguments
-from lit_fast.functional import compute
+from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager, fused, native
+from lit_fast.loss.backends.checks import check_inputs
+from lit_fast.loss.backends.ops import arguments
+from lit_fast.loss.functional import compute
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 

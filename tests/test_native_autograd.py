@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_fast.backends import Inputs, LossOptions, LossParts, eager, fused, native
-from lit_fast.backends.ops import arguments
+from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager, fused, native
+from lit_fast.loss.backends.ops import arguments
 
 if not native.available()[0]:
     pytest.skip(f"no compiled extension: {native.available()[1]}", allow_module_level=True)

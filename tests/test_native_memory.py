@@ -8,7 +8,7 @@ import pytest
 import torch
 from everyday import exhaustive
 
-from lit_fast.backends import Inputs, LossOptions, native
+from lit_fast.loss.backends import Inputs, LossOptions, native
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 

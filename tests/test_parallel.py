@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from training_helpers import TINY, tiny, weights
 
 import lit_fast as lf
-from lit_fast import parallel
 from lit_fast.cli.errors import explain
 from lit_fast.data import Augmentation, Data, DataError, from_arrays
 from lit_fast.data.tables import share
 from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
-from lit_fast.parallel import GradientMean, Workers, check_batches, join
-from lit_fast.training.checkpoint import CheckpointStore
+from lit_fast.runs.checkpoint import CheckpointStore
+from lit_fast.step.lit_step import parallel
+from lit_fast.step.parallel import GradientMean, Workers, check_batches, join
 
 WORKER = Path(parallel_worker.__file__)
 NAME = parallel_worker.NAME

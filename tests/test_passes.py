@@ -12,8 +12,8 @@ from tiny_networks import Net, split
 from torch import Tensor, nn
 
 import lit_fast as lf
-from lit_fast.passes import StudentPasses
-from lit_fast.teacher import After
+from lit_fast.step.passes import StudentPasses
+from lit_fast.teacher.frozen import After
 
 
 def pair() -> tuple[lf.SplitModel, lf.SplitModel]:

@@ -8,7 +8,7 @@ from tiny_networks import CLASSES, Net, split
 from torch import Tensor
 
 import lit_fast as lf
-from lit_fast.training.environment import cudnn_benchmark, tf32
+from lit_fast.runs.environment import cudnn_benchmark, tf32
 
 STEPS, WINDOW, IMAGES = 200, 20, 64
 

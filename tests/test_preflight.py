@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lit_fast import models
 from lit_fast.errors import PairError
-from lit_fast.preflight import inspect
-from lit_fast.sections import SplitModel, copy_parts, split
+from lit_fast.pair.inspect import inspect
+from lit_fast.sections.model import SplitModel, copy_parts, split
 
 X = (1, 3, 16, 16)
 

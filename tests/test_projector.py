@@ -11,9 +11,9 @@ from torch import nn
 
 from lit_fast import models
 from lit_fast.errors import PairError
-from lit_fast.preflight import inspect
-from lit_fast.projector import Projectors, make_projectors
-from lit_fast.sections import SplitModel, split
+from lit_fast.pair.inspect import inspect
+from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.projector import Projectors, make_projectors
 
 
 @pytest.fixture(autouse=True)

@@ -24,25 +24,24 @@ from torch.nn.utils import prune
 from training_helpers import differing, quiet, tiny, weights, without_times
 
 import lit_fast as lf
-from lit_fast import capture
 from lit_fast.data import Data
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError, StudyFailed
-from lit_fast.step import LITStep
+from lit_fast.paper.budgets import BUDGETS
+from lit_fast.paper.identity import digest
+from lit_fast.paper.plan import Study, load_study, plan
+from lit_fast.paper.report import lines
+from lit_fast.paper.report import write_report as write_study_report
+from lit_fast.paper.run import run_study
+from lit_fast.paper.search.run import Space, sequential
+from lit_fast.report.run import write_report
+from lit_fast.runs.results import plain_table, table
+from lit_fast.settings.classifier import load_experiment
+from lit_fast.step.lit_step import LITStep, capture
 from lit_fast.training import classifier
 from lit_fast.training import experiment as experiments
-from lit_fast.training.config import load_experiment
 from lit_fast.training.experiment import run_experiment
-from lit_fast.training.identity import digest
 from lit_fast.training.pruning import prune_smallest
-from lit_fast.training.report import write_report
-from lit_fast.training.results import plain_table, table
 from lit_fast.training.run import Run
-from lit_fast.training.search.run import Space, sequential
-from lit_fast.training.study.budgets import BUDGETS
-from lit_fast.training.study.plan import Study, load_study, plan
-from lit_fast.training.study.report import lines
-from lit_fast.training.study.report import write_report as write_study_report
-from lit_fast.training.study.run import run_study
 
 LIT, SCRATCH = "resnet20-lit-seed0", "resnet20-scratch-seed0"
 BOTH = "variants=[lit, scratch]"

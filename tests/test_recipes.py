@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_fast import recipes
-from lit_fast.training.config import Experiment, load_any_experiment, load_experiment
-from lit_fast.training.gan.config import GanExperiment
-from lit_fast.training.schedule import Phase
+from lit_fast.settings.classifier import Experiment, load_any_experiment, load_experiment
+from lit_fast.settings.gan import GanExperiment
+from lit_fast.settings.schedule import Phase
 
 PhaseNumbers = tuple[float, int, tuple[int, ...]]  # learning rate, epochs, milestones
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from lit_fast.errors import ReportError
-from lit_fast.training import plots
-from lit_fast.training.report import load_results, table, write_report
-from lit_fast.training.results import Spread, legend, plain_table
-from lit_fast.training.section_plots import draw_sections
+from lit_fast.report import plots
+from lit_fast.report.run import load_results, table, write_report
+from lit_fast.report.section_plots import draw_sections
+from lit_fast.runs.results import Spread, legend, plain_table
 
 SIZES = {"resnet20": (20, 269_722, 40.6), "resnet32": (32, 464_154, 68.9), "resnet56": (56, 853_018, 125.5)}
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_reviews import line
 
 from lit_fast.data import DataError
-from lit_fast.data.alphabet import CHARACTERS, PADDING, SYMBOLS, UNKNOWN, byte_tokens
-from lit_fast.data.reviews import tokenise
+from lit_fast.data.formats.alphabet import CHARACTERS, PADDING, SYMBOLS, UNKNOWN, byte_tokens
+from lit_fast.data.formats.reviews import tokenise
 from lit_fast.models import vdcnn9
 
 

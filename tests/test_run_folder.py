@@ -11,7 +11,7 @@ from training_helpers import tiny
 
 from lit_fast.data import Augmentation, Data, from_arrays
 from lit_fast.errors import RunFolderError
-from lit_fast.training.run_folder import DALI, RunFolder
+from lit_fast.runs.folder import DALI, RunFolder
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:

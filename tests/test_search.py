@@ -11,12 +11,12 @@ from test_cli import lit_fast_command, refused
 from training_helpers import quiet, tiny
 
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss
+from lit_fast.paper.search import run as searching
+from lit_fast.paper.search.plot import draw
+from lit_fast.paper.search.run import Space, joint, sequential
+from lit_fast.settings.classifier import Experiment
 from lit_fast.training import experiment as experiments
-from lit_fast.training.config import Experiment
 from lit_fast.training.run import Run
-from lit_fast.training.search import run as searching
-from lit_fast.training.search.plot import draw
-from lit_fast.training.search.run import Space, joint, sequential
 
 SPACE = Space(tau=(1.0, 4.0, 8.0), alpha=(0.5, 0.9), beta=(0.25, 0.75))
 

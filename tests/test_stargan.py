@@ -7,10 +7,10 @@ import torch
 
 import lit_fast as lf
 from lit_fast import models
-from lit_fast.backends import native
-from lit_fast.counting import count_layers, count_macs, count_parameters
+from lit_fast.loss.backends import native
 from lit_fast.models.stargan import Discriminator, Generator, with_domain
-from lit_fast.teacher import FrozenTeacher
+from lit_fast.pair.counting import count_layers, count_macs, count_parameters
+from lit_fast.teacher.frozen import FrozenTeacher
 
 
 def inputs(size: int = 16, domains: int = 5, rows: int = 3) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import deterministic
 
 import lit_fast as lf
-from lit_fast.step_state import LearningRates, OptimizerTensors, Snapshot, prepare_momentum
+from lit_fast.step.state import LearningRates, OptimizerTensors, Snapshot, prepare_momentum
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from everyday import exhaustive
 from test_cli import lit_fast_command, refused
 from training_helpers import quiet
 
-from lit_fast import studies
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, StudyFailed
-from lit_fast.training.identity import digest
+from lit_fast.paper import run as running
+from lit_fast.paper import studies
+from lit_fast.paper.budgets import BUDGETS, Budget, budgets
+from lit_fast.paper.identity import digest
+from lit_fast.paper.plan import Planned, Study, load_study, plan
+from lit_fast.paper.report import lines, write_report
+from lit_fast.paper.run import run_study
 from lit_fast.training.run import Run
-from lit_fast.training.study import run as running
-from lit_fast.training.study.budgets import BUDGETS, Budget, budgets
-from lit_fast.training.study.plan import Planned, Study, load_study, plan
-from lit_fast.training.study.report import lines, write_report
-from lit_fast.training.study.run import run_study
 
 SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=500")
 SMOKE = ("smoke", BUDGETS["smoke"])

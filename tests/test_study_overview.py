@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lit_fast import studies
 from lit_fast.cli import app
 from lit_fast.errors import ReportError
-from lit_fast.training.study.budgets import BUDGETS
-from lit_fast.training.study.overview import overview
+from lit_fast.paper import studies
+from lit_fast.paper.budgets import BUDGETS
+from lit_fast.paper.overview import overview
 
 
 def ran(accuracy: float, variant: str = "lit", arm: str = "LIT", **changes: Any) -> dict[str, Any]:

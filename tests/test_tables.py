@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_fast.training.tables import aligned, markdown_table
+from lit_fast.tables import aligned, markdown_table
 
 LINES = [("name", "n", "note"), ("a", "10", ""), ("bcdef", "9", "x")]
 

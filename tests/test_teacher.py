@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lit_fast as lf
-from lit_fast import lowering
-from lit_fast import teacher as teacher_module
-from lit_fast.backends import native
 from lit_fast.errors import LoweringError, NotLowerable
 from lit_fast.float32 import tf32
-from lit_fast.lowering import lower
-from lit_fast.teacher import FrozenTeacher
+from lit_fast.loss.backends import native
+from lit_fast.teacher.frozen import FrozenTeacher, lowering
+from lit_fast.teacher.frozen import frozen as teacher_module
+from lit_fast.teacher.lowering import lower
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 from lit_fast import models
 from lit_fast.cli import app
 from lit_fast.errors import ConfigError, Interrupted
-from lit_fast.training.config import Experiment, load_experiment
+from lit_fast.runs.weights import read_info
+from lit_fast.settings.classifier import Experiment, load_experiment
 from lit_fast.training.experiment import open_experiment_data, run_experiment
-from lit_fast.training.weights import read_info
 
 NAME = "vdcnn9-lit-seed0"
 

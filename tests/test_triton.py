@@ -13,9 +13,9 @@ import pytest
 import torch
 from everyday import but_first
 
-from lit_fast import backends
-from lit_fast.backends import native
-from lit_fast.backends import triton as backend
+from lit_fast.loss import backends
+from lit_fast.loss.backends import native
+from lit_fast.loss.backends import triton as backend
 
 TESTS = Path(__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -44,12 +44,12 @@ def test_triton_is_imported_for_nothing_but_its_backend() -> None:
     code = """
 import sys, torch, lit_fast
 assert "triton" not in sys.modules
-from lit_fast.functional import ir_loss  # torch's own compiler, which this needs, looks whether there is a Triton
+from lit_fast.loss.functional import ir_loss  # torch's own compiler, which this needs, looks whether there is a Triton
 ir_loss([torch.zeros(3)], [torch.ones(3)])
 ir_loss([torch.zeros(3)], [torch.ones(3)], backend="eager")
-assert not {"lit_fast.kernels", "lit_fast.backends.triton"} & set(sys.modules)
-import lit_fast.backends.triton, lit_fast.kernels.support
-assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch", "lit_fast.kernels.loss"} & set(sys.modules)
+assert not {"lit_fast.triton", "lit_fast.loss.backends.triton"} & set(sys.modules)
+import lit_fast.loss.backends.triton, lit_fast.triton.support
+assert not {"lit_fast.triton.maths", "lit_fast.triton.launch", "lit_fast.triton.loss"} & set(sys.modules)
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -57,8 +57,8 @@ assert not {"lit_fast.kernels.maths", "lit_fast.kernels.launch", "lit_fast.kerne
 
 def test_batches_of_the_device_register_no_loss() -> None:
     code = """
-import torch, lit_fast.data.gather, lit_fast.fused_norm
-from lit_fast.kernels import support
+import torch, lit_fast.data.gather, lit_fast.models.fused_norm
+from lit_fast.triton import support
 support.available()
 assert not hasattr(torch.ops.lit_fast, "lit_loss_triton")
 """
@@ -84,8 +84,8 @@ def test_without_triton_the_backend_says_so() -> None:
 import sys
 sys.modules["triton"] = None
 import torch
-from lit_fast import backends
-from lit_fast.backends import triton
+from lit_fast.loss import backends
+from lit_fast.loss.backends import triton
 print(triton.available("cuda"))
 backends.check("triton")
 """

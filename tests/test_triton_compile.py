@@ -29,9 +29,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from named_gpu import Driver
 
-from lit_fast.kernels import batch_norm, launch, loss
-from lit_fast.kernels.gather import gather_launch
-from lit_fast.kernels.rescale import rescale_launches
+from lit_fast.triton import batch_norm, launch, loss
+from lit_fast.triton.gather import gather_launch
+from lit_fast.triton.rescale import rescale_launches
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 CAPABILITIES = (70, 80, 90)
@@ -129,7 +129,7 @@ def test_long_rows_have_a_launch_of_their_own_that_does_not_spill(dtype: torch.d
 
 def test_a_kernel_does_not_depend_on_sizes_that_vary(compiled_for: Any) -> None:
     """Another batch, other numbers of elements, weights and labels must not cost a compilation."""
-    from lit_fast.kernels.stages import loss_kernel, parts_kernel
+    from lit_fast.triton.stages import loss_kernel, parts_kernel
 
     def compilations(batch: int, numel: int, alpha: float, ignore_index: int) -> list[int]:
         irs = [torch.zeros(numel + i, dtype=torch.float16) for i in range(3)]
@@ -169,7 +169,7 @@ def test_gather_compiles_and_does_not_spill(capability: int, case: gather_cases.
 
 
 def test_another_batch_is_no_other_gather_kernel(compiled_for: Any) -> None:
-    from lit_fast.kernels.gather import gather_kernel
+    from lit_fast.triton.gather import gather_kernel
 
     def compilations(**changes: int) -> int:
         problem = gather_cases.build(gather_cases.Case("sizes", **changes))

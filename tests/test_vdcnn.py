@@ -13,11 +13,12 @@ from recorded_graphs import RecordedGraphs
 from teacher_networks import settle
 
 import lit_fast as lf
-from lit_fast import capture, models
-from lit_fast.counting import count_layers, count_parameters
+from lit_fast import models
 from lit_fast.models.vdcnn import BLOCKS, KMaxPool
-from lit_fast.training.export import TOLERANCE, export
-from lit_fast.training.weights import WeightInfo, read_info
+from lit_fast.pair.counting import count_layers, count_parameters
+from lit_fast.runs.export import TOLERANCE, export
+from lit_fast.runs.weights import WeightInfo, read_info
+from lit_fast.step.lit_step import capture
 
 LENGTH = 64
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_fast.step import LITStep
-from lit_fast.training.config import Experiment, load_experiment
+from lit_fast.settings.classifier import Experiment, load_experiment
+from lit_fast.step.lit_step import LITStep
 
 TINY = (
     "data.image_size=8",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lit_fast.data import Augmentation
 from lit_fast.data import gather as _registers_the_op  # noqa: F401
-from lit_fast.kernels.maths import INTERPRETED
+from lit_fast.triton.maths import INTERPRETED
 
 assert INTERPRETED, "run tests/test_triton.py"
 

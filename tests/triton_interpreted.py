@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from loss_cases import BF16, DTYPES, F16, F32, F64, IR_KINDS, LAYOUTS, Case
 from torch import Tensor
 
-from lit_fast import backends
-from lit_fast.backends import Inputs, LossOptions, eager
-from lit_fast.backends import triton as backend
-from lit_fast.backends.ops import arguments
-from lit_fast.functional import lit_loss
-from lit_fast.kernels import launch, loss
-from lit_fast.kernels.maths import INTERPRETED
-from lit_fast.kernels.scalars import coded, exact, find_section, integer, three_floats
+from lit_fast.loss import backends
+from lit_fast.loss.backends import Inputs, LossOptions, eager
+from lit_fast.loss.backends import triton as backend
+from lit_fast.loss.backends.ops import arguments
+from lit_fast.loss.functional import lit_loss
+from lit_fast.triton import launch, loss
+from lit_fast.triton.maths import INTERPRETED
+from lit_fast.triton.scalars import coded, exact, find_section, integer, three_floats
 
 assert INTERPRETED, "run tests/test_triton.py"
 

@@ -14,10 +14,10 @@ from norm_cases import DTYPES, Case
 from torch import nn
 
 import lit_fast as lf
-from lit_fast import fused_norm
-from lit_fast.fused_norm import enabled, norm_act
-from lit_fast.kernels import batch_norm
-from lit_fast.kernels.maths import INTERPRETED
+from lit_fast.models import fused_norm
+from lit_fast.models.fused_norm import enabled, norm_act
+from lit_fast.triton import batch_norm
+from lit_fast.triton.maths import INTERPRETED
 
 assert INTERPRETED, "run tests/test_triton.py"
 

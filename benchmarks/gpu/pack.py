@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lit_fast.data import open_data
-from lit_fast.training.files import write_json
+from lit_fast.files import write_json
 
 PER_SHEET, PER_ROW, SIDE = 1000, 40, 32
 MANIFEST, LABELS = "manifest.json", "labels.npz"

@@ -53,7 +53,7 @@ def compile_all(capability: int, cache: Path) -> set[Path]:
     import triton
     from named_gpu import Driver
 
-    from lit_fast.kernels.launch import Launch
+    from lit_fast.triton.launch import Launch
 
     triton.runtime.driver.set_active(Driver(capability))
     make_launcher = launcher_maker(cache)
@@ -77,7 +77,7 @@ def _ask_for_losses() -> None:
     """Forward and backward; tensors of the CPU do: types, alignments and counts are what a kernel depends on."""
     import loss_cases
 
-    from lit_fast.backends import triton
+    from lit_fast.loss.backends import triton
 
     for case in (*loss_cases.matrix(), *_real_cases()):
         loss_cases.run(triton.lit_loss, loss_cases.build(case), case.options)
@@ -103,7 +103,7 @@ def _real_cases() -> Iterator[Case]:
 def _ask_for_batches() -> None:
     import gather_cases
 
-    from lit_fast.kernels.gather import gather_launch
+    from lit_fast.triton.gather import gather_launch
 
     for problem in map(gather_cases.build, gather_cases.CASES):
         if len(problem.out) > 0:
@@ -115,7 +115,7 @@ def _ask_for_norms() -> None:
     import torch
     from norm_cases import DTYPES, Case, build, matrix
 
-    from lit_fast.fused_norm import _fused
+    from lit_fast.models.fused_norm import _fused
 
     sizes = ((4, 16, 32, 32), (4, 32, 32, 32), (4, 64, 32, 32), (64, 64, 32, 32), (128, 16, 32, 32), (64, 32, 32, 32))
     of_networks = [

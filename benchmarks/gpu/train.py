@@ -34,13 +34,13 @@ from benchmarks.gpu.train_plan import Run, Speed
 from benchmarks.machine import describe
 from lit_fast import models
 from lit_fast.data import Data
-from lit_fast.data.cifar import FAMILIES
+from lit_fast.data.formats.cifar import FAMILIES
 from lit_fast.errors import Interrupted
+from lit_fast.files import atomic_write, write_json
 from lit_fast.models.resnet import ResNet
-from lit_fast.sections import SplitModel
-from lit_fast.training.config import Experiment, load_experiment
-from lit_fast.training.files import atomic_write, write_json
-from lit_fast.training.weights import normalization_of
+from lit_fast.runs.weights import normalization_of
+from lit_fast.sections.model import SplitModel
+from lit_fast.settings.classifier import Experiment, load_experiment
 
 RECIPE = "resnet-cifar10"
 TEACHER, STUDENT = "resnet56", "resnet20"

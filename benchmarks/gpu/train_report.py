@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.train_plan import EPOCHS, TIME, WAYS, Run, runs
-from lit_fast.training.curves import curve, finite, history
-from lit_fast.training.figure import WAY_COLORS, legend, panels, save, whole_epochs
-from lit_fast.training.files import atomic_write
-from lit_fast.training.tables import markdown_table
+from lit_fast.figure import WAY_COLORS, legend, panels, save, whole_epochs
+from lit_fast.files import atomic_write
+from lit_fast.report.curves import curve, finite, history
+from lit_fast.tables import markdown_table
 
 _COLUMNS = (
     "network",

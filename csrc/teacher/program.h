@@ -1,5 +1,5 @@
 // A network without branches on its data, as a list of instructions on numbered registers: what a frozen teacher is
-// lowered to (lit_fast/lowering.py), and what runs it without Python.
+// lowered to (lit_fast/teacher/lowering.py), and what runs it without Python.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@
 
 namespace lit_fast::teacher {
 
-// (op, registers, numbers, floats, tensors) as lit_fast/lowering.py writes them; ops are listed in program.cpp.
+// (op, registers, numbers, floats, tensors) as lit_fast/teacher/lowering.py writes them; ops are listed in program.cpp.
 using Spec =
     std::tuple<std::string, std::vector<int64_t>, std::vector<int64_t>, std::vector<double>, std::vector<at::Tensor>>;
 

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_fast.bench.ways import Way
-from lit_fast.training.figure import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels, save
+from lit_fast.figure import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels, save
 
 __all__ = ["PARTS", "Bar", "Timeline", "draw", "mark", "record"]
 

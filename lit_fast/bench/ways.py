@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_fast import counting
-from lit_fast.losses import LITLoss
-from lit_fast.sections import SplitModel
-from lit_fast.step import LITStep
+from lit_fast.loss.modules import LITLoss
+from lit_fast.pair import counting
+from lit_fast.sections.model import SplitModel
+from lit_fast.step.lit_step import LITStep
 
 __all__ = [
     "Problem",

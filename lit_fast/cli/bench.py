@@ -14,7 +14,7 @@ from lit_fast.cli.subject import Domains, ImageSize, InChannels, Length, NumClas
 
 if TYPE_CHECKING:
     from lit_fast.bench.ways import Problem
-    from lit_fast.sections import SplitModel
+    from lit_fast.sections.model import SplitModel
 
 __all__ = ["bench"]
 
@@ -62,9 +62,9 @@ def bench(
 
     from lit_fast import models
     from lit_fast.bench.ways import Problem
-    from lit_fast.step import PRECISIONS
-    from lit_fast.training.environment import describe_environment, resolve_device
-    from lit_fast.training.export import random_input
+    from lit_fast.runs.environment import describe_environment, resolve_device
+    from lit_fast.runs.export import random_input
+    from lit_fast.step.lit_step import PRECISIONS
 
     if precision not in PRECISIONS:
         raise ValueError(f"--precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
@@ -108,7 +108,7 @@ def bench(
 def _split(name: str, option: str, subject: Subject) -> SplitModel:
     """A built-in network of the subject's sizes, or what a function of the user's returns; split."""
     from lit_fast.models import Network
-    from lit_fast.sections import SplitModel, split
+    from lit_fast.sections.model import SplitModel, split
 
     if ":" not in name:
         return split(replace(subject, network=Network.parse(name)).build())
@@ -143,8 +143,8 @@ def _own_function(name: str, option: str) -> Any:
 
 def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, heading: str) -> None:
     from lit_fast.bench import step
-    from lit_fast.training.files import write_json
-    from lit_fast.training.tables import aligned
+    from lit_fast.files import write_json
+    from lit_fast.tables import aligned
 
     rows = step.measured(problem, step.builders(problem, compiled=compiled), seconds=seconds)
     measured = [row for row in rows if row["status"] == "measured"]

@@ -28,7 +28,7 @@ from lit_fast.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lit_fast.training.results import Row
+    from lit_fast.runs.results import Row
 
 __all__ = ["distill", "report", "train"]
 
@@ -71,7 +71,7 @@ def distill(
     from rich.console import Console
 
     from lit_fast.models import Network
-    from lit_fast.training.config import load_any_experiment
+    from lit_fast.settings.classifier import load_any_experiment
 
     students = [Network.parse(label)._asdict() for label in student or ()]
     teacher_model, teacher_cardinality = (None, None) if teacher is None else Network.parse(teacher)
@@ -93,7 +93,7 @@ def distill(
     experiment = load_any_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)
     # Imported only now: a wrong setting is told before everything that trains is loaded.
-    from lit_fast.training.any_experiment import run_any_experiment
+    from lit_fast.gan.any_experiment import run_any_experiment
 
     run_any_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
     if rank() == 0:
@@ -121,7 +121,7 @@ def train(
     from rich.console import Console
 
     from lit_fast.models import Network
-    from lit_fast.training.config import load_experiment
+    from lit_fast.settings.classifier import load_experiment
 
     name, cardinality = (None, None) if model is None else Network.parse(model)
     flags = {
@@ -158,9 +158,9 @@ def _default_name(recipe: str | None, config: Path | None, resolved: str) -> str
 
 def _conclude(folder: Path) -> None:
     """Write the report; print the table and where everything lies."""
-    from lit_fast.training.gan import report as gan_report
-    from lit_fast.training.report import load_results, table, write_report
-    from lit_fast.training.results import legend
+    from lit_fast.gan import report as gan_report
+    from lit_fast.report.run import load_results, table, write_report
+    from lit_fast.runs.results import legend
 
     if gan_report.is_gan(folder):
         typer.echo(gan_report.conclude(folder))
@@ -186,7 +186,7 @@ def _conclude(folder: Path) -> None:
 def _print_table(rows: Sequence[Row]) -> None:
     from rich.console import Console
 
-    from lit_fast.training.results import plain_table
+    from lit_fast.runs.results import plain_table
 
     console = Console()
     if console.is_terminal and console.width >= _WIDTH:
@@ -199,7 +199,7 @@ def _rich_table(rows: Sequence[Row]) -> Table:
     from rich import box
     from rich.table import Table
 
-    from lit_fast.training.results import HEADERS
+    from lit_fast.runs.results import HEADERS
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, (above, name) in enumerate(HEADERS):

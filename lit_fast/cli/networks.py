@@ -47,7 +47,7 @@ class SplitName(str, Enum):
 
 
 class Format(str, Enum):
-    """What `lit_fast.training.export` writes."""
+    """What `lit_fast.runs.export` writes."""
 
     safetensors = "safetensors"
     onnx = "onnx"
@@ -77,9 +77,9 @@ def evaluate(
 
     from lit_fast import models
     from lit_fast.data import open_data
+    from lit_fast.runs.environment import resolve_device
+    from lit_fast.runs.weights import normalization_of, read_info
     from lit_fast.training import evaluation
-    from lit_fast.training.environment import resolve_device
-    from lit_fast.training.weights import normalization_of, read_info
 
     if (mean is None) != (std is None):
         raise ValueError("--mean and --std belong together: give both or neither")
@@ -159,11 +159,11 @@ def inspect(
 
     from lit_fast import models
     from lit_fast.data import open_data
-    from lit_fast.preflight import inspect as look
-    from lit_fast.projector import make_projectors
-    from lit_fast.sections import copy_parts, split
-    from lit_fast.training.export import random_input
-    from lit_fast.training.weights import normalization_of, read_info
+    from lit_fast.pair.inspect import inspect as look
+    from lit_fast.runs.export import random_input
+    from lit_fast.runs.weights import normalization_of, read_info
+    from lit_fast.sections.model import copy_parts, split
+    from lit_fast.sections.projector import make_projectors
 
     info = normalization = loader = None
     if teacher_checkpoint is not None:
@@ -215,8 +215,8 @@ def export(
 ) -> None:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
-    from lit_fast.training import export as exporting
-    from lit_fast.training.weights import WeightInfo, normalization_of, read_info
+    from lit_fast.runs import export as exporting
+    from lit_fast.runs.weights import WeightInfo, normalization_of, read_info
 
     _must_exist(checkpoint)
     info = read_info(checkpoint)

@@ -48,10 +48,10 @@ def reproduce(
     """Run a study of the paper, or go on with it, and render its table beside the paper's numbers."""
     from rich.console import Console
 
-    from lit_fast import studies
+    from lit_fast.paper import studies
 
     if overview:
-        from lit_fast.training.study.overview import overview as overview_of
+        from lit_fast.paper.overview import overview as overview_of
 
         if name is not None:
             raise ValueError(f"--overview shows all studies: leave out {name}")
@@ -63,8 +63,8 @@ def reproduce(
             about = studies.text(study_name).partition("\n")[0].removeprefix("#").strip()
             typer.echo(f"{study_name:<{width}}  {about}")
         return
-    from lit_fast.training.study.budgets import BUDGETS, budgets
-    from lit_fast.training.study.plan import load_study, plan
+    from lit_fast.paper.budgets import BUDGETS, budgets
+    from lit_fast.paper.plan import load_study, plan
 
     if budget not in BUDGETS:
         raise ValueError(f"--budget: expected {', '.join(BUDGETS)}, got {budget!r}")
@@ -75,8 +75,8 @@ def reproduce(
     given = None if teacher is None or teacher_checkpoint is None else (teacher, teacher_checkpoint)
     runs = plan(study, chosen, seeds=seeds, data_dir=data_dir, teacher=given, overrides=settings or (), only=only)
     # Only now: a wrong setting is told before everything that trains is loaded.
-    from lit_fast.training.study.report import write_report
-    from lit_fast.training.study.run import run_study
+    from lit_fast.paper.report import write_report
+    from lit_fast.paper.run import run_study
 
     typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {chosen.about}")
     path = run_study(Path(name).stem, study, (budget, chosen), runs, run_dir, jobs=jobs, console=Console(stderr=True))

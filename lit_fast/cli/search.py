@@ -46,13 +46,13 @@ def search(
     """
     from rich.console import Console
 
-    from lit_fast.training.config import load_experiment
+    from lit_fast.settings.classifier import load_experiment
 
     flags = {"data.name": dataset, "data.dir": data_dir, "epochs": epochs, "student.models": student}
     experiment = load_experiment(recipe, config, [override(flags), {"seeds": list(range(seeds))}, *(settings or ())])
     # Only now: a wrong setting is told before everything that trains is loaded.
-    from lit_fast.training.search.plot import draw
-    from lit_fast.training.search.run import Space, joint, sequential, settings_of
+    from lit_fast.paper.search.plot import draw
+    from lit_fast.paper.search.run import Space, joint, sequential, settings_of
 
     given = {"tau": numbers(tau, "--tau"), "alpha": numbers(alpha, "--alpha"), "beta": numbers(beta, "--beta")}
     space = Space(**{name: values for name, values in given.items() if values is not None})

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lit_fast.models import Network
-    from lit_fast.training.weights import WeightInfo
+    from lit_fast.runs.weights import WeightInfo
 
 __all__ = [
     "Domains",

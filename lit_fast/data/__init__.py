@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from lit_fast.data.arrays import from_arrays
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Batch, Data, Split, TensorSplit
-from lit_fast.data.datasets import from_datasets
+from lit_fast.data.formats.arrays import from_arrays
+from lit_fast.data.formats.datasets import from_datasets
 from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, numbers
 from lit_fast.errors import DataError
@@ -116,23 +116,23 @@ def open_data(
         if getattr(options, what) is not None and name in names() and kind != takes:
             raise DataError(f"{name}: {what} is for {takes}; leave it out")
     if kind == "reviews":
-        from lit_fast.data import amazon
+        from lit_fast.data.formats import amazon
 
         return amazon.load(name, options)
     if name == "celeba":
-        from lit_fast.data import celeba
+        from lit_fast.data.formats import celeba
 
         return celeba.load(options)
     if name == "digits":
-        from lit_fast.data import digits
+        from lit_fast.data.formats import digits
 
         return digits.load(options)
     if name in ("cifar10", "cifar100"):
-        from lit_fast.data import cifar
+        from lit_fast.data.formats import cifar
 
         return cifar.load(name, options)
     if name == "folder":
-        from lit_fast.data import folder
+        from lit_fast.data.formats import folder
 
         return folder.load(options)
     raise DataError(f"there is no dataset {name!r}; choose from {', '.join(names())}")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lit_fast.data.augment import crop_and_flip, normalise
 from lit_fast.extension import EXTENSION
-from lit_fast.kernels import support
+from lit_fast.triton import support
 
 __all__ = ["MOVES", "eager_gather", "gather_for", "levels"]
 
@@ -88,7 +88,7 @@ def _triton_gather(
     out: Tensor,
     labels: Tensor,
 ) -> None:
-    from lit_fast.kernels.gather import gather_launch
+    from lit_fast.triton.gather import gather_launch
 
     _check(position, plan, images, table, out, labels)
     if len(out):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_fast.fused_norm import norm_act
+from lit_fast.models.fused_norm import norm_act
 
 # (channels of the section's IR, stride of its first block)
 STAGES = ((16, 1), (32, 2), (64, 2))

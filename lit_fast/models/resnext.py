@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_fast.fused_norm import norm_act
+from lit_fast.models.fused_norm import norm_act
 from lit_fast.models.resnet import blocks_per_section, initialise, positive
 
 STEM = 64

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_fast.data.alphabet import SYMBOLS
+from lit_fast.data.formats.alphabet import SYMBOLS
 from lit_fast.models.resnet import positive
 
 EMBEDDING = 16

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fast.backends.options import LossParts
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
-from lit_fast.losses import LITLoss
-from lit_fast.parallel import ALONE, Workers
-from lit_fast.projector import Projectors
-from lit_fast.running_stats import recalibrate
-from lit_fast.sections import SplitModel, copy_parts
-from lit_fast.step import LITStep
-from lit_fast.training.config import Experiment
+from lit_fast.loss.backends.options import LossParts
+from lit_fast.loss.modules import LITLoss
+from lit_fast.sections.model import SplitModel, copy_parts
+from lit_fast.sections.projector import Projectors
+from lit_fast.settings.classifier import Experiment
+from lit_fast.settings.schedule import Phase
+from lit_fast.settings.variants import VARIANTS
+from lit_fast.step.lit_step import LITStep
+from lit_fast.step.parallel import ALONE, Workers
+from lit_fast.step.running_stats import recalibrate
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.progress import describe
 from lit_fast.training.pruning import Pruning
 from lit_fast.training.run_state import Position
-from lit_fast.training.schedule import Phase
 from lit_fast.training.section_looks import SectionLooks
 from lit_fast.training.task import Rows, RunSpec, Task
-from lit_fast.training.variants import VARIANTS
 
 __all__ = ["ClassifierTask", "LITPhase"]
 

@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lit_fast.counting import count_parameters
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
-from lit_fast.preflight import check_pair
-from lit_fast.projector import make_projectors
-from lit_fast.sections import SplitModel, split
-from lit_fast.training.config import ModelConfig, load_experiment
+from lit_fast.pair.counting import count_parameters
+from lit_fast.pair.inspect import check_pair
+from lit_fast.runs.results import RunResult
+from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.projector import make_projectors
+from lit_fast.settings.classifier import ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session
-from lit_fast.training.results import RunResult
 from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]

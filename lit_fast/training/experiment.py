@@ -14,26 +14,26 @@ from rich.console import Console
 from torch import nn
 
 from lit_fast import models
-from lit_fast.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.data import Data, has_texts, open_data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
-from lit_fast.preflight import chance_limit, check_pair
-from lit_fast.projector import Projectors, make_projectors
-from lit_fast.sections import SplitModel, split
+from lit_fast.files import write_json
+from lit_fast.pair.counting import count_layers, count_macs, count_nonzero, count_parameters
+from lit_fast.pair.inspect import chance_limit, check_pair
+from lit_fast.runs.environment import cudnn_benchmark
+from lit_fast.runs.results import Accuracy, Pruned, RunResult, Size
+from lit_fast.runs.weights import WeightInfo, normalization_of, read_info, save_weights
+from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.projector import Projectors, make_projectors
+from lit_fast.settings.classifier import Experiment, ModelConfig
+from lit_fast.settings.variants import VARIANTS
 from lit_fast.training.classifier import ClassifierTask
-from lit_fast.training.config import Experiment, ModelConfig
-from lit_fast.training.environment import cudnn_benchmark
 from lit_fast.training.evaluation import evaluate
-from lit_fast.training.files import write_json
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
-from lit_fast.training.results import Accuracy, Pruned, RunResult, Size
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
 from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
 from lit_fast.training.task import RunSpec
-from lit_fast.training.variants import VARIANTS
-from lit_fast.training.weights import WeightInfo, normalization_of, read_info, save_weights
 
 _RESIZED = ("digits", "folder")  # datasets whose images are brought to a size of choice
 
@@ -345,7 +345,7 @@ def run_experiment(
     """Train (or load) the teacher, then every student; what has ended before is not done again.
 
     Args:
-        experiment: see `lit_fast.training.config.load_experiment`.
+        experiment: see `lit_fast.settings.classifier.load_experiment`.
         run_dir: where everything is written.
         resume: continue what an earlier call with the same experiment left there.
         console: where progress goes; default: standard output.

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lit_fast.errors import RunFolderError
-from lit_fast.sections import SplitModel
-from lit_fast.training.config import Experiment
-from lit_fast.training.files import write_json
-from lit_fast.training.results import percent
+from lit_fast.files import write_json
+from lit_fast.runs.results import percent
+from lit_fast.sections.model import SplitModel
+from lit_fast.settings.classifier import Experiment
+from lit_fast.settings.variants import VARIANTS
 from lit_fast.training.task import RunSpec
-from lit_fast.training.variants import VARIANTS
 
 __all__ = ["Pruning", "claim", "prunable", "prune_smallest", "pruned_specs", "refuse_others"]
 

@@ -17,12 +17,12 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_fast.errors import DataError, NonFiniteLoss, NotFinite
-from lit_fast.training.environment import tf32
+from lit_fast.runs.environment import tf32
+from lit_fast.runs.logs import RunLog
+from lit_fast.settings.schedule import Phase
 from lit_fast.training.interrupt import SignalWatch, stopped
-from lit_fast.training.logs import RunLog
 from lit_fast.training.progress import RunProgress, epoch_line
 from lit_fast.training.run_state import Position, RunState, Step, load_into
-from lit_fast.training.schedule import Phase
 from lit_fast.training.tally import LossTally
 from lit_fast.training.task import Task
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_fast.parallel import Workers
-from lit_fast.training.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.step.parallel import Workers
 from lit_fast.training.tally import LossTally
 
 __all__ = ["Position", "RunState", "Step", "load_into", "weights_of"]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lit_fast.data import Data
-from lit_fast.diagnostics import section_diagnostics
-from lit_fast.step import LITStep
+from lit_fast.step.diagnostics import section_diagnostics
+from lit_fast.step.lit_step import LITStep
 
 __all__ = ["SectionLooks"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lit_fast.data.base import Batch
 from lit_fast.data.loaders import Loader
-from lit_fast.parallel import Workers
+from lit_fast.settings.schedule import Phase
+from lit_fast.step.parallel import Workers
 from lit_fast.training.run_state import Position, Step
-from lit_fast.training.schedule import Phase
 
 __all__ = ["Rows", "RunSpec", "Task"]
 

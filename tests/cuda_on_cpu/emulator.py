@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fast.backends import fused
-from lit_fast.backends.ops import empty_results, inputs_of
+from lit_fast.loss.backends import fused
+from lit_fast.loss.backends.ops import empty_results, inputs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
@@ -87,7 +87,7 @@ class Emulator:
         assert sizes == [ctypes.sizeof(kind) for kind in (Section, Rows, Scaled, Quotient, Options)], sizes
 
     def backend(self, *, threads: int = 64, blocks: int = 5, at_once: bool = False) -> Any:
-        """The differentiable loss, as lit_fast.backends.native.lit_loss."""
+        """The differentiable loss, as lit_fast.loss.backends.native.lit_loss."""
         lit_loss = functools.partial(self.lit_loss, threads, blocks, at_once)
         return functools.partial(fused.lit_loss, fused.Ops(lit_loss, self.rescale_))
 

@@ -10,7 +10,7 @@ from small_data import attributes, coloured, texts
 
 from lit_fast.data.gather import eager_gather, gather_for
 from lit_fast.data.loaders import open_loader, resident
-from lit_fast.kernels import support
+from lit_fast.triton import support
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -12,8 +12,8 @@ import torch
 from loss_cases import Case
 
 import lit_fast
-from lit_fast import backends
-from lit_fast.backends import Inputs, LossOptions
+from lit_fast.loss import backends
+from lit_fast.loss.backends import Inputs, LossOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -12,8 +12,8 @@ from norm_cases import DTYPES, Case
 from torch.profiler import ProfilerActivity, profile
 
 import lit_fast as lf
-from lit_fast.fused_norm import enabled, norm_act
-from lit_fast.kernels import support
+from lit_fast.models.fused_norm import enabled, norm_act
+from lit_fast.triton import support
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

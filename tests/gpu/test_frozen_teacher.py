@@ -6,8 +6,8 @@ import pytest
 import torch
 from teacher_networks import NETWORKS, network
 
-from lit_fast.backends import native
-from lit_fast.teacher import FrozenTeacher
+from lit_fast.loss.backends import native
+from lit_fast.teacher.frozen import FrozenTeacher
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.base import Batch, Data, Split, TrainingPlan, read_ahead
-from lit_fast.data.images import read_square
+from lit_fast.data.formats.images import read_square
 from lit_fast.data.loaders.base import Loader
 from lit_fast.errors import DataError
 

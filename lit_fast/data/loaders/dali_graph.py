@@ -83,7 +83,7 @@ def _made(graph: Graph, raw: Any, moves: list[Any], place: str) -> Any:
 
 
 def _decoded(files: Any, size: int, crop: int | None, place: str) -> Any:
-    """uint8 [size, size, 3] of encoded files, by the sizes and offsets of `lit_fast.data.images.read_square`."""
+    """uint8 [size, size, 3] of encoded files, by the sizes and offsets of `data.formats.images.read_square`."""
     # Pillow does not turn photos by their Exif orientation, so neither does this.
     sides = fn.cast(fn.peek_image_shape(files, adjust_orientation=False)[:2], dtype=types.INT64)  # [height, width]
     device = "cpu" if place == "cpu" else "mixed"

@@ -1,0 +1,173 @@
+"""Folders of image files: root/train/<class>/*, root/test/<class>/*, and root/val/<class>/* where there is one."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_fast.data.augment import Augmentation
+from lit_fast.data.base import Data, Split
+from lit_fast.data.formats.images import check_header, pillow, read_square
+from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options
+from lit_fast.data.splits import kept_and_held_out
+from lit_fast.errors import DataError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+THREADS = min(8, os.cpu_count() or 1)
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class FolderSplit(Split):
+    """Image files decoded when they are fetched, by several threads (Pillow decodes without the GIL).
+
+    Args:
+        root: the files' names are taken relative to it in the fingerprint, so that a folder may be moved.
+        files: paths, one per image.
+        labels: int64 [N].
+        size: images become RGB squares of this many pixels.
+        crop: pixels of the central square that is taken first; None: the largest there is.
+    """
+
+    ahead = True
+
+    def __init__(self, root: Path, files: list[Path], labels: Tensor, size: int, crop: int | None = None) -> None:
+        self.root = root
+        self.files = files
+        self.labels = labels
+        self.size = size
+        self.crop = crop
+
+    def subset(self, indices: Tensor) -> "FolderSplit":
+        """The images at `indices`, as a split of its own."""
+        files = [self.files[i] for i in indices.tolist()]
+        return FolderSplit(self.root, files, self.labels[indices], self.size, self.crop)
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        squares = _in_threads(lambda i: read_square(self.files[i], self.size, self.crop), indices.tolist())
+        return torch.stack(squares) if squares else torch.empty((0, 3, self.size, self.size), dtype=torch.uint8)
+
+    def digest(self) -> bytes:
+        """Names and full contents of the files; reads every file once."""
+        sha = hashlib.sha256()
+        for path, content in zip(self.files, _in_threads(_file_hash, self.files)):
+            sha.update(path.relative_to(self.root).as_posix().encode(errors="surrogateescape") + b"\0" + content)
+        return sha.digest()
+
+
+def load(options: Options) -> Data:
+    """Open a folder of images; without val/ a tenth of the training images (or `val_size`) is held out.
+
+    Every file's header is read at once; its pixels are decoded when they are needed. With ``on_bad_image="skip"`` every
+    file is decoded once now, and those that cannot be are left out. Default normalisation: ImageNet's.
+
+    Raises:
+        DataError: naming the folder or file: missing or empty folders, classes that differ between the splits, files
+            that are not images, Pillow missing.
+    """
+    if options.data_dir is None:
+        raise DataError("folder: data_dir is needed: a folder with train/<class>/* and test/<class>/*")
+    if options.image_size is None:
+        raise DataError(
+            "folder: image_size is needed: the pixels of a side that images are resized to, such as 32 or 224"
+        )
+    pillow()
+    root = options.data_dir
+    classes = _classes(root / "train")
+    own_val = (root / "val").is_dir()
+    names = ("train", "val", "test") if own_val else ("train", "test")
+    splits = {name: _scan(root, name, classes, options.image_size) for name in names}
+    left_out: list[str] = []
+    if options.on_bad_image == "skip":
+        for name, split in splits.items():
+            splits[name], bad = sound(split)
+            left_out += bad
+            _check_classes(root / name, splits[name].labels, classes)
+    else:
+        _in_threads(check_header, [file for split in splits.values() for file in split.files])
+    train = splits["train"]
+    kept, held_out = kept_and_held_out(train.labels, options, own_val=own_val)
+    return Data(
+        name="folder",
+        shape=(3, options.image_size, options.image_size),
+        classes=classes,
+        mean=options.mean or IMAGENET_MEAN,
+        std=options.std or IMAGENET_STD,
+        augmentation=options.augmentation or Augmentation(pad=options.image_size // 8, flip=True),
+        train=train.subset(kept),
+        val=splits["val"] if own_val else train.subset(held_out),
+        test=splits["test"],
+        left_out=tuple(left_out),
+    )
+
+
+def sound(split: FolderSplit) -> tuple[FolderSplit, list[str]]:
+    """The images of a split that can be decoded, and for each of the others its file and why it cannot.
+
+    Decodes every file once. Which images are left out so depends on the files alone: on any process, before any batch.
+    """
+
+    def problem(at: int) -> str | None:
+        try:
+            read_square(split.files[at], split.size, split.crop)
+        except DataError as error:
+            return str(error)
+        return None
+
+    problems = _in_threads(problem, range(len(split)))
+    good = [at for at, found in enumerate(problems) if found is None]
+    return split.subset(torch.tensor(good, dtype=torch.int64)), [found for found in problems if found is not None]
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders, sorted; hidden ones do not count."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: missing; expected a folder with one folder of images per class")
+    classes = tuple(
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    )
+    if not classes:
+        raise DataError(f"{folder}: holds no class folders; expected one folder of images per class")
+    return classes
+
+
+def _scan(root: Path, name: str, classes: tuple[str, ...], size: int) -> FolderSplit:
+    found = _classes(root / name)
+    if found != classes:
+        missing = ", ".join(sorted(set(classes) - set(found))) or "none"
+        extra = ", ".join(sorted(set(found) - set(classes))) or "none"
+        raise DataError(
+            f"{root / name}: expected the classes of {root / 'train'}; missing here: {missing}; only here: {extra}"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        folder = root / name / class_name
+        images = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+        if not images:
+            raise DataError(f"{folder}: holds no images; expected files ending in {', '.join(EXTENSIONS)}")
+        files += images
+        labels += [label] * len(images)
+    return FolderSplit(root, files, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def _check_classes(folder: Path, labels: Tensor, classes: tuple[str, ...]) -> None:
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts):
+        if not count:
+            raise DataError(f"{folder / name}: none of its images can be decoded; replace them or remove the class")
+
+
+def _file_hash(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _in_threads(function: Callable[[A], R], arguments: Iterable[A]) -> list[R]:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="lit_fast-images") as pool:
+        return list(pool.map(function, arguments))

@@ -1,0 +1,1 @@
+"""The losses: modules, functions, and the implementations behind them."""

@@ -1,0 +1,1 @@
+"""Looking at a teacher and a student before they are trained."""

@@ -1,0 +1,93 @@
+"""Sizes of a model: parameters, layers, multiply-accumulates.
+
+MACs are half of what `torch.utils.flop_counter` counts: convolutions, matrix products and attention; not BatchNorm,
+activations or additions. That is the convention of the method's table (ResNet-20: 40.6 MMACs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lit_fast.sections.dryrun import on_meta, untouched
+from lit_fast.sections.parts import Part
+from lit_fast.sections.tracing import set_mode
+
+_WEIGHT_LAYERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.MultiheadAttention,
+)
+# What published models call the projection on a shortcut, which "ResNet-50" does not count as a layer.
+_SHORTCUTS = ("shortcut", "downsample")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters (elements), each shared one once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_nonzero(module: nn.Module) -> int:
+    """Number of parameters (elements) that are not zero, each shared one once."""
+    return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
+
+
+def count_layers(module: nn.Module) -> int:
+    """Number of layers with a weight matrix, as in "ResNet-20": convolutions and linear layers off the shortcuts.
+
+    The input projection of nn.MultiheadAttention counts as one, its output projection as another.
+    """
+    return sum(
+        isinstance(layer, _WEIGHT_LAYERS) and not any(name in _SHORTCUTS for name in path.split("."))
+        for path, layer in module.named_modules()
+    )
+
+
+def count_macs(module: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates per image of one forward in eval mode.
+
+    Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it
+    runs once on ``example``. Nothing of the model is changed, nor the random state.
+
+    Args:
+        module: a model, a split model or one of its parts.
+        example: its input, [B, ...]; the count is divided by B.
+
+    Example:
+        >>> from lit_fast.models import resnet20
+        >>> count_macs(resnet20(), torch.zeros(1, 3, 32, 32)) / 1e6
+        40.55104
+    """
+    owner = module.owner if isinstance(module, Part) else module
+    with torch.no_grad(), set_mode(owner, False), _nothing_fused():
+        return _flops(owner, module, example) // 2 // example.shape[0]
+
+
+@contextlib.contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Attention as matrix products: torch's counter does not know its fused encoder layer, nor the CPU's attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _flops(owner: nn.Module, module: nn.Module, example: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with on_meta(owner), FlopCounterMode(display=False) as counter:
+            module(torch.empty_like(example, device="meta"))
+    except Exception:  # whatever a forward raises when its tensors have no values
+        with untouched(owner), FlopCounterMode(display=False) as counter:
+            module(example)
+    return int(counter.get_total_flops())

@@ -1,0 +1,281 @@
+"""The pre-flight check of a teacher-student pair: one dry run that fails by name, before any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lit_fast.errors import PairError
+from lit_fast.pair.overwrites import Overwrites
+from lit_fast.pair.report import Report, make_report
+from lit_fast.sections.dryrun import Walk, batch_shape, describe, first_line, untouched, walk
+from lit_fast.sections.model import SplitModel
+from lit_fast.sections.projector import Projectors, sections_differ
+
+__all__ = ["Report", "chance_limit", "check_pair", "inspect"]
+
+# Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
+CHANCE_IMAGES = 1000
+
+
+def inspect(
+    teacher: SplitModel,
+    student: SplitModel,
+    example: Tensor,
+    *,
+    projector: Projectors | None = None,
+    loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> Report:
+    """Run a pair once, as a training step would, and report on it or say all that is wrong with it.
+
+    Nothing is changed: the run is without gradients, and models and random state are then what they were, also where
+    it raises.
+
+    Args:
+        teacher, student: split models.
+        example: an input of both, [B, ...]; one image is enough.
+        projector: the maps between unequal widths, from `make_projectors`.
+        loader: batches of (images [B, ...], labels [B] int64) to check that the teacher is better than chance; up to
+            1,000 images are used.
+
+    Returns:
+        The report; ``print`` it for a table by part.
+
+    Raises:
+        PairError: with ALL problems found: unequal numbers of sections, shapes or dtypes that differ, a part that fails
+            or gives no tensor, a teacher in train mode or requiring gradients, a module that overwrites an IR or the
+            input in place, parts that disagree with the model's own forward, a teacher at chance.
+
+    Example:
+        >>> import lit_fast as lf
+        >>> teacher = lf.split(lf.models.resnet56().eval().requires_grad_(False))
+        >>> student = lf.split(lf.models.resnet20())
+        >>> f"{lf.inspect(teacher, student, torch.zeros(1, 3, 32, 32)).compression:.2f}"
+        '3.16'
+    """
+    with _dry_run(teacher, student, example, projector, loader) as (teacher_walk, student_walk):
+        return make_report(teacher, student, teacher_walk, student_walk, projector)
+
+
+def check_pair(
+    teacher: SplitModel, student: SplitModel, example: Tensor, *, projector: Projectors | None = None
+) -> None:
+    """What `inspect` checks, without its report, which takes most of the time."""
+    with _dry_run(teacher, student, example, projector, None):
+        pass
+
+
+@contextmanager
+def _dry_run(
+    teacher: SplitModel,
+    student: SplitModel,
+    example: Tensor,
+    projector: Projectors | None,
+    loader: Iterable[tuple[Tensor, Tensor]] | None,
+) -> Iterator[tuple[Walk, Walk]]:
+    """The walks through a pair in which nothing is wrong; the pair is then what it was."""
+    for role, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, SplitModel):
+            raise PairError(
+                [f"{role}: expected a split model, got {type(model).__name__}; use split({role}, at=[...])"]
+            )
+    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
+        got = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise PairError([f"example: expected a batch of inputs, [B, ...] with B > 0, got {got}"])
+    problems = _teacher_state(teacher)
+    hopeless = _devices(teacher, student, example)
+    if teacher.num_sections != student.num_sections:
+        hopeless.append(sections_differ(teacher, student))
+    if hopeless:  # nothing that can be run and compared
+        raise PairError(problems + hopeless)
+
+    with torch.inference_mode(False), torch.no_grad(), untouched(teacher, student, *([projector] if projector else [])):
+        x = example.detach().clone()
+        if len(x) == 1:
+            x = torch.cat((x, x))  # BatchNorm in train mode refuses a single value per channel
+        teacher.eval()
+        student.train()
+        overwrites = Overwrites({"teacher": teacher, "student": student})
+        overwrites.watch(x, "the images, which teacher and student share")
+        with overwrites:
+            teacher_walk, student_walk = (
+                walk(model, role, x, after=overwrites.after(role))
+                for role, model in (("teacher", teacher), ("student", student))
+            )
+            problems += teacher_walk.problems + student_walk.problems
+            problems += _pair(teacher_walk, student_walk, student, projector, overwrites)
+        problems += overwrites.problems
+        if not overwrites.problems:
+            for role, model, w in (("teacher", teacher, teacher_walk), ("student", student, student_walk)):
+                problems += _own_forward(model, role, x, w)
+        if loader is not None and not teacher_walk.problems:
+            problems += _chance(teacher, loader, example.device)
+        if problems:
+            raise PairError(problems)
+        yield teacher_walk, student_walk
+
+
+def _teacher_state(teacher: SplitModel) -> list[str]:
+    problems = []
+    training = [name or "the model" for name, module in teacher.model.named_modules() if module.training]
+    if training:
+        problems.append(
+            f"teacher: {len(training)} modules are in train mode ({_some(training)}), its IRs would change from batch "
+            "to batch; call teacher.eval()"
+        )
+    requiring = [name for name, parameter in teacher.model.named_parameters() if parameter.requires_grad]
+    if requiring:
+        problems.append(
+            f"teacher: {len(requiring)} parameters require gradients ({_some(requiring)}), expected none; call "
+            "teacher.requires_grad_(False)"
+        )
+    return problems
+
+
+def _devices(teacher: SplitModel, student: SplitModel, example: Tensor) -> list[str]:
+    problems = []
+    for role, model in (("teacher", teacher), ("student", student)):
+        elsewhere = {str(p.device) for p in (*model.parameters(), *model.buffers()) if p.device != example.device}
+        if elsewhere:
+            problems.append(
+                f"{role}: it is on {', '.join(sorted(elsewhere))}, the example on {example.device}; move them to one "
+                "device"
+            )
+    return problems
+
+
+def _pair(
+    teacher: Walk, student: Walk, model: SplitModel, projector: Projectors | None, overwrites: Overwrites
+) -> list[str]:
+    """The teacher-fed pass, and the comparison of IRs and logits."""
+    problems = []
+    k = model.num_sections
+    teacher_irs, student_irs = teacher.outputs[1 : k + 1], student.outputs[1 : k + 1]
+    for i in range(min(len(teacher_irs), len(student_irs))):
+        target, out = teacher_irs[i], student_irs[i]
+        mismatched = _mismatch(f"section {i + 1}", target, out, projector, i)
+        if mismatched:
+            problems.append(mismatched)
+        elif i > 0:
+            problems += _fed(model, i, teacher_irs[i - 1], student_irs[i - 1], target, projector, overwrites)
+    if len(teacher.outputs) == len(student.outputs) == k + 2:
+        target, out = teacher.outputs[-1], student.outputs[-1]
+        if target.shape != out.shape:
+            problems.append(
+                f"logits: student gives {batch_shape(out)}, teacher {batch_shape(target)}; build both for the same "
+                "classes (num_classes=...)"
+            )
+    return problems
+
+
+def _mismatch(where: str, target: Tensor, out: Tensor, projector: Projectors | None, i: int) -> str | None:
+    what = f"{where}: student gives {describe(out)}, teacher {describe(target)}"
+    if projector is not None:
+        try:
+            out = projector.compare(i, out)
+        except Exception as error:  # a projector made for another pair
+            return f"{what}; the projector does not take it ({first_line(error)}): make_projectors for this pair"
+    if out.shape == target.shape:
+        if out.dtype != target.dtype:
+            return f"{what}; convert one to the other's dtype, or run both under autocast"
+        return None
+    if projector is not None:
+        return f"{what}; the projector makes it {batch_shape(out)}: make_projectors for this pair"
+    if out.dim() != target.dim():
+        return f"{what}; the ranks differ: cut both models at corresponding places"
+    if out.shape[0] != target.shape[0]:
+        return f"{what}: {out.shape[0]} rows for {target.shape[0]}; a cut must keep the batch as dimension 0"
+    width = 1 if out.dim() == 4 else out.dim() - 1
+    others = [dim for dim in range(1, out.dim()) if dim != width and out.shape[dim] != target.shape[dim]]
+    if others:
+        return f"{what}; the sizes differ: cut both models after the same strides and poolings"
+    return (
+        f"{what}; choose students of the teacher's width or pass projector=make_projectors(teacher, student, example)"
+    )
+
+
+def _fed(
+    model: SplitModel,
+    i: int,
+    teacher_ir: Tensor,
+    student_ir: Tensor,
+    target: Tensor,
+    projector: Projectors | None,
+    overwrites: Overwrites,
+) -> list[str]:
+    where = f"section {i + 1} fed with the teacher's IR {i}"
+    try:
+        fed = teacher_ir if projector is None else projector.feed(i - 1, teacher_ir)
+        out = model.sections[i](fed)
+        overwrites.check(f"the student's section{i + 1}")
+        compared = out if projector is None else projector.compare(i, out)
+    except Exception as error:  # whatever the user's modules raise
+        return [
+            f"{where}: it takes {describe(student_ir)}, the teacher gives {describe(teacher_ir)}, and it fails "
+            f"({first_line(error)}); give both models the same IR there"
+        ]
+    if compared.shape != target.shape:
+        return [f"{where}: it gives {batch_shape(compared)}, the teacher {batch_shape(target)}; cut at equal sizes"]
+    return []
+
+
+def _own_forward(model: SplitModel, role: str, x: Tensor, w: Walk) -> list[str]:
+    """The parts in sequence must do what the model's forward does, also with dropout: same random state for both."""
+    if w.problems:
+        return []
+    with untouched(model):
+        own = model(x)
+    with untouched(model):
+        through_parts = model.run(x)[1]
+    if isinstance(own, Tensor) and torch.allclose(own, through_parts, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return []
+    return [
+        f"{role}: its parts in sequence do not give what its own forward gives; a value was fixed when the model was "
+        "split (a Python number or flag that changed since), or forward does something a graph cannot hold: move it "
+        "into a submodule without a cut inside, and split again"
+    ]
+
+
+def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> list[str]:
+    """Is the teacher's accuracy above 1 / classes by three standard errors of a guesser's accuracy?"""
+    correct = images = classes = 0
+    for batch, labels in loader:
+        logits = teacher(batch.to(device))
+        if logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
+            return [
+                f"loader: logits are {batch_shape(logits)} for labels {tuple(labels.shape)}; expected (B, classes), "
+                "(B,)"
+            ]
+        classes = logits.shape[1]
+        correct += int((logits.argmax(1).cpu() == labels.cpu()).sum())
+        images += len(labels)
+        if images >= CHANCE_IMAGES:
+            break
+    if images == 0:
+        return ["loader: it gave no images; pass a list of batches or a fresh loader"]
+    limit = chance_limit(classes, images)
+    if limit >= 1:
+        return [f"loader: {images} images are too few to tell {classes} classes from chance; pass some hundred"]
+    accuracy = correct / images
+    if accuracy > limit:
+        return []
+    chance = 1 / classes
+    return [
+        f"teacher: accuracy {accuracy:.2%} on {images} images, expected above {limit:.2%} (chance, 1/{classes} = "
+        f"{chance:.2%}, and 3 standard errors of {(limit - chance) / 3:.2%}); its weights look untrained: load a "
+        "checkpoint"
+    ]
+
+
+def chance_limit(classes: int, images: int) -> float:
+    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors."""
+    chance = 1 / classes
+    return chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,68 @@
+"""What a run leaves to read: ``log.jsonl``, and TensorBoard events where TensorBoard is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_fast.files import atomic_write
+
+__all__ = ["RunLog"]
+
+
+class RunLog:
+    """Appends one JSON object per line.
+
+    Args:
+        folder: the run's folder.
+        resume_step: lines of later steps are dropped: the resumed run writes them again. 0 starts anew.
+        tensorboard: also write scalars to ``folder/tensorboard`` if TensorBoard can be imported.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+        path = folder / "log.jsonl"
+        kept = _lines_up_to(path, resume_step) if resume_step else []
+        atomic_write(path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _summary_writer(folder / "tensorboard", resume_step) if tensorboard else None
+
+    def write(self, event: str, step: int, **fields: Any) -> None:
+        """Log ``fields`` under ``event`` (``step``, ``sections``, ``epoch``) at global step ``step``."""
+        self._file.write(json.dumps({"event": event, "step": step, **fields}) + "\n")
+        self._file.flush()
+        if self._board is None:
+            return
+        for key, value in fields.items():
+            items = {f"{key}{i + 1}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+            for name, item in items.items():
+                if isinstance(item, int | float):
+                    self._board.add_scalar(f"{event}/{name}", item, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run may be cut
+            break
+        if entry["step"] > step:
+            break
+        kept.append(line)
+    return kept
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step or None)

@@ -1,0 +1,305 @@
+"""What an experiment found: ``results.json``, and one table row per network and way of training it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from lit_fast.errors import ReportError
+from lit_fast.files import write_json
+from lit_fast.tables import aligned
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+__all__ = [
+    "HEADERS",
+    "Accuracy",
+    "Pruned",
+    "Results",
+    "Row",
+    "RunResult",
+    "Runs",
+    "Size",
+    "Spread",
+    "grouped",
+    "left_out_lines",
+    "legend",
+    "load_results",
+    "percent",
+    "picked",
+    "plain_table",
+    "read_results",
+    "table",
+    "way_of",
+    "write_results",
+]
+
+# Two lines each, so that the table stays readable on a terminal of 100 columns.
+HEADERS = (
+    ("", "network"),
+    ("", "training"),
+    ("", "layers"),
+    ("", "params"),
+    ("", "MMACs"),
+    ("compres-", "sion"),
+    ("test %", "last"),
+    ("test %", "best"),
+    ("", "seconds"),
+    ("", "images/s"),
+)
+_NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
+
+
+# -- what is on disk: further keys are kept as they are -----------------------------------------------------------
+
+
+class Accuracy(TypedDict):
+    """In percent: after the last epoch, and of the weights that were best on validation. None: not measured."""
+
+    val_last: float
+    val_best: float
+    best_epoch: int
+    test_last: float | None
+    test_best: float | None
+
+
+class Pruned(TypedDict, total=False):
+    """Of a pruned network alone, whose compression is by the parameters that are not zero."""
+
+    sparsity: float
+    nonzero_parameters: int
+
+
+class Size(Pruned):
+    """Of a network: MACs in millions, for one input; compression, the teacher's parameters over its own."""
+
+    layers: int
+    parameters: int
+    mmacs: float
+    compression: float
+
+
+class RunResult(Size):
+    """How one run ended: ``result.json`` in its folder, and an entry of ``results.json``.
+
+    ``role`` is "teacher" or "student", ``model`` the network's label, ``teacher`` the name of the run that taught it,
+    ``history`` an entry for each epoch, ``files`` the weights by what they are, as paths within the run folder.
+    """
+
+    name: str
+    role: str
+    model: str
+    variant: str
+    seed: int | None
+    teacher: str | None
+    epochs: int
+    seconds: float
+    images_per_second: float | None
+    history: list[dict[str, Any]]
+    files: dict[str, str]
+    accuracy: NotRequired[Accuracy]  # of a classifier
+    macs_ratio: NotRequired[float]  # of a generator: the teacher's over its own
+    scores: NotRequired[dict[str, float | None]]  # of a generator, once all have been trained
+
+
+class Results(TypedDict):
+    """``results.json``: the experiment as it was resolved, where it ran, and its runs, the teacher's first."""
+
+    experiment: dict[str, Any]
+    environment: dict[str, Any]
+    left_out: NotRequired[list[str]]  # images that cannot be decoded
+    results: list[RunResult]
+
+
+Runs = Sequence[RunResult]
+_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean, and the sample standard deviation where there are several values."""
+
+    mean: float
+    deviation: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Of the values that are there; ``None`` where none is."""
+        known = [float(value) for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+    def __format__(self, spec: str) -> str:
+        """Both numbers by ``spec``, as of a float."""
+        return format(self.mean, spec) + ("" if self.deviation is None else "±" + format(self.deviation, spec))
+
+    def __str__(self) -> str:
+        return format(self, ".2f")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network trained one way, over its seeds. Accuracies are percent of the test split.
+
+    Of a pruned network (one with a ``sparsity``) ``parameters`` are those that are not zero.
+    """
+
+    role: str
+    network: str
+    training: str
+    seeds: int
+    layers: int
+    parameters: int
+    mmacs: float
+    compression: float
+    last: Spread | None
+    best: Spread | None
+    seconds: Spread | None
+    images_per_second: Spread | None
+    sparsity: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of ``HEADERS``."""
+        way = way_of(self.training, self.sparsity)
+        return (
+            self.network,
+            "teacher" if self.role == "teacher" and self.training != "checkpoint" else way,
+            str(self.layers),
+            f"{self.parameters / 1e6:.3f}M",
+            f"{self.mmacs:.1f}",
+            f"{self.compression:.2f}x",
+            _text(self.last),
+            _text(self.best),
+            "-" if self.seconds is None else f"{self.seconds.mean:,.{1 if self.seconds.mean < 10 else 0}f}",
+            "-" if self.images_per_second is None else f"{self.images_per_second.mean:,.0f}",
+        )
+
+
+def write_results(run_dir: Path, content: Results) -> None:
+    """Write ``run_dir/results.json``, whole or not at all."""
+    write_json(run_dir / _FILE, content)
+
+
+def read_results(run_dir: Path) -> Results:
+    """The content of ``run_dir/results.json`` as it is.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not JSON.
+    """
+    content: Results = json.loads((run_dir / _FILE).read_text(encoding="utf-8"))
+    return content
+
+
+def load_results(run_dir: Path) -> Results:
+    """The content of ``run_dir/results.json``, looked through, of an experiment with classifiers.
+
+    Raises:
+        ReportError: there is none, or it is not what an experiment writes; names the file.
+    """
+    path = run_dir / _FILE
+    try:
+        content = read_results(run_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ReportError(
+            f"{path} does not exist: {run_dir} is not the run folder of an experiment, or none of its runs has ended"
+        ) from None
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
+        raise ReportError(f"{path}: expected a mapping with a list under 'results', as an experiment writes it")
+    if not content["results"]:
+        raise ReportError(f"{path} holds no result yet: let a run end, or --resume the experiment")
+    for i, result in enumerate(content["results"]):
+        missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+        if missing:
+            raise ReportError(f"{path}: result {i + 1} lacks {', '.join(missing)}; this file is not an experiment's")
+    return content
+
+
+def picked(result: RunResult, *keys: str) -> dict[str, Any]:
+    """These of its keys, as another results file takes them over."""
+    fields: Mapping[str, Any] = result
+    return {key: fields[key] for key in keys}
+
+
+def percent(fraction: float) -> str:
+    """0.955 as "95.5"."""
+    return f"{100 * fraction:g}"
+
+
+def way_of(variant: str, sparsity: float | None) -> str:
+    """How a student came to be, as tables name it: "lit", "lit, 80 % pruned"."""
+    return variant if sparsity is None else f"{variant}, {percent(sparsity)} % pruned"
+
+
+def grouped(results: Runs) -> dict[tuple[str, str, str], list[RunResult]]:
+    """Results of the same (role, model, `way_of`) together: they differ by their seed. Teachers come first."""
+    groups: dict[tuple[str, str, str], list[RunResult]] = {}
+    for result in sorted(results, key=lambda r: r["role"] != "teacher"):
+        way = way_of(result["variant"], result.get("sparsity"))
+        groups.setdefault((result["role"], result["model"], way), []).append(result)
+    return groups
+
+
+def table(results: Runs) -> list[Row]:
+    """One `Row` for each network and way of training it: means, and deviations over the seeds."""
+    rows = []
+    for (role, model, _), runs in grouped(results).items():
+        rows.append(
+            Row(
+                role=role,
+                network=model,
+                training=runs[0]["variant"],
+                seeds=len(runs),
+                layers=runs[0]["layers"],
+                parameters=runs[0].get("nonzero_parameters", runs[0]["parameters"]),
+                mmacs=runs[0]["mmacs"],
+                compression=runs[0]["compression"],
+                last=Spread.of(run["accuracy"].get("test_last") for run in runs),
+                best=Spread.of(run["accuracy"].get("test_best") for run in runs),
+                seconds=Spread.of(run.get("seconds") for run in runs),
+                images_per_second=Spread.of(run.get("images_per_second") for run in runs),
+                sparsity=runs[0].get("sparsity"),
+            )
+        )
+    return rows
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns mean, in one sentence or two."""
+    seeds = sorted({row.seeds for row in rows if row.seeds > 1})
+    text = "last: after the last epoch; best: the weights best on validation; both on the untouched test split."
+    if seeds:
+        text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
+    if any(row.sparsity is not None for row in rows):
+        text += " Of pruned networks the parameters that are not zero; their MMACs are as if none were."
+    return text
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """The table as aligned text, for a pipe or a file."""
+    lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
+    return aligned(lines, left=2, rule=2)
+
+
+def _text(value: Spread | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def left_out_lines(files: Sequence[str]) -> list[str]:
+    """The section of a report that names the files left out; nothing where there are none."""
+    if not files:
+        return []
+    return [
+        f"## Images left out: {len(files)}",
+        "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
+        "\n".join(f"- {file}" for file in files),
+    ]

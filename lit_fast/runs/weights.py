@@ -1,0 +1,89 @@
+"""Weight files: safetensors that say which network they are of and how its input was normalised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
+from lit_fast.files import atomic_write
+
+__all__ = ["WeightInfo", "normalization_of", "read_info", "save_weights"]
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """What a weight file is of: enough to rebuild the network and to feed it.
+
+    A network of texts has a ``length``, in tokens, and neither channels nor an image size nor a normalisation.
+    """
+
+    model: str
+    num_classes: int
+    in_channels: int | None
+    image_size: int | None
+    dataset: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    cardinality: int | None = None
+    length: int | None = None
+    width: int | None = None  # of a generator or discriminator, whose `num_classes` are its domains
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, or (L,) of a text."""
+        if self.length is not None:
+            return (self.length,)
+        assert self.in_channels is not None
+        assert self.image_size is not None
+        return (self.in_channels, self.image_size, self.image_size)
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], info: WeightInfo) -> None:
+    """Write ``tensors`` to ``path`` atomically, with ``info`` as the file's metadata."""
+    metadata = {key: json.dumps(value) for key, value in asdict(info).items()} | {"format": "pt"}
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, lambda p: save_file(dense, p, metadata=metadata))
+
+
+def read_info(path: Path) -> WeightInfo | None:
+    """The metadata of a weight file written here; ``None`` for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        fields: dict[str, Any] = {k: _thaw(json.loads(v)) for k, v in metadata.items() if k != "format"}
+        return WeightInfo(**fields)
+    except (SafetensorError, OSError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def _thaw(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def normalization_of(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """``(mean, std)`` that the network of a checkpoint was trained with, or ``None`` if the file does not tell.
+
+    Our own files carry it. The widely published CIFAR ResNets (``{"state_dict": ..., "best_prec1": ...}`` with
+    ``module.`` keys) do not, but were all trained with the per-channel values of ImageNet.
+    """
+    info = read_info(path)
+    if info is not None:
+        return (info.mean, info.std) if info.length is None else None
+    if path.suffix == ".safetensors" or not path.is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # not a checkpoint at all: loading the weights reports it by name
+        return None
+    if isinstance(content, dict) and {"state_dict", "best_prec1"} <= content.keys():
+        return IMAGENET_MEAN, IMAGENET_STD
+    return None

@@ -1,0 +1,1 @@
+"""Cutting a model into stem, sections and head, and running the parts."""

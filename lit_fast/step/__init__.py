@@ -1,0 +1,1 @@
+"""One training step: passes, loss, update; its capture, and several processes."""

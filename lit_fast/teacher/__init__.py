@@ -1,0 +1,1 @@
+"""The frozen teacher, and its parts as programs for the C++ runner."""
