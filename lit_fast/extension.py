@@ -50,6 +50,15 @@ class Extension(NamedTuple):
         return tuple(filter(None, self.built.get("cuda_archs", "").split(",")))
 
 
+# Of the ops that compute the loss: first the fields of `lit_fast.loss.backends.Inputs`, in order.
+LOSS_ARGUMENTS = (
+    "Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, Tensor? labels, "
+    "Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, float beta, "
+    "float tau, bool tau_squared, int ignore_index, float label_smoothing"
+)
+_LIBRARY = torch.library.Library("lit_fast", "FRAGMENT")
+
+
 def load() -> Extension:
     """Load the extension if there is one for this torch; never raises for one that is missing or unfit."""
     # Beside this package's own files and nowhere else: an editable install of another checkout may offer its own.
@@ -65,6 +74,8 @@ def load() -> Extension:
         importlib.import_module("lit_fast._C")
     except ImportError as error:
         return Extension(False, f"{path.name} does not load: {error}; {_MEND}", built, path)
+    # At once: torch.compile and torch.export ask for the schemas of all composite ops there are (csrc/autograd.cpp).
+    _LIBRARY.define(f"lit_loss_total({LOSS_ARGUMENTS}) -> (Tensor total, Tensor parts)")
     return Extension(True, f"compiled for torch {built['torch']} by {built['compiler']}", built, path)
 
 

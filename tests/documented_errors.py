@@ -37,9 +37,9 @@ from lit_fast.loss.backends import native
 from lit_fast.runs import checkpoint, export
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.settings.classifier import load_experiment
-from lit_fast.step.lit_step import parallel
-from lit_fast.teacher.frozen import frozen
-from lit_fast.teacher.lowering import Instruction
+from lit_fast.step import parallel
+from lit_fast.teacher import frozen
+from lit_fast.teacher.instruction import Instruction
 from lit_fast.training.experiment import Session, run_experiment
 from lit_fast.training.tally import LossTally
 

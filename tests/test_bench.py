@@ -14,7 +14,7 @@ import lit_fast as lf
 from lit_fast.bench import probes, step, timeline, ways
 from lit_fast.bench.pairing import FEWEST, MOST, Pairs, spread
 from lit_fast.bench.timeline import Bar
-from lit_fast.step.lit_step import capture
+from lit_fast.step import capture
 
 
 def problem(batch: int = 4, **options: Any) -> ways.Problem:

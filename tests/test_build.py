@@ -226,3 +226,9 @@ def test_build_asks_for_torch_only_where_the_target_environment_has_none(tmp_pat
     # ... but is the target where a temporary one builds, as `python -m build` makes it.
     assert requirements(without, tmp_path, VIRTUAL_ENV=str(tmp_path / "with")) == ("[]", True)
     assert requirements(without, tmp_path, VIRTUAL_ENV=str(tmp_path / "no such")) == ("['torch>=2.6']", False)
+
+
+def test_compilers_can_list_the_ops_of_an_extension_that_no_loss_has_used() -> None:
+    code = "import lit_fast.extension; from torch._decomp import core_aten_decompositions; core_aten_decompositions()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from lit_fast.data.loaders import open_loader
-from lit_fast.step.lit_step import capture
+from lit_fast.step import capture
 
 STEPS = 8
 CHANNELS_LAST = torch.channels_last

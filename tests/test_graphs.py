@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lit_fast.errors import NotCapturable
+from lit_fast.step import cuda_graphs as graphs
 from lit_fast.step.cuda_graphs import graphs_for
-from lit_fast.step.lit_step import cuda_graphs as graphs
 
 MESSAGE = "called a synchronizing CUDA operation (Triggered internally at ...)"
 

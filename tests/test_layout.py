@@ -17,7 +17,7 @@ MAX_FILES = 14
 
 # What is not yet as it should be. These lists only shrink: what has been mended must be taken out of them.
 WRONG_IMPORTS: list[tuple[str, str]] = []
-LONG_FILES = {"triton/batch_norm.py": 518, "teacher/lowering.py": 447}
+LONG_FILES: dict[str, int] = {}
 FULL_FOLDERS: dict[str, int] = {}
 
 Imports = dict[str, set[str]]

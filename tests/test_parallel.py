@@ -29,7 +29,7 @@ from lit_fast.data import Augmentation, Data, DataError, from_arrays
 from lit_fast.data.tables import share
 from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
 from lit_fast.runs.checkpoint import CheckpointStore
-from lit_fast.step.lit_step import parallel
+from lit_fast.step import parallel
 from lit_fast.step.parallel import GradientMean, Workers, check_batches, join
 
 WORKER = Path(parallel_worker.__file__)

@@ -36,7 +36,8 @@ from lit_fast.paper.search.run import Space, sequential
 from lit_fast.report.run import write_report
 from lit_fast.runs.results import plain_table, table
 from lit_fast.settings.classifier import load_experiment
-from lit_fast.step.lit_step import LITStep, capture
+from lit_fast.step import capture
+from lit_fast.step.lit_step import LITStep
 from lit_fast.training import classifier
 from lit_fast.training import experiment as experiments
 from lit_fast.training.experiment import run_experiment

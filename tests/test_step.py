@@ -14,7 +14,7 @@ import lit_fast as lf
 from lit_fast.errors import LoweringError
 from lit_fast.extension import EXTENSION
 from lit_fast.settings.variants import VARIANTS
-from lit_fast.teacher.frozen import frozen as teacher_module
+from lit_fast.teacher import frozen as teacher_module
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
 

@@ -19,8 +19,9 @@ import lit_fast as lf
 from lit_fast.errors import LoweringError, NotLowerable
 from lit_fast.float32 import tf32
 from lit_fast.loss.backends import native
-from lit_fast.teacher.frozen import FrozenTeacher, lowering
-from lit_fast.teacher.frozen import frozen as teacher_module
+from lit_fast.teacher import frozen as teacher_module
+from lit_fast.teacher import lowering
+from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.teacher.lowering import lower
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")

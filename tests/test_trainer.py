@@ -19,7 +19,8 @@ from training_helpers import TINY, before_step, differing, interrupt, quiet, tin
 
 from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
 from lit_fast.runs.checkpoint import CheckpointStore
-from lit_fast.step.lit_step import LITStep, capture
+from lit_fast.step import capture
+from lit_fast.step.lit_step import LITStep
 from lit_fast.training import classifier
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training.experiment import run_experiment, train_model

@@ -18,7 +18,7 @@ from lit_fast.models.vdcnn import BLOCKS, KMaxPool
 from lit_fast.pair.counting import count_layers, count_parameters
 from lit_fast.runs.export import TOLERANCE, export
 from lit_fast.runs.weights import WeightInfo, read_info
-from lit_fast.step.lit_step import capture
+from lit_fast.step import capture
 
 LENGTH = 64
 

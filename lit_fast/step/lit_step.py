@@ -70,8 +70,8 @@ class LITStep:
         workers: the processes that share each batch (`lit_fast.step.parallel`): each calls the step on its own rows,
             and the update is that of the whole batch.
         fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls
-            `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on a
-            CUDA device. Results agree to rounding.
+            `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on
+            a CUDA device. Results agree to rounding.
 
     Attributes:
         passes: the student's two passes, which the step trains (`lit_fast.step.passes.StudentPasses`).

@@ -22,7 +22,8 @@ from lit_fast.extension import EXTENSION
 from lit_fast.float32 import full_float32
 from lit_fast.sections.dryrun import first_line, untouched
 from lit_fast.sections.model import Part, SplitModel
-from lit_fast.teacher.lowering import Instruction, lower
+from lit_fast.teacher.instruction import Instruction
+from lit_fast.teacher.lowering import lower
 
 __all__ = ["FrozenTeacher", "PartPlan"]
 

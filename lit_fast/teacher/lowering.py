@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,39 +17,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lit_fast.errors import NotLowerable
 from lit_fast.sections.dryrun import first_line
+from lit_fast.teacher.instruction import NONE, RELU, Instruction, fold, overwrite_residuals
 
-__all__ = ["Instruction", "lower"]
+__all__ = ["lower"]
 
-_NONE = -1
 aten = torch.ops.aten
-
-
-@dataclass
-class Instruction:
-    """One step of a program; `numbers` and `floats` as csrc/teacher/program.cpp documents them for each op.
-
-    ``shape``: of its output, for the example that was traced.
-    """
-
-    op: str
-    input: int
-    output: int
-    other: int = _NONE
-    numbers: list[int] = field(default_factory=list)
-    floats: list[float] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
-
-    def unfused(self) -> Instruction:
-        """The same with bias, residual and ReLU of a convolution as calls of their own."""
-        numbers = list(self.numbers)
-        if self.op == "convolution":
-            numbers[_FUSED] = 0
-        return replace(self, numbers=numbers)
-
-    def spec(self) -> tuple[str, list[int], list[int], list[float], list[Tensor]]:
-        """As the C++ class takes it."""
-        return self.op, [self.input, self.other, self.output], self.numbers, self.floats, self.tensors
 
 
 def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
@@ -71,8 +42,6 @@ def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
     return _Lowering(graph, batch=example.shape[0]).run()
 
 
-# Of a convolution's numbers; numbers[0] also of the other ops that can end in a ReLU (program.cpp).
-_RELU, _OVERWRITE, _FUSED = 0, 1, 4
 _ENDS_IN_RELU = ("convolution", "linear", "scale_shift", "instance_norm", "add")
 _SAME = (aten.detach.default, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.dropout.default)
 
@@ -114,7 +83,7 @@ class _Lowering:
         return self.constant.get(argument, None) if isinstance(argument, fx.Node) else argument
 
     def _emit(self, node: fx.Node, op: str, source: Any, other: Any = None, **fields: Any) -> None:
-        step = Instruction(op, self._of(source), len(self.steps) + 1, _NONE if other is None else self._of(other))
+        step = Instruction(op, self._of(source), len(self.steps) + 1, NONE if other is None else self._of(other))
         step.shape = tuple(getattr(node.meta["val"], "shape", ()))
         step.numbers = list(fields.get("numbers", ()))
         step.floats = list(fields.get("floats", ()))
@@ -135,14 +104,14 @@ class _Lowering:
         new = {0: 0}
         waiting = list(self.steps)
         while waiting:
-            step = next(s for s in waiting if s.input in new and (s.other == _NONE or s.other in new))
+            step = next(s for s in waiting if s.input in new and (s.other == NONE or s.other in new))
             waiting.remove(step)
             order.append(step)
             new[step.output] = len(order)
         for step in order:
             step.input, step.output = new[step.input], new[step.output]
-            step.other = new.get(step.other, _NONE)
-        _overwrite_residuals(order, new[output])
+            step.other = new.get(step.other, NONE)
+        overwrite_residuals(order, new[output])
         return order, new[output]
 
     def _alias(self, node: fx.Node, source: Any) -> None:
@@ -195,8 +164,8 @@ class _Lowering:
         shift = -self._value(mean).double() * scale
         shift = shift if self._value(bias) is None else shift + self._value(bias).double()
         writer = self._writer(x)
-        if writer is not None and writer.op == "convolution" and not writer.numbers[_RELU] and writer.other == _NONE:
-            _fold(writer, scale, shift)
+        if writer is not None and writer.op == "convolution" and not writer.numbers[RELU] and writer.other == NONE:
+            fold(writer, scale, shift)
             self.register[node] = writer.output
             return
         dtype = self._value(mean).dtype
@@ -219,9 +188,9 @@ class _Lowering:
             raise NotLowerable("an addition with a factor")
         for sum_in, residual in ((x, y), (y, x)):
             writer = self._writer(sum_in)
-            fits = writer is not None and writer.op == "convolution" and writer.other == _NONE
+            fits = writer is not None and writer.op == "convolution" and writer.other == NONE
             fits = fits and _alike(sum_in, residual, node)
-            if writer is not None and fits and not writer.numbers[_RELU] and self._comes_before(residual, writer):
+            if writer is not None and fits and not writer.numbers[RELU] and self._comes_before(residual, writer):
                 writer.other = self._of(residual)
                 self.register[node] = writer.output
                 return
@@ -238,7 +207,7 @@ class _Lowering:
     def relu(self, node: fx.Node, x: Any) -> None:
         writer = self._writer(x)
         if writer is not None and writer.op in _ENDS_IN_RELU:
-            writer.numbers[_RELU] = 1
+            writer.numbers[RELU] = 1
             self.register[node] = writer.output
             return
         self._emit(node, "relu", x)
@@ -418,30 +387,3 @@ def _alike(*nodes: Any) -> bool:
 
 def _numel(node: Any) -> int:
     return node.meta["val"].numel()
-
-
-def _fold(convolution: Instruction, scale: Tensor, shift: Tensor) -> None:
-    """BatchNorm's scale and shift, float64, into the convolution before it."""
-    weight = convolution.tensors[0]
-    out = 1 if convolution.numbers[2] else 0  # transposed: [in, out / groups, k...]
-    if out and convolution.numbers[3] != 1:
-        raise NotLowerable("a BatchNorm behind a grouped transposed convolution")
-    shape = [1] * weight.dim()
-    shape[out] = -1
-    if len(convolution.tensors) > 1:
-        shift = shift + convolution.tensors[1].double() * scale
-    convolution.tensors = [(weight.double() * scale.view(shape)).to(weight.dtype), shift.to(weight.dtype)]
-
-
-def _overwrite_residuals(steps: Sequence[Instruction], output: int) -> None:
-    """Let a convolution write over its residual where nothing reads that later: neither the input of the part, which
-    may be an IR that is kept, nor its result."""
-    last_read = {0: len(steps), output: len(steps)}
-    for number, step in enumerate(steps):
-        for register in (step.input, step.other):
-            last_read[register] = max(number, last_read.get(register, 0))
-    views = {step.output for step in steps if step.op in ("slice", "flatten")}
-    for number, step in enumerate(steps):
-        if step.op == "convolution" and step.other != _NONE:
-            fits = last_read[step.other] == number and step.other not in views
-            step.numbers[_OVERWRITE] = int(fits and step.input != step.other)

@@ -7,7 +7,8 @@ All modules but ``support`` import Triton: nothing of them is imported before it
 | ``maths`` | element losses, KL share of a class, roundings: the formulas of ``kernels/math.h`` |
 | ``scalars`` | numbers and lists of tensors as kernel arguments |
 | ``ir``, ``kd`` | the work of one program: blocks of a section, rows of logits |
-| ``stages`` | the kernels: stage one does all the work, stage two sums what it leaves |
+| ``batch_norm_kernels``, ``batch_norm`` | BatchNorm in training: its kernels, and their launches |
+| ``stages`` | the kernels of the loss: stage one does all the work, stage two sums what it leaves |
 | ``support`` | whether Triton can run them on a device |
 | ``launch`` | a launch of a kernel, and how one takes tensors of many sizes |
 | ``loss`` | the host's side of the loss: which kernels it takes, with which arguments |

@@ -38,7 +38,6 @@ def runs_on(capability: tuple[int, int], codes: Sequence[str]) -> bool:
 
 if EXTENSION.loaded:
     _library = ops.define("")
-    _library.define(f"lit_loss_total({ops.ARGUMENTS}) -> (Tensor total, Tensor parts)")  # see csrc/autograd.cpp
     _ops = torch.ops.lit_fast
     lit_loss = functools.partial(
         fused.lit_loss, fused.Ops(_ops.lit_loss.default, _ops.rescale_.default, _ops.lit_loss_total.default)

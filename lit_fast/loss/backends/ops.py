@@ -13,18 +13,12 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from lit_fast.extension import LOSS_ARGUMENTS
 from lit_fast.loss.backends.options import IR_KINDS, Inputs, LossOptions, dtype_of
-
-# First the fields of Inputs, in order.
-ARGUMENTS = (
-    "Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, Tensor? labels, "
-    "Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, float beta, "
-    "float tau, bool tau_squared, int ignore_index, float label_smoothing"
-)
 
 
 def arguments(inputs: Inputs, options: LossOptions) -> tuple[Any, ...]:
-    """ARGUMENTS of a loss."""
+    """LOSS_ARGUMENTS of a loss."""
     sections = len(inputs.student_irs)
     return (
         *inputs,
@@ -57,7 +51,7 @@ def define(suffix: str) -> Library:
     library = Library("lit_fast", "FRAGMENT")
     compliant = (torch.Tag.pt2_compliant_tag,)
     library.define(
-        f"lit_loss{suffix}({ARGUMENTS}, bool need_grad) -> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
+        f"lit_loss{suffix}({LOSS_ARGUMENTS}, bool need_grad) -> (Tensor parts, Tensor[] ir_grads, Tensor logits_grad)",
         tags=compliant,
     )
     library.define(f"rescale{suffix}_(Tensor(a!)[] grads, Tensor factor, Tensor? scale=None) -> ()", tags=compliant)
