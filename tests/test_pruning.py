@@ -46,7 +46,7 @@ from lit_fast.training.run import Run
 
 LIT, SCRATCH = "resnet20-lit-seed0", "resnet20-scratch-seed0"
 BOTH = "variants=[lit, scratch]"
-PRUNED = "pruning={sparsities: [0.5, 0.9], finetune: {lr: 0.01, epochs: 13}}"  # of 20: two of three
+PRUNED = "pruning={sparsities: [0.5, 0.9], finetune: {lr: 0.01, epochs: 8}}"  # of 12: two of three
 
 
 def pruned_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ def test_captured_steps_keep_the_zeros_and_equal_eager_ones(tmp_path: Path, monk
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
     monkeypatch.setattr(classifier, "_FUSED_SGD", ("cpu",))
     rates = [f"phases.{name}.{key}" for name in ("scratch", "lit", "finetune") for key in ("lr=0.015625", "gamma=0.5")]
-    shared = (*rates, "pruning={sparsities: [0.9], finetune: {lr: 0.0625, epochs: 13}}", "epochs=2")
+    shared = (*rates, "pruning={sparsities: [0.9], finetune: {lr: 0.0625, epochs: 8}}", "epochs=2")
     run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())
     assert graphs.replays == 0
     run_experiment(tiny(*shared), tmp_path / "captured", console=quiet())
@@ -318,8 +318,8 @@ def test_nothing_to_prune_is_told_before_anything_is_trained(any_teacher: None, 
     ("setting", "says"),
     [
         ("pruning.finetune.lr=0.02", r"lr \(0.01 there, 0.02 now\)"),
-        ("pruning.finetune.epochs=7", r"epochs \(2 there, 1 now\)"),
-        ("pruning.finetune.milestones=[6.5]", r"milestones \(\[\] there, \[1.0\] now\)"),
+        ("pruning.finetune.epochs=4", r"epochs \(2 there, 1 now\)"),
+        ("pruning.finetune.milestones=[4]", r"milestones \(\[\] there, \[1.0\] now\)"),
     ],
 )
 def test_a_run_pruned_with_other_settings_is_refused(

@@ -22,6 +22,7 @@ from lit_fast.loss.backends import native
 from lit_fast.teacher import frozen as teacher_module
 from lit_fast.teacher import lowering
 from lit_fast.teacher.frozen import FrozenTeacher
+from lit_fast.teacher.instruction import FUSED, Instruction
 from lit_fast.teacher.lowering import lower
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason=f"no compiled extension: {native.available()[1]}")
@@ -223,12 +224,12 @@ def test_the_head_is_left_out_where_no_logits_are_wanted():
 
 def test_a_wrong_lowering_is_found(monkeypatch):
     model, images = network("resnet20")
-    fold = lowering._fold
+    fold = lowering.fold
 
     def wrong(step, scale, shift):
         fold(step, scale, shift + 0.1)
 
-    monkeypatch.setattr(lowering, "_fold", wrong)
+    monkeypatch.setattr(lowering, "fold", wrong)
     with pytest.raises(LoweringError, match="teacher, stem: lowered, it differs from the module by"):
         FrozenTeacher(model).run(images)
 
@@ -266,7 +267,7 @@ def test_a_teacher_is_built_and_checked_without_tf32(monkeypatch, mended):
         assert all(plan.lowered and plan.error < 1e-5 for plan in teacher.parts)
 
 
-def broken(monkeypatch, wrong: Callable[[list[lowering.Instruction], torch.dtype, Tensor], Tensor]) -> None:
+def broken(monkeypatch, wrong: Callable[[list[Instruction], torch.dtype, Tensor], Tensor]) -> None:
     """Programs whose results go through ``wrong``, which may raise."""
     program = teacher_module._program
 
@@ -282,7 +283,7 @@ def unavailable(steps, dtype, out):
 
 
 def fused(steps) -> bool:
-    return any(step.op == "convolution" and step.numbers[lowering._FUSED] for step in steps)
+    return any(step.op == "convolution" and step.numbers[FUSED] for step in steps)
 
 
 FAILURES = [

@@ -102,7 +102,7 @@ class GanTask(Task):
         for number, (images, labels) in enumerate(batches, at.step):
             whole = labels
             if plan is not None:
-                rows = plan.tables.order[plan.places[number - options["start_step"]]]
+                rows = plan.tables.order[plan.places[number]]
                 whole = self.data.train.labels[rows].to(labels.device)
             draws = self._own(draw(whole, self.spec.seed, at.total_epochs, number))
             yield partial(self.step, images, labels, draws, first + number)
