@@ -1,5 +1,5 @@
-// lit_fast::lit_loss_total: the loss as a node of the autograd graph, without Python. As lit_fast/loss/backends/fused.py,
-// which does the same for compiled graphs and for Triton.
+// lit_fast::lit_loss_total: the loss as a node of the autograd graph, without Python. As
+// lit_fast/loss/backends/fused.py, which does the same for compiled graphs and for Triton.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
