@@ -1,5 +1,5 @@
 """Benchmarks of lit_fast: measuring code in modules that need torch alone, thin pytest-benchmark tests on top."""
 
-from lit_fast.openmp import sleep_when_idle
+from lit_fast.openmp import share_cores
 
-sleep_when_idle()  # of all variants alike
+share_cores()  # of all variants alike

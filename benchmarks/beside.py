@@ -1,7 +1,7 @@
 """The step beside other work on the same cores: ``python -m benchmarks.beside --out DIR``.
 
-The idle threads of OpenMP spin unless they are told to sleep (`lit_fast.openmp`). Each row is the median of one way of
-the step, with threads that spin or sleep, alone or beside a load:
+The idle threads of OpenMP spin for milliseconds (spin), as briefly as lit_fast lets them (share, `lit_fast.openmp`), or
+not at all (sleep). Each row is the median of one way of the step, alone or beside a load:
 
 | load | what |
 |---|---|
@@ -29,9 +29,14 @@ from benchmarks import checkout, machine, run
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench.pairing import Pairs
 from lit_fast.bench.ways import plain_step, runner_step
+from lit_fast.openmp import SPINS
 
 LOADS = ("alone", "trains", "computes")
-WAITS = {"spin": "300000", "sleep": "0"}  # of GOMP_SPINCOUNT; 300000 is what libgomp takes where nothing is set
+WAITS = {
+    "spin": "300000",
+    "share": SPINS,
+    "sleep": "0",
+}  # of GOMP_SPINCOUNT; 300000 is what libgomp takes where nothing is set
 BATCH = 32
 
 

@@ -13,7 +13,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # see lit_fast/openmp.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as lit_fast/openmp.py
 
 import torch
 

@@ -19,7 +19,7 @@ from lit_fast.cli.experiments import distill, report, train
 from lit_fast.cli.networks import evaluate, export, inspect
 from lit_fast.cli.reproduce import reproduce
 from lit_fast.cli.search import search
-from lit_fast.openmp import sleep_when_idle
+from lit_fast.openmp import share_cores
 
 __all__ = ["app", "main"]
 
@@ -82,7 +82,7 @@ app.command("build-info")(build_info)
 
 def main() -> None:
     """Console entry point."""
-    sleep_when_idle()
+    share_cores()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # "±" on a terminal that has no such sign
