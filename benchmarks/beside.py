@@ -7,7 +7,6 @@ not at all (sleep). Each row is the median of one way of the step, alone or besi
 |---|---|
 | alone | nothing else |
 | trains | another process that trains with PyTorch on all cores, whose threads spin |
-| computes | a process for each core, of one thread |
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import checkout, machine, run
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench.pairing import Pairs
 from lit_fast.bench.ways import plain_step, runner_step
 from lit_fast.openmp import SPINS
 
-LOADS = ("alone", "trains", "computes")
+LOADS = ("alone", "trains")
 WAITS = {
     "spin": "300000",
     "share": SPINS,
@@ -55,14 +52,6 @@ def train() -> None:
         step()
 
 
-def compute() -> None:
-    """Until it is killed, in one thread."""
-    torch.set_num_threads(1)
-    matrix = torch.randn(64, 64)
-    while True:
-        matrix @ matrix
-
-
 def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
     """This module in a process whose threads wait so."""
     environment = {**os.environ, "GOMP_SPINCOUNT": WAITS[wait]}
@@ -74,7 +63,7 @@ def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
 @contextmanager
 def beside(load: str) -> Iterator[None]:
     """While a load runs."""
-    others = {"alone": [], "trains": ["--train"], "computes": ["--compute"] * (os.cpu_count() or 1)}[load]
+    others = {"alone": [], "trains": ["--train"]}[load]
     loads = [process("spin", other) for other in others]
     try:
         if loads:
@@ -107,12 +96,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="sizes that only try the code")
     parser.add_argument("--measure", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--compute", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         train()
-    elif options.compute:
-        compute()
     elif options.measure is not None:
         print(json.dumps(measure(options.measure, options.tiny)))
     else:

@@ -13,9 +13,9 @@ SPINS = "10000"
 def share_cores() -> None:
     """Let OpenMP's threads spin only briefly while they wait, unless the environment says how they should.
 
-    PyTorch's wheels bring GCC's OpenMP, whose idle threads spin for milliseconds: on cores that other processes use too,
-    they take from everyone the time in which the work would be done. Read once, when torch is loaded: of no effect after
-    that.
+    PyTorch's wheels bring GCC's OpenMP, whose idle threads spin for milliseconds: on cores that other processes use
+    too, they take from everyone the time in which the work would be done. Read once, when torch is loaded: of no effect
+    after that.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
