@@ -29,11 +29,8 @@ from lit_fast.bench.ways import plain_step, runner_step
 from lit_fast.openmp import SPINS
 
 LOADS = ("alone", "trains")
-WAITS = {
-    "spin": "300000",
-    "share": SPINS,
-    "sleep": "0",
-}  # of GOMP_SPINCOUNT; 300000 is what libgomp takes where nothing is set
+# Of GOMP_SPINCOUNT; 300000 is what libgomp takes where nothing is set.
+WAITS = {"spin": "300000", "share": SPINS, "sleep": "0"}
 BATCH = 32
 
 
@@ -63,16 +60,16 @@ def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
 @contextmanager
 def beside(load: str) -> Iterator[None]:
     """While a load runs."""
-    others = {"alone": [], "trains": ["--train"]}[load]
-    loads = [process("spin", other) for other in others]
+    if load == "alone":
+        yield
+        return
+    trains = process("spin", "--train")
     try:
-        if loads:
-            time.sleep(5)  # it has started
+        time.sleep(5)  # it has started
         yield
     finally:
-        for one in loads:
-            one.kill()
-            one.communicate()
+        trains.kill()
+        trains.communicate()
 
 
 def rows(seconds: float, tiny: bool) -> Iterator[dict[str, Any]]:
@@ -102,10 +99,11 @@ def main() -> None:
     elif options.measure is not None:
         print(json.dumps(measure(options.measure, options.tiny)))
     else:
-        found = run.results("cpu", f"python -m benchmarks.beside {' '.join(sys.argv[1:])}", [], tiny=options.tiny)
-        found["rows"] = list(rows(options.seconds, options.tiny))
-        if options.out:
-            run.write(options.out / f"{machine.slug('cpu')}-beside.json", found)
+        content = run.results("cpu", f"python -m benchmarks.beside {' '.join(sys.argv[1:])}", [], tiny=options.tiny)
+        for row in rows(options.seconds, options.tiny):
+            content["rows"].append(row)
+            if options.out:  # after each row: a run that is cut short loses none
+                run.write(options.out / f"{machine.slug('cpu')}-beside.json", content)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
+from lit_fast.errors import ConfigError
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.results import RunResult, write_results
 from lit_fast.settings.base import AnyExperiment
-from lit_fast.settings.classifier import ConfigError
 from lit_fast.step.parallel import ALONE, Workers, check_batches, join
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run import Outcome, Run
