@@ -16,12 +16,12 @@ from training_helpers import interrupt, quiet
 
 import lit_fast as lf
 from lit_fast.data.tables import share
+from lit_fast.errors import Interrupted
 from lit_fast.gan.draws import Draws, draw
 from lit_fast.gan.experiment import run_gan_experiment
 from lit_fast.gan.steps import AdversarialStep, BottleneckStep
 from lit_fast.models.stargan import Discriminator, Generator
 from lit_fast.step.parallel import ALONE, Workers
-from lit_fast.training.interrupt import Interrupted
 
 TEACHER, LIT = "teacher-stargan6", "stargan2-lit-seed0"
 SIX = "batch_size=6"  # 32 images: five steps of 6, and one of 2
