@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
     from lit_fast.pair.inspect import Report, inspect
     from lit_fast.runs.build import build_info
-    from lit_fast.sections.model import SplitModel, copy_parts, split
+    from lit_fast.sections.copying import copy_parts
+    from lit_fast.sections.cutting import split
+    from lit_fast.sections.model import SplitModel
     from lit_fast.sections.projector import Projectors, make_projectors
     from lit_fast.step.diagnostics import SectionDiagnostics, section_diagnostics
     from lit_fast.step.lit_step import LITStep
@@ -60,8 +62,8 @@ _HOME = {
     "make_projectors": "sections.projector",
     "recalibrate": "step.running_stats",
     "SplitModel": "sections.model",
-    "copy_parts": "sections.model",
-    "split": "sections.model",
+    "copy_parts": "sections.copying",
+    "split": "sections.cutting",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
     "Distilled": "training.distill",

@@ -32,6 +32,10 @@ class SplitError(LitFastError, ValueError):
     """A model that cannot be cut as asked; the message names the module and what to do."""
 
 
+class UntraceableError(SplitError):
+    """A forward that cannot be traced; ``how="recorded"`` may cut it."""
+
+
 class PairError(LitFastError, ValueError):
     """A teacher and a student that do not fit together.
 

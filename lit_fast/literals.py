@@ -7,5 +7,6 @@ from typing import Literal
 Engine = Literal["auto", "runner", "eager"]
 IRKind = Literal["l2", "l1", "smooth_l1"]
 Precision = Literal["fp32", "bf16", "fp16"]
+SplitHow = Literal["auto", "traced", "recorded"]
 StatsPolicy = Literal["composed", "both", "teacher_fed", "recalibrate"]
 StudentInput = Literal["teacher", "composed"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_fast import models
 from lit_fast.pair.counting import count_layers, count_macs, count_parameters
-from lit_fast.sections.model import split
+from lit_fast.sections.cutting import split
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from lit_fast import models
 from lit_fast.errors import PairError
 from lit_fast.pair.inspect import inspect
-from lit_fast.sections.model import SplitModel, copy_parts, split
+from lit_fast.sections.copying import copy_parts
+from lit_fast.sections.cutting import split
+from lit_fast.sections.model import SplitModel
 
 X = (1, 3, 16, 16)
 

@@ -12,7 +12,8 @@ from torch import nn
 from lit_fast import models
 from lit_fast.errors import PairError
 from lit_fast.pair.inspect import inspect
-from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.cutting import split
+from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, make_projectors
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from lit_fast import models
 from lit_fast.errors import SplitError
-from lit_fast.sections.model import SplitModel, copy_parts, split
+from lit_fast.sections.copying import copy_parts
+from lit_fast.sections.cutting import split
+from lit_fast.sections.model import SplitModel
 
 IMAGES = (2, 3, 16, 16)
 LAYERS = ("layer1", "layer2", "layer3", "layer4")

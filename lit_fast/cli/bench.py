@@ -108,7 +108,8 @@ def bench(
 def _split(name: str, option: str, subject: Subject) -> SplitModel:
     """A built-in network of the subject's sizes, or what a function of the user's returns; split."""
     from lit_fast.models import Network
-    from lit_fast.sections.model import SplitModel, split
+    from lit_fast.sections.cutting import split
+    from lit_fast.sections.model import SplitModel
 
     if ":" not in name:
         return split(replace(subject, network=Network.parse(name)).build())

@@ -162,7 +162,8 @@ def inspect(
     from lit_fast.pair.inspect import inspect as look
     from lit_fast.runs.export import random_input
     from lit_fast.runs.weights import normalization_of, read_info
-    from lit_fast.sections.model import copy_parts, split
+    from lit_fast.sections.copying import copy_parts
+    from lit_fast.sections.cutting import split
     from lit_fast.sections.projector import make_projectors
 
     info = normalization = loader = None

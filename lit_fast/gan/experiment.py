@@ -30,7 +30,7 @@ from lit_fast.pair.counting import count_layers, count_macs, count_parameters
 from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.results import RunResult, read_results
 from lit_fast.runs.weights import WeightInfo, save_weights
-from lit_fast.sections.model import split
+from lit_fast.sections.cutting import split
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.training.run import Outcome
 from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs

@@ -22,7 +22,8 @@ from lit_fast.gan.draws import Draws, draw
 from lit_fast.gan.samples import draw_grid
 from lit_fast.gan.steps import PARTS, AdversarialStep, BottleneckStep
 from lit_fast.models.stargan import Discriminator, with_domain
-from lit_fast.sections.model import SplitModel, copy_parts
+from lit_fast.sections.copying import copy_parts
+from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.settings.schedule import Phase
 from lit_fast.step.parallel import ALONE, Workers

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import fx
 
 from lit_fast.errors import SplitError
+from lit_fast.sections.parts import part_names
 from lit_fast.sections.tracing import Call, Trace
 
 
-def part_names(num_sections: int) -> tuple[str, ...]:
-    """("stem", "section1", ..., "section<k>", "head")"""
-    return ("stem", *(f"section{i + 1}" for i in range(num_sections)), "head")
+@dataclass(frozen=True)
+class Cuts:
+    """Where a model is cut.
+
+    Attributes:
+        at: names of the modules whose outputs are the IRs.
+        stem: name of the module whose output is section 1's input; None: the input of ``start`` is.
+        start: name of the module that section 1 begins with; None: ``at[0]``.
+    """
+
+    at: tuple[str, ...]
+    stem: str | None = None
+    start: str | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """All that are named, each once."""
+        return tuple(dict.fromkeys(name for name in (*self.at, self.stem, self.start) if name is not None))
 
 
-def divide(traced: Trace, at: Sequence[str], stem: str | None, paths: dict[str, str]) -> list[fx.Graph]:
+def divide(traced: Trace, cuts: Cuts, paths: dict[str, str]) -> list[fx.Graph]:
     """Divide a trace into the graphs of stem, sections and head.
 
     Args:
         traced: the forward, with the calls of every cut.
-        at: the cuts, as the user named them.
-        stem: the module whose output ends the stem; None for the input of ``at[0]``.
+        cuts: as the user named them.
         paths: name as given -> the path fx uses (they differ where a module has two names).
 
     Raises:
         SplitError: naming the cut that is not called, called twice, out of order, or crossed by another tensor.
     """
-    names = ([stem] if stem else []) + list(at)
-    outputs = [_output(_only_call(traced, name, paths), name) for name in names]
-    if not stem:
-        outputs.insert(0, _input(_only_call(traced, at[0], paths), at[0]))
-    _check_order(traced.graph, outputs, [stem or f"the input of {at[0]}", *at])
+    start = cuts.start or cuts.at[0]
+    names = [cuts.stem or f"the input of {start}", *cuts.at]
+    outputs = [
+        _output(_only_call(traced, name, paths), name) for name in (*([cuts.stem] if cuts.stem else []), *cuts.at)
+    ]
+    if not cuts.stem:
+        outputs.insert(0, _input(_only_call(traced, start, paths), start))
+    _check_order(traced.graph, outputs, names)
     home = _assign(traced.graph, outputs)
-    _check_crossings(traced.graph, outputs, home, [stem or f"the input of {at[0]}", *at])
+    _check_crossings(traced.graph, outputs, home, names)
     return [_extract(traced.graph, outputs, home, part) for part in range(len(outputs) + 1)]
 
 

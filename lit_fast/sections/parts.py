@@ -1,69 +1,22 @@
-"""The parts of a split model: pieces of its forward, run on the live model.
+"""The parts of a split model: views on the modules and tensors that belong to them, under their names in the model.
 
-A part's code is generated from its graph with the WHOLE model as ``self``, so modules, parameters and buffers are
-looked up in the model at each call. Whatever happens to the model (``.to``, ``load_state_dict``, a replaced submodule,
-a directly owned parameter such as a class token), the parts follow.
+Whatever happens to the model (``.to``, ``load_state_dict``, a replaced submodule, a directly owned parameter such as a
+class token), the parts follow.
 """
 
 from __future__ import annotations
 
-import itertools
-import linecache
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from lit_fast.errors import SplitError
-from lit_fast.sections.cuts import divide, part_names
-from lit_fast.sections.tracing import trace
+__all__ = ["Part", "part_names"]
 
 
-def build(model: nn.Module, at: tuple[str, ...], stem: str | None) -> tuple[Part, ...]:
-    """Trace ``model`` in both modes and make its parts: stem, sections, head.
-
-    Raises:
-        SplitError: the model cannot be cut so.
-    """
-    first_name = {id(module): name for name, module in model.named_modules()}
-    names = (*at, *([stem] if stem else []))
-    paths = {name: first_name[id(model.get_submodule(name))] for name in names}
-    if len(set(paths.values())) < len(paths):
-        raise SplitError(
-            f"two of {', '.join(names)} are the same module under two names; each cut needs its own module"
-        )
-    train, evaluate = (divide(trace(model, tuple(paths.values()), mode), at, stem, paths) for mode in (True, False))
-    return tuple(
-        Part(name, model, at, stem, train_graph, eval_graph)
-        for name, train_graph, eval_graph in zip(part_names(len(at)), train, evaluate, strict=True)
-    )
-
-
-def _recut(model: nn.Module, at: tuple[str, ...], stem: str | None, name: str, training: bool) -> Part:
-    part = build(model, at, stem)[part_names(len(at)).index(name)]
-    part.training = training
-    return part
-
-
-@dataclass(frozen=True)
-class Code:
-    """A part's graph and the function made from it: ``run(model, x)``."""
-
-    graph: fx.Graph
-    source: str
-    run: Callable[[nn.Module, Tensor], Any]
-
-
-def generate(graph: fx.Graph, name: str) -> Code:
-    """Make a Python function from a part's graph; tracebacks show its lines under ``<lit_fast NAME>``."""
-    code = graph.python_code(root_module="self")
-    filename = f"<lit_fast {name} {zlib.crc32(code.src.encode()):08x}>"  # equal sources share one entry of the cache
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    scope = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), scope)
-    return Code(graph, code.src, scope["forward"])
+def part_names(num_sections: int) -> tuple[str, ...]:
+    """("stem", "section1", ..., "section<k>", "head")"""
+    return ("stem", *(f"section{i + 1}" for i in range(num_sections)), "head")
 
 
 class Part(nn.Module):
@@ -75,50 +28,21 @@ class Part(nn.Module):
     Args:
         name: "stem", "section<i>" or "head".
         model: the whole model.
-        at, stem: the cuts that gave this part, as for ``split``.
-        train_graph, eval_graph: the piece as the model's forward has it in train and in eval mode.
+        modules: names of its modules, in the order they run.
+        tensors: names of the parameters and buffers that the piece uses beside theirs.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        at: tuple[str, ...],
-        stem: str | None,
-        train_graph: fx.Graph,
-        eval_graph: fx.Graph,
-    ) -> None:
+    def __init__(self, name: str, model: nn.Module, modules: tuple[str, ...], tensors: tuple[str, ...]) -> None:
         super().__init__()
         self.name = name
-        self._cuts = (at, stem)
         self._owner = (model,)  # in a tuple: not registered, the model is registered once, in SplitModel
-        self._eval = generate(eval_graph, name)
-        train = generate(train_graph, name)
-        self._train = self._eval if train.source == self._eval.source else train
-        self._targets = self._collect("call_module")
-        self._tensors = self._collect("get_attr")
+        self._targets, self._tensors = modules, tensors
         self.training = model.training
 
     @property
     def owner(self) -> nn.Module:
         """The whole model."""
         return self._owner[0]
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The piece's graph in the present mode; its targets are names in the whole model."""
-        return self._code().graph
-
-    def forward(self, x: Tensor) -> Any:
-        return self._code().run(self.owner, x)
-
-    def _code(self) -> Code:
-        # The model's own flag counts too: after model.eval() on the inner model the part must not stay in train mode.
-        return self._train if self.training and self.owner.training else self._eval
-
-    def _collect(self, op: str) -> tuple[str, ...]:
-        nodes = itertools.chain(self._eval.graph.nodes, self._train.graph.nodes)
-        return tuple(dict.fromkeys(str(node.target) for node in nodes if node.op == op))
 
     def _direct(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Tensors that the part's code uses itself, such as a class token."""
@@ -178,10 +102,6 @@ class Part(nn.Module):
             return own
         destination.update(own)
         return destination
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Generated code can be neither pickled nor deep-copied: a copy is cut anew from the copied model.
-        return _recut, (self.owner, *self._cuts, self.name, self.training)
 
     def extra_repr(self) -> str:
         return f"{self.name}: {', '.join(self._targets) or 'no modules'}"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lit_fast.errors import SplitError
+from lit_fast.errors import SplitError, UntraceableError
 
 # Functions that make a tensor from nothing. Left alone they would run once, while tracing, and their result would be
 # baked into the graph: random numbers drawn once, indices that stay on the CPU.
@@ -219,9 +219,9 @@ def _require_single_input(model: nn.Module) -> None:
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     accepts = [p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
     if len(required) > 1 or not accepts:
-        raise SplitError(
-            f"{type(model).__name__}.forward takes {len(required)} inputs ({', '.join(required)}); parts take one "
-            "tensor: wrap the model in a module whose forward takes one and makes the others"
+        raise UntraceableError(
+            f"{type(model).__name__}.forward takes {len(required)} inputs ({', '.join(required)}); traced parts take "
+            "one tensor: split it with how='recorded', or wrap it in a module whose forward takes one"
         )
 
 
@@ -246,7 +246,7 @@ def _line_of_caller() -> str:
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
-def _untraceable(tracer: _CutTracer, error: Exception) -> SplitError:
+def _untraceable(tracer: _CutTracer, error: Exception) -> UntraceableError:
     name, module = tracer.inside[-1]
     where = f"{f'{name!r} ' if name else ''}({type(module).__name__})"
     lines = [f for f in traceback.extract_tb(error.__traceback__) if _outside(f.filename)]
@@ -259,7 +259,7 @@ def _untraceable(tracer: _CutTracer, error: Exception) -> SplitError:
         cause = f"it decides on a tensor's value or size ({cause})"
     inner = [cut for cut in tracer.watched if not name or cut.startswith(name + ".")]
     whole = f" Or cut at {name!r} itself." if name else ""
-    return SplitError(
+    return UntraceableError(
         f"the forward of {where} cannot be traced{line}: {cause}. It is read because of the cuts inside it "
         f"({', '.join(inner)}); a module without a cut inside is never read: move that statement into a submodule of "
         f"its own.{whole}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_fast.loss.backends import Inputs
 from lit_fast.loss.functional import compute
 from lit_fast.sections.dryrun import untouched
-from lit_fast.sections.model import Part
+from lit_fast.sections.parts import Part
 from lit_fast.step.lit_step import LITStep
 from lit_fast.step.passes import StudentPasses
 

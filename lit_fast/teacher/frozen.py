@@ -21,7 +21,8 @@ from lit_fast.errors import CheckFailed, LoweringError, NotLowerable
 from lit_fast.extension import EXTENSION
 from lit_fast.float32 import full_float32
 from lit_fast.sections.dryrun import first_line, untouched
-from lit_fast.sections.model import Part, SplitModel
+from lit_fast.sections.model import SplitModel
+from lit_fast.sections.parts import Part
 from lit_fast.teacher.instruction import Instruction
 from lit_fast.teacher.lowering import lower
 

@@ -13,7 +13,8 @@ from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
-from lit_fast.sections.model import SplitModel, copy_parts
+from lit_fast.sections.copying import copy_parts
+from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors
 from lit_fast.settings.classifier import Experiment
 from lit_fast.settings.schedule import Phase

@@ -18,7 +18,8 @@ from lit_fast.errors import ConfigError
 from lit_fast.pair.counting import count_parameters
 from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.results import RunResult
-from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.cutting import split
+from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import ModelConfig, load_experiment
 from lit_fast.training.experiment import Teacher, open_session

@@ -23,7 +23,8 @@ from lit_fast.pair.inspect import chance_limit, check_pair
 from lit_fast.runs.environment import cudnn_benchmark
 from lit_fast.runs.results import Accuracy, Pruned, RunResult, Size
 from lit_fast.runs.weights import WeightInfo, normalization_of, read_info, save_weights
-from lit_fast.sections.model import SplitModel, split
+from lit_fast.sections.cutting import split
+from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, make_projectors
 from lit_fast.settings.classifier import Experiment, ModelConfig
 from lit_fast.settings.variants import VARIANTS

@@ -1,0 +1,158 @@
+"""Cut a model into stem, sections and head by module names, sharing its parameters (LIT paper, section 3)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from lit_fast.errors import SplitError, UntraceableError
+from lit_fast.literals import SplitHow
+from lit_fast.sections.cuts import Cuts
+from lit_fast.sections.inputs import Inputs
+from lit_fast.sections.model import SplitModel
+from lit_fast.sections.recorded import Chain, RecordedModel
+from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks
+from lit_fast.sections.traced import TracedModel
+
+__all__ = ["split"]
+
+
+def split(
+    model: nn.Module,
+    at: Sequence[str] | None = None,
+    *,
+    stem: str | None = None,
+    blocks: str | Sequence[str] | None = None,
+    sections: int | None = None,
+    cuts: Sequence[int] | None = None,
+    how: SplitHow = "auto",
+    example: Inputs | None = None,
+) -> SplitModel:
+    """Cut a model into stem, sections and head: at named modules, or a stack of blocks into runs.
+
+    Args:
+        model: any module.
+        at: names of the submodules, in the order they run, whose OUTPUTS are the IRs. None takes ``model.sections``,
+            which the built-in models have.
+        stem: name of the submodule whose output is section 1's input. None: section 1 starts at the input of
+            ``at[0]``, which is right where sections are modules ("layer1"); a stack of layers cut at its fourth and
+            eighth needs it: ``at=["layers.3", "layers.7"], stem="embed"``.
+        blocks: instead of ``at``: name of the module whose children are the blocks, such as ``"model.layers"``, or a
+            list of names. What runs before them is the stem, what runs after them the head.
+        sections: with ``blocks``: into so many runs, as equal as can be. None: each block is a section.
+        cuts: with ``blocks``, instead of ``sections``: a section ends after so many blocks each; ``[4, 8]`` cuts a
+            stack of 12 into three.
+        how: ``"traced"`` reads the forward of a model that maps one tensor to its output; its parts then run alone,
+            and a teacher's can be lowered. ``"recorded"`` watches the forward run, whatever it takes: blocks must hand
+            the hidden state on, and are called again with their other arguments of the same batch. ``"auto"`` traces
+            where that works and records otherwise; ``how`` and ``why`` of the result tell.
+        example: a batch, for ``"recorded"`` with ``at`` where sections are more than their cut module or neighbours
+            in one stack: the modules between the cuts are found in one forward.
+
+    Returns:
+        The model with its parts; parameters are shared.
+
+    Raises:
+        SplitError: unknown, duplicate or misordered names, a module that forward does not call or calls twice, more
+            than one tensor crossing a cut, with ``how="traced"`` a forward that cannot be traced. A recorded model
+            is checked when it runs.
+
+    Python values that a traced forward reads (``self.p`` in ``F.dropout(x, self.p)``) keep the value they had here.
+
+    Example:
+        >>> import lit_fast as lf
+        >>> student = lf.split(lf.models.resnet20())
+        >>> irs, logits = student.run(torch.zeros(2, 3, 32, 32))
+        >>> [tuple(ir.shape) for ir in irs]
+        [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    """
+    _check_model(model)
+    if how not in get_args(SplitHow):
+        raise SplitError(f"how: expected one of {', '.join(map(repr, get_args(SplitHow)))}, got {how!r}")
+    if blocks is not None:
+        if at is not None or stem is not None:
+            raise SplitError("blocks, at: expected one of the two ways to name the cuts, got both")
+        chain = _chain_of_blocks(model, blocks, sections, cuts)
+        return _cut(model, Cuts(chain.at, start=chain.modules[0]), lambda: chain, how, SplitError)
+    if sections is not None or cuts is not None:
+        raise SplitError("sections, cuts: they divide a stack of blocks; name it: blocks=...")
+    names = _check_names(model, at, stem)
+
+    def chain() -> Chain:
+        return chain_of_cuts(model, names, stem) if example is None else chain_of_run(model, names, stem, example)
+
+    return _cut(model, Cuts(names, stem), chain, how, UntraceableError)
+
+
+def _cut(model: nn.Module, at: Cuts, chain: Callable[[], Chain], how: str, failed: type[SplitError]) -> SplitModel:
+    """Traced or recorded, as asked for; by itself, recorded where tracing fails so."""
+    if how == "traced":
+        return TracedModel(model, at, "asked for")
+    if how == "recorded":
+        return RecordedModel(model, chain(), "asked for")
+    try:
+        return TracedModel(model, at, "its forward can be traced")
+    except failed as error:
+        return RecordedModel(model, chain(), str(error))
+
+
+def _chain_of_blocks(
+    model: nn.Module, blocks: str | Sequence[str], sections: int | None, cuts: Sequence[int] | None
+) -> Chain:
+    for name in (blocks,) if isinstance(blocks, str) else blocks:
+        _check_name(model, name)
+    names = block_names(model, blocks)
+    if len(set(names)) < len(names):
+        raise SplitError(f"blocks: a module is named twice in {list(names)}")
+    return Chain(runs_of_blocks(names, sections, cuts))
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, SplitModel):
+        raise SplitError("this model is split already; to cut it elsewhere pass its .model")
+    if not isinstance(model, nn.Module):
+        raise SplitError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SplitError("a TorchScript module cannot be cut; pass the nn.Module it was made from")
+    if hasattr(model, "_orig_mod"):
+        raise SplitError(
+            "a torch.compile'd model cannot be cut; split the model first, compile the parts or the step after"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise SplitError(f"cut the model inside {type(model).__name__}: split(model.module), and wrap afterwards")
+
+
+def _check_names(model: nn.Module, at: Sequence[str] | None, stem: str | None) -> tuple[str, ...]:
+    if at is None:
+        at = getattr(model, "sections", None)
+        if not isinstance(at, (tuple, list)):
+            children = ", ".join(name for name, _ in model.named_children())
+            raise SplitError(
+                f"{type(model).__name__} has no default cuts; pass at=[...], names of submodules whose outputs are "
+                f"the IRs, or blocks=..., the name of a stack of blocks. Its children: {children}"
+            )
+    if isinstance(at, str):
+        raise SplitError(f"at: expected a list of submodule names, got the string {at!r}; write at=[{at!r}]")
+    names = tuple(at)
+    if not names:
+        raise SplitError("at: the list of cuts is empty; name at least one submodule")
+    unnamed = [name for name in (*names, stem) if not isinstance(name, str) and name is not None]
+    if unnamed:
+        raise SplitError(f"at, stem: expected names of submodules (strings), got {unnamed[0]!r}")
+    for name in (*names, *([stem] if stem is not None else [])):
+        _check_name(model, name)
+        if (*names, stem).count(name) > 1:
+            raise SplitError(f"{name!r} is named twice; each cut needs its own module")
+    return names
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        tried = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known[:12])} ..."
+        raise SplitError(f"{type(model).__name__} has no submodule {name!r}; {tried}")

@@ -1,0 +1,82 @@
+"""Batches as a model's forward takes them: one tensor, a tuple of arguments, a dict of keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_fast.errors import SplitError
+
+__all__ = ["Inputs", "call", "first_tensor", "num_rows", "replaced", "tensors_of"]
+
+Inputs = Any  # a tensor, or tuples, lists and dicts of tensors and other values
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """``model(x)`` of a tensor, ``model(*arguments)`` of a tuple or list, ``model(**arguments)`` of a dict."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def only_tensor(inputs: Inputs) -> Any:
+    """The input of a model that takes one: a tuple or dict of one tensor stands for that tensor.
+
+    Raises:
+        SplitError: there are several.
+    """
+    if not isinstance(inputs, (Mapping, tuple, list)):
+        return inputs
+    values = list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+    if len(values) != 1:
+        names = f" ({', '.join(map(str, inputs))})" if isinstance(inputs, Mapping) else ""
+        raise SplitError(
+            f"this model was traced, so its parts take one tensor, got {len(values)} inputs{names}; "
+            "split it with how='recorded'"
+        )
+    return values[0]
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_of(item)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in nested tuples, lists and dicts; None where there is none."""
+    return next(tensors_of(value), None)
+
+
+def num_rows(inputs: Inputs) -> int:
+    """B, the size of the first tensor's dimension 0."""
+    first = first_tensor(inputs)
+    return 0 if first is None or first.dim() == 0 else len(first)
+
+
+def replaced(value: Any, new: Callable[[Any], Any]) -> Any:
+    """Nested tuples, lists and dicts with ``new(leaf)`` in the place of each other value.
+
+    What did not change is not copied: the very container comes back.
+    """
+    if isinstance(value, (tuple, list)):
+        items = [replaced(item, new) for item in value]
+        if all(a is b for a, b in zip(items, value)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):
+        entries = {key: replaced(item, new) for key, item in value.items()}
+        if all(entries[key] is value[key] for key in entries):
+            return value
+        return type(value)(**entries) if hasattr(value, "__dataclass_fields__") else type(value)(entries)  # type: ignore[call-arg]
+    return new(value)
