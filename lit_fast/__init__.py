@@ -32,6 +32,7 @@ from lit_fast.version import __version__
 
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
+    from lit_fast.loss import targets
     from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
     from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
     from lit_fast.pair.inspect import Report, inspect
@@ -69,7 +70,13 @@ _HOME = {
     "Distilled": "training.distill",
     "distill": "training.distill",
 }
-_SUBMODULES = {"data": "data", "functional": "loss.functional", "models": "models", "recipes": "recipes"}
+_SUBMODULES = {
+    "data": "data",
+    "functional": "loss.functional",
+    "models": "models",
+    "recipes": "recipes",
+    "targets": "loss.targets",
+}
 
 __all__ = [
     "CheckpointError",
@@ -111,6 +118,7 @@ __all__ = [
     "recipes",
     "section_diagnostics",
     "split",
+    "targets",
 ]
 
 

@@ -38,8 +38,8 @@ def test_both_passes_are_those_of_the_sections_on_the_two_inputs() -> None:
     alone, x = copy.deepcopy(student), images()
     outputs = StudentPasses(student, range(student.num_sections))(x, run_on(teacher, x))
     (composed, logits), (teacher_irs, teacher_logits) = alone.run(x), run_on(teacher, x)(None)
-    assert torch.equal(outputs.logits, logits)
-    assert torch.equal(outputs.teacher_logits, teacher_logits)
+    assert torch.equal(outputs.output, logits)
+    assert torch.equal(outputs.teacher_output, teacher_logits)
     fed = [composed[0], *(section(ir) for section, ir in zip(alone.sections[1:], teacher_irs))]
     for ours, right in zip((*outputs.irs, *outputs.teacher_irs), (*fed, *teacher_irs), strict=True):
         assert torch.equal(ours, right)
@@ -51,7 +51,7 @@ def test_only_compared_sections_are_fed() -> None:
     for i, section in enumerate(student.sections):
         section.register_forward_pre_hook(lambda *_, i=i: calls.append(f"section{i + 1}"))
     outputs = StudentPasses(student, [2], logits=False, bn_policy="teacher_fed")(images(), run_on(teacher, images()))
-    assert (len(outputs.irs), outputs.logits) == (1, None)
+    assert (len(outputs.irs), outputs.output) == (1, None)
     assert calls == ["section1", "section3"]  # nothing needs the composed pass beyond what is both passes at once
 
 

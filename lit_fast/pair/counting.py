@@ -7,12 +7,16 @@ activations or additions. That is the convention of the method's table (ResNet-2
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_fast.sections.dryrun import on_meta, untouched
+from lit_fast.sections.inputs import Inputs, num_rows, replaced
+from lit_fast.sections.model import SplitModel
 from lit_fast.sections.parts import Part
 from lit_fast.sections.tracing import set_mode
 
@@ -45,6 +49,53 @@ def count_layers(module: nn.Module) -> int:
         isinstance(layer, _WEIGHT_LAYERS) and not any(name in _SHORTCUTS for name in path.split("."))
         for path, layer in module.named_modules()
     )
+
+
+def count_part_macs(model: SplitModel, inputs: Sequence[Any]) -> list[int]:
+    """Multiply-accumulates per image of stem, sections and head, as `count_macs` counts them.
+
+    Args:
+        model: the split model.
+        inputs: of each part, [B, ...]; a recorded model takes the first alone, and runs once.
+    """
+    if model.how == "traced":
+        return [count_macs(part, x[:1]) for part, x in zip(model.parts, inputs)]
+    with torch.no_grad(), set_mode(model, False), _nothing_fused():
+        marks = _flops_at(model, inputs[0])
+    return [(after - before) // 2 // num_rows(inputs[0]) for before, after in itertools.pairwise(marks)]
+
+
+def _flops_at(model: SplitModel, inputs: Inputs) -> list[int]:
+    """Operations up to the beginning, the start of section 1, the end of each section, and the end."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def marks_of(inputs: Inputs) -> list[int]:
+        marks = [0]
+
+        def note(*_: Any) -> None:
+            marks.append(int(counter.get_total_flops()))
+
+        def around(i: int) -> contextlib.AbstractContextManager[None]:
+            if i == 0:
+                note()
+            return contextlib.nullcontext()
+
+        with FlopCounterMode(display=False) as counter:
+            model.run(inputs, note, around=around)
+            note()
+        model.release()
+        return marks
+
+    try:
+        with on_meta(model):
+            return marks_of(replaced(inputs, _on_meta))
+    except Exception:  # whatever a forward raises when its tensors have no values
+        with untouched(model):
+            return marks_of(inputs)
+
+
+def _on_meta(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 def count_macs(module: nn.Module, example: Tensor) -> int:

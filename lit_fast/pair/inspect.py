@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fast.errors import PairError
+from lit_fast.loss.targets import logits_of
 from lit_fast.pair.overwrites import Overwrites
 from lit_fast.pair.report import Report, make_report
 from lit_fast.sections.dryrun import Walk, batch_shape, describe, first_line, untouched, walk
+from lit_fast.sections.inputs import Inputs, call, first_tensor, num_rows, replaced, tensors_of, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, sections_differ
+from lit_fast.sections.tracing import set_mode
 
 __all__ = ["Report", "chance_limit", "check_pair", "inspect"]
 
@@ -25,10 +29,10 @@ CHANCE_IMAGES = 1000
 def inspect(
     teacher: SplitModel,
     student: SplitModel,
-    example: Tensor,
+    example: Inputs,
     *,
     projector: Projectors | None = None,
-    loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    loader: Iterable[tuple[Inputs, Tensor]] | None = None,
 ) -> Report:
     """Run a pair once, as a training step would, and report on it or say all that is wrong with it.
 
@@ -37,7 +41,7 @@ def inspect(
 
     Args:
         teacher, student: split models.
-        example: an input of both, [B, ...]; one image is enough.
+        example: a batch of both: a tensor [B, ...], a tuple of arguments or a dict; one image is enough.
         projector: the maps between unequal widths, from `make_projectors`.
         loader: batches of (images [B, ...], labels [B] int64) to check that the teacher is better than chance; up to
             1,000 images are used.
@@ -62,7 +66,7 @@ def inspect(
 
 
 def check_pair(
-    teacher: SplitModel, student: SplitModel, example: Tensor, *, projector: Projectors | None = None
+    teacher: SplitModel, student: SplitModel, example: Inputs, *, projector: Projectors | None = None
 ) -> None:
     """What `inspect` checks, without its report, which takes most of the time."""
     with _dry_run(teacher, student, example, projector, None):
@@ -73,9 +77,9 @@ def check_pair(
 def _dry_run(
     teacher: SplitModel,
     student: SplitModel,
-    example: Tensor,
+    example: Inputs,
     projector: Projectors | None,
-    loader: Iterable[tuple[Tensor, Tensor]] | None,
+    loader: Iterable[tuple[Inputs, Tensor]] | None,
 ) -> Iterator[tuple[Walk, Walk]]:
     """The walks through a pair in which nothing is wrong; the pair is then what it was."""
     for role, model in (("teacher", teacher), ("student", student)):
@@ -83,24 +87,24 @@ def _dry_run(
             raise PairError(
                 [f"{role}: expected a split model, got {type(model).__name__}; use split({role}, at=[...])"]
             )
-    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
-        got = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+    first = first_tensor(example)
+    if first is None or not num_rows(example):
+        got = type(example).__name__ if first is None else f"shape {tuple(first.shape)}"
         raise PairError([f"example: expected a batch of inputs, [B, ...] with B > 0, got {got}"])
     problems = _teacher_state(teacher)
-    hopeless = _devices(teacher, student, example)
+    hopeless = _devices(teacher, student, first.device)
     if teacher.num_sections != student.num_sections:
         hopeless.append(sections_differ(teacher, student))
     if hopeless:  # nothing that can be run and compared
         raise PairError(problems + hopeless)
 
     with torch.inference_mode(False), torch.no_grad(), untouched(teacher, student, *([projector] if projector else [])):
-        x = example.detach().clone()
-        if len(x) == 1:
-            x = torch.cat((x, x))  # BatchNorm in train mode refuses a single value per channel
+        x = replaced(without_labels(example, None)[0], lambda value: _twice_if_one(value, num_rows(example)))
         teacher.eval()
         student.train()
         overwrites = Overwrites({"teacher": teacher, "student": student})
-        overwrites.watch(x, "the images, which teacher and student share")
+        for tensor in tensors_of(x):
+            overwrites.watch(tensor, "the images, which teacher and student share")
         with overwrites:
             teacher_walk, student_walk = (
                 walk(model, role, x, after=overwrites.after(role))
@@ -112,11 +116,25 @@ def _dry_run(
         if not overwrites.problems:
             for role, model, w in (("teacher", teacher, teacher_walk), ("student", student, student_walk)):
                 problems += _own_forward(model, role, x, w)
+            for role, model, w in (("teacher", teacher, teacher_walk), ("student", student, student_walk)):
+                problems += _replayed(model, role, x, w)
         if loader is not None and not teacher_walk.problems:
-            problems += _chance(teacher, loader, example.device)
-        if problems:
-            raise PairError(problems)
-        yield teacher_walk, student_walk
+            problems += _chance(teacher, loader, first.device)
+        try:
+            if problems:
+                raise PairError(problems)
+            yield teacher_walk, student_walk
+        finally:
+            teacher.release()
+            student.release()
+
+
+def _twice_if_one(value: Any, rows: int) -> Any:
+    """A copy of its own; of one image, two: BatchNorm in train mode refuses a single value per channel."""
+    if not isinstance(value, Tensor):
+        return value
+    copy = value.detach().clone()
+    return torch.cat((copy, copy)) if rows == 1 and copy.dim() and len(copy) == 1 else copy
 
 
 def _teacher_state(teacher: SplitModel) -> list[str]:
@@ -136,14 +154,13 @@ def _teacher_state(teacher: SplitModel) -> list[str]:
     return problems
 
 
-def _devices(teacher: SplitModel, student: SplitModel, example: Tensor) -> list[str]:
+def _devices(teacher: SplitModel, student: SplitModel, device: torch.device) -> list[str]:
     problems = []
     for role, model in (("teacher", teacher), ("student", student)):
-        elsewhere = {str(p.device) for p in (*model.parameters(), *model.buffers()) if p.device != example.device}
+        elsewhere = {str(p.device) for p in (*model.parameters(), *model.buffers()) if p.device != device}
         if elsewhere:
             problems.append(
-                f"{role}: it is on {', '.join(sorted(elsewhere))}, the example on {example.device}; move them to one "
-                "device"
+                f"{role}: it is on {', '.join(sorted(elsewhere))}, the example on {device}; move them to one device"
             )
     return problems
 
@@ -223,15 +240,15 @@ def _fed(
     return []
 
 
-def _own_forward(model: SplitModel, role: str, x: Tensor, w: Walk) -> list[str]:
+def _own_forward(model: SplitModel, role: str, x: Inputs, w: Walk) -> list[str]:
     """The parts in sequence must do what the model's forward does, also with dropout: same random state for both."""
     if w.problems:
         return []
     with untouched(model):
-        own = model(x)
+        own = logits_of(call(model, x))
     with untouched(model):
-        through_parts = model.run(x)[1]
-    if isinstance(own, Tensor) and torch.allclose(own, through_parts, rtol=1e-3, atol=1e-5, equal_nan=True):
+        through_parts = logits_of(model.run(x)[1])
+    if torch.allclose(own, through_parts, rtol=1e-3, atol=1e-5, equal_nan=True):
         return []
     return [
         f"{role}: its parts in sequence do not give what its own forward gives; a value was fixed when the model was "
@@ -240,11 +257,28 @@ def _own_forward(model: SplitModel, role: str, x: Tensor, w: Walk) -> list[str]:
     ]
 
 
-def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> list[str]:
+def _replayed(model: SplitModel, role: str, x: Inputs, w: Walk) -> list[str]:
+    """The sections of a recorded model, called again with what they were given, give what they gave."""
+    if w.problems or model.how != "recorded":
+        return []
+    with untouched(model), set_mode(model, False):
+        irs, _ = model.run(x)
+        given = [model.entered, *irs[:-1]]
+        for i, (hidden, ir) in enumerate(zip(given, irs), 1):
+            again = model.sections[i - 1](hidden)
+            if not torch.allclose(again, ir, rtol=1e-3, atol=1e-5, equal_nan=True):
+                return [
+                    f"{role}: section {i}, called again with what it was given, gives something else: its modules keep "
+                    "state from call to call (a cache of keys and values, a counter); switch that off for training"
+                ]
+    return []
+
+
+def _chance(teacher: SplitModel, loader: Iterable[tuple[Inputs, Tensor]], device: torch.device) -> list[str]:
     """Is the teacher's accuracy above 1 / classes by three standard errors of a guesser's accuracy?"""
     correct = images = classes = 0
     for batch, labels in loader:
-        logits = teacher(batch.to(device))
+        logits = logits_of(call(teacher, replaced(batch, lambda value: _on(value, device))))
         if logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
             return [
                 f"loader: logits are {batch_shape(logits)} for labels {tuple(labels.shape)}; expected (B, classes), "
@@ -269,6 +303,10 @@ def _chance(teacher: SplitModel, loader: Iterable[tuple[Tensor, Tensor]], device
         f"{chance:.2%}, and 3 standard errors of {(limit - chance) / 3:.2%}); its weights look untrained: load a "
         "checkpoint"
     ]
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def chance_limit(classes: int, images: int) -> float:

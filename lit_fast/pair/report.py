@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fast.errors import NotLowerable
-from lit_fast.pair.counting import count_layers, count_macs, count_parameters
+from lit_fast.pair.counting import count_layers, count_macs, count_parameters, count_part_macs
 from lit_fast.sections.dryrun import Walk, dtype_name
+from lit_fast.sections.inputs import first_tensor
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.parts import Part
 from lit_fast.sections.projector import Projectors
@@ -50,6 +52,7 @@ class Report:
     """What `inspect` found; ``str`` gives an aligned table, at most 120 columns wide.
 
     ``not_lowered``: the teacher's parts that the runner cannot take, by name, and why: they run as modules.
+    ``recorded``: which of teacher and student are recorded, and why.
     """
 
     rows: tuple[Row, ...]
@@ -59,6 +62,7 @@ class Report:
     student_layers: int
     projector_parameters: int
     not_lowered: tuple[tuple[str, str], ...] = ()
+    recorded: tuple[tuple[str, str], ...] = ()
 
     @property
     def compression(self) -> float:
@@ -95,6 +99,8 @@ class Report:
             (macs,) = (row.teacher.macs for row in self.rows if row.part == part)
             share = macs / max(self.teacher.macs, 1)
             lines.append(f"the teacher's {part} ({share:.0%} of its MACs) is not lowered and runs as modules: {reason}")
+        for role, why in self.recorded:
+            lines.append(f"the {role} is recorded, its own forward runs: {why.partition(chr(10))[0]}")
         return "\n".join(lines)
 
 
@@ -103,22 +109,31 @@ def make_report(
 ) -> Report:
     """Describe a pair whose dry run went well."""
     rows = []
+    teacher_macs, student_macs = (
+        count_part_macs(teacher, teacher_walk.inputs),
+        count_part_macs(student, student_walk.inputs),
+    )
     for i, name in enumerate(teacher.part_names):
         t, s = teacher.part(name), student.part(name)
-        rows.append(
-            Row(name, _side(t, teacher_walk, i), _side(s, student_walk, i), _equal(t, s), name in student.frozen)
-        )
+        sides = _side(t, teacher_walk, i, teacher_macs[i]), _side(s, student_walk, i, student_macs[i])
+        rows.append(Row(name, *sides, _equal(t, s), name in student.frozen))
     totals = []
-    for model, walk in ((teacher, teacher_walk), (student, student_walk)):
-        x, out = walk.inputs[0], walk.outputs[-1]
-        shapes = tuple(x.shape[1:]), tuple(out.shape[1:]), dtype_name(out)
-        totals.append(Side(*shapes, count_parameters(model), count_macs(model, x[:1])))
+    for model, walk, macs in ((teacher, teacher_walk, teacher_macs), (student, student_walk, student_macs)):
+        out = walk.outputs[-1]
+        shapes = _shape(walk.inputs[0]), tuple(out.shape[1:]), dtype_name(out)
+        whole = sum(macs) if model.how == "recorded" else count_macs(model, walk.inputs[0][:1])
+        totals.append(Side(*shapes, count_parameters(model), whole))
+    recorded = tuple(
+        (role, model.why) for role, model in (("teacher", teacher), ("student", student)) if model.how == "recorded"
+    )
     extra = 0 if projector is None else count_parameters(projector)
     layers = count_layers(teacher), count_layers(student)
-    return Report(tuple(rows), totals[0], totals[1], *layers, extra, _not_lowered(teacher, teacher_walk))
+    return Report(tuple(rows), totals[0], totals[1], *layers, extra, _not_lowered(teacher, teacher_walk), recorded)
 
 
 def _not_lowered(teacher: SplitModel, walk: Walk) -> tuple[tuple[str, str], ...]:
+    if teacher.how == "recorded":
+        return ()
     found = []
     for part, x in zip(teacher.parts, walk.inputs):
         try:
@@ -128,10 +143,15 @@ def _not_lowered(teacher: SplitModel, walk: Walk) -> tuple[tuple[str, str], ...]
     return tuple(found)
 
 
-def _side(part: Part, walk: Walk, i: int) -> Side:
-    x, out = walk.inputs[i], walk.outputs[i]
-    macs = count_macs(part, x[:1])
-    return Side(tuple(x.shape[1:]), tuple(out.shape[1:]), dtype_name(out), count_parameters(part), macs)
+def _side(part: Part, walk: Walk, i: int, macs: int) -> Side:
+    out = walk.outputs[i]
+    return Side(_shape(walk.inputs[i]), tuple(out.shape[1:]), dtype_name(out), count_parameters(part), macs)
+
+
+def _shape(inputs: Any) -> Shape:
+    """Of an image, the first of a model's inputs."""
+    first = first_tensor(inputs)
+    return () if first is None else tuple(first.shape[1:])
 
 
 def _equal(teacher: Part, student: Part) -> bool:

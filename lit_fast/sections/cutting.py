@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -50,8 +51,9 @@ def split(
             and a teacher's can be lowered. ``"recorded"`` watches the forward run, whatever it takes: blocks must hand
             the hidden state on, and are called again with their other arguments of the same batch. ``"auto"`` traces
             where that works and records otherwise; ``how`` and ``why`` of the result tell.
-        example: a batch, for ``"recorded"`` with ``at`` where sections are more than their cut module or neighbours
-            in one stack: the modules between the cuts are found in one forward.
+        example: a batch. ``"auto"`` records where it has several inputs. With ``at``, the modules between the cuts of
+            a recorded model are found in one forward of it; without, they are the neighbours in one stack, or the cut
+            modules alone.
 
     Returns:
         The model with its parts; parameters are shared.
@@ -77,7 +79,7 @@ def split(
         if at is not None or stem is not None:
             raise SplitError("blocks, at: expected one of the two ways to name the cuts, got both")
         chain = _chain_of_blocks(model, blocks, sections, cuts)
-        return _cut(model, Cuts(chain.at, start=chain.modules[0]), lambda: chain, how, SplitError)
+        return _cut(model, Cuts(chain.at, start=chain.modules[0]), lambda: chain, how, example, SplitError)
     if sections is not None or cuts is not None:
         raise SplitError("sections, cuts: they divide a stack of blocks; name it: blocks=...")
     names = _check_names(model, at, stem)
@@ -85,15 +87,21 @@ def split(
     def chain() -> Chain:
         return chain_of_cuts(model, names, stem) if example is None else chain_of_run(model, names, stem, example)
 
-    return _cut(model, Cuts(names, stem), chain, how, UntraceableError)
+    return _cut(model, Cuts(names, stem), chain, how, example, UntraceableError)
 
 
-def _cut(model: nn.Module, at: Cuts, chain: Callable[[], Chain], how: str, failed: type[SplitError]) -> SplitModel:
-    """Traced or recorded, as asked for; by itself, recorded where tracing fails so."""
+def _cut(
+    model: nn.Module, at: Cuts, chain: Callable[[], Chain], how: str, example: Inputs | None, failed: type[SplitError]
+) -> SplitModel:
+    """Traced or recorded, as asked for; by itself recorded where there are several inputs, or where tracing fails."""
     if how == "traced":
         return TracedModel(model, at, "asked for")
     if how == "recorded":
         return RecordedModel(model, chain(), "asked for")
+    if isinstance(example, (Mapping, tuple, list)) and len(example) > 1:
+        return RecordedModel(model, chain(), f"the example has {len(example)} inputs")
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        return RecordedModel(model, chain(), "its forward takes an attention_mask beside its input")
     try:
         return TracedModel(model, at, "its forward can be traced")
     except failed as error:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lit_fast.errors import SplitError
+from lit_fast.loss.targets import logits_of
+from lit_fast.sections.inputs import Inputs, only_tensor
 from lit_fast.sections.model import SplitModel
 
 _CONTAINERS = (dict, list, set, deque)
@@ -139,24 +142,35 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 @dataclass
 class Walk:
-    """One pass through a split model's parts: what each part got and gave, up to the first that failed."""
+    """One pass through a split model's parts: what each part got and gave, up to the first that failed.
 
-    inputs: list[Tensor] = field(default_factory=list)
+    The last output are the logits. The first input is what the model takes: not always one tensor.
+    """
+
+    inputs: list[Any] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def walk(
-    model: SplitModel, role: str, x: Tensor, after: Callable[[str, Tensor], None] = lambda name, out: None
+    model: SplitModel, role: str, inputs: Inputs, after: Callable[[str, Tensor], None] = lambda name, out: None
 ) -> Walk:
-    """Run ``x`` through stem, sections and head, in the mode the model is in.
+    """Run a batch through stem, sections and head, in the mode the model is in.
+
+    A recorded model keeps this run for its sections.
 
     Args:
         model: the split model.
         role: "teacher" or "student", for messages.
-        x: the input, [B, ...].
-        after: called with each part's name and output.
+        inputs: what the model takes, [B, ...].
+        after: called with each part's name and output; of a recorded model not for the stem, which is no module.
     """
+    if model.how == "recorded":
+        return _walk_recorded(model, role, inputs, after)
+    try:
+        x: Any = only_tensor(inputs)
+    except SplitError as error:
+        return Walk(problems=[f"{role}: {error}"])
     result = Walk()
     for name in model.part_names:
         result.inputs.append(x)
@@ -165,14 +179,42 @@ def walk(
         except Exception as error:  # whatever the user's modules raise
             result.problems.append(f"{name}: the {role} fails on its own input {describe(x)}: {first_line(error)}")
             return result
-        if not isinstance(out, Tensor):
-            mend = "let the model return the logits alone" if name == "head" else "cut where a single tensor passes"
-            result.problems.append(f"{name}: the {role} gives {type(out).__name__}, expected one tensor; {mend}")
+        if name == "head":
+            out = _logits(out, result, role)
+        elif not isinstance(out, Tensor):
+            result.problems.append(
+                f"{name}: the {role} gives {type(out).__name__}, expected one tensor; cut where a single tensor passes"
+            )
+        if result.problems:
             return result
         after(name, out)
         result.outputs.append(out)
         x = out
     return result
+
+
+def _walk_recorded(model: SplitModel, role: str, inputs: Inputs, after: Callable[[str, Tensor], None]) -> Walk:
+    result = Walk()
+    try:
+        irs, output = model.run(inputs, lambda i, ir: after(f"section{i + 1}", ir))
+    except Exception as error:  # whatever the user's modules raise
+        said = str(error) if isinstance(error, SplitError) else f"it fails on its own input: {first_line(error)}"
+        result.problems.append(f"{role}: {said}")
+        return result
+    logits = _logits(output, result, role)
+    if not result.problems:
+        after("head", logits)
+        result.outputs = [model.entered, *irs, logits]
+        result.inputs = [inputs, *result.outputs[:-1]]
+    return result
+
+
+def _logits(output: Any, result: Walk, role: str) -> Any:
+    try:
+        return logits_of(output)
+    except TypeError as error:
+        result.problems.append(f"head: the {role}'s {error}")
+        return None
 
 
 def describe(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_fast.errors import SplitError
 
-__all__ = ["Inputs", "call", "first_tensor", "num_rows", "replaced", "tensors_of"]
+__all__ = ["Inputs", "call", "first_tensor", "num_rows", "only_tensor", "replaced", "tensors_of", "without_labels"]
 
 Inputs = Any  # a tensor, or tuples, lists and dicts of tensors and other values
 
@@ -80,3 +80,11 @@ def replaced(value: Any, new: Callable[[Any], Any]) -> Any:
             return value
         return type(value)(**entries) if hasattr(value, "__dataclass_fields__") else type(value)(entries)  # type: ignore[call-arg]
     return new(value)
+
+
+def without_labels(inputs: Inputs, labels: Tensor | None) -> tuple[Inputs, Tensor | None]:
+    """The inputs without ``labels`` among them, which are the step's: the models would compute a loss of their own."""
+    if not isinstance(inputs, Mapping) or "labels" not in inputs:
+        return inputs, labels
+    others = {key: value for key, value in inputs.items() if key != "labels"}
+    return others, inputs["labels"] if labels is None else labels

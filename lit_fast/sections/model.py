@@ -75,6 +75,11 @@ class SplitModel(nn.Module):
             The section outputs, and the model's output.
         """
 
+    @property
+    def entered(self) -> Tensor:
+        """What section 1 of a recorded model was given in the last `run`."""
+        raise SplitError("a traced model keeps nothing of its runs: its stem(x) gives what section 1 is given")
+
     def release(self) -> None:
         """Let go of what the last `run` kept for the sections, where it kept anything."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_fast.errors import PairError
 from lit_fast.sections.dryrun import batch_shape, untouched, walk
+from lit_fast.sections.inputs import Inputs, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.tracing import set_mode
 
@@ -54,7 +55,7 @@ class Projectors(nn.Module):
         return self.to_student[i](teacher_ir)
 
 
-def make_projectors(teacher: SplitModel, student: SplitModel, example: Tensor) -> Projectors:
+def make_projectors(teacher: SplitModel, student: SplitModel, example: Inputs) -> Projectors:
     """Make the maps that a pair needs, from one dry run of both.
 
     nn.Identity where widths agree; else a 1x1 nn.Conv2d without bias for IRs [B, C, H, W], nn.Linear without bias for
@@ -62,7 +63,7 @@ def make_projectors(teacher: SplitModel, student: SplitModel, example: Tensor) -
 
     Args:
         teacher, student: split at the same number of places.
-        example: an input of both, [B, ...].
+        example: a batch of both, [B, ...].
 
     Raises:
         PairError: numbers of sections differ, or IRs differ in more than their width.
@@ -77,7 +78,10 @@ def make_projectors(teacher: SplitModel, student: SplitModel, example: Tensor) -
     if teacher.num_sections != student.num_sections:
         raise PairError([sections_differ(teacher, student)])
     with torch.no_grad(), untouched(teacher, student), set_mode(teacher, False), set_mode(student, False):
-        walks = [walk(teacher, "teacher", example), walk(student, "student", example)]
+        inputs, _ = without_labels(example, None)
+        walks = [walk(teacher, "teacher", inputs), walk(student, "student", inputs)]
+        teacher.release()
+        student.release()
     problems = [problem for w in walks for problem in w.problems]
     teacher_irs, student_irs = (w.outputs[1 : teacher.num_sections + 1] for w in walks)
     for i, (t, s) in enumerate(zip(teacher_irs, student_irs)):

@@ -6,18 +6,25 @@ resident dataset are gathered there by the graph itself, which also moves on to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lit_fast.sections.inputs import Inputs, replaced, tensors_of
+
 __all__ = ["Batch", "FedBatch", "Feed", "GivenBatch", "laid_out"]
 
 
-def laid_out(images: Tensor, channels_last: bool) -> Tensor:
-    """The images, in ``channels_last`` if asked for and they are any [B, C, H, W]."""
-    return images.contiguous(memory_format=torch.channels_last) if channels_last and images.dim() == 4 else images
+def laid_out(inputs: Inputs, channels_last: bool) -> Inputs:
+    """The inputs, images [B, C, H, W] among them in ``channels_last`` if asked for."""
+    return replaced(inputs, _channels_last) if channels_last else inputs
+
+
+def _channels_last(value: Any) -> Any:
+    images = isinstance(value, Tensor) and value.dim() == 4
+    return value.contiguous(memory_format=torch.channels_last) if images else value
 
 
 class Feed(Protocol):
@@ -44,8 +51,8 @@ class Batch(Protocol):
     def changed(self) -> Sequence[Tensor]:
         """Tensors that `read` changes beside the batch's own."""
 
-    def read(self) -> tuple[Tensor, Tensor | None]:
-        """Images and labels."""
+    def read(self) -> tuple[Inputs, Tensor | None]:
+        """Inputs and labels."""
 
     def static(self) -> Batch:
         """The same batch in tensors of its own, in the student's layout: what a graph reads."""
@@ -58,35 +65,53 @@ class Batch(Protocol):
 
 
 class GivenBatch:
-    """Images [B, ...] and labels [B] of the caller's, or no labels."""
+    """Inputs, [B, ...] each, and labels of the caller's, or no labels."""
 
     changed = ()
 
-    def __init__(self, images: Tensor, labels: Tensor | None, channels_last: bool) -> None:
-        self.images, self.labels, self.channels_last = images, labels, channels_last
+    def __init__(self, inputs: Inputs, labels: Tensor | None, channels_last: bool) -> None:
+        self.inputs, self.labels, self.channels_last = inputs, labels, channels_last
 
     def __str__(self) -> str:
-        return f"{tuple(self.images.shape)} {str(self.images.dtype).removeprefix('torch.')}"
+        shapes = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_of(self.inputs))
+        return ", ".join(shapes)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        labels = self.labels
-        return self.images.shape, self.images.dtype, None if labels is None else (labels.shape, labels.dtype)
+        return _signature(self.inputs), _signature(self.labels)
 
-    def read(self) -> tuple[Tensor, Tensor | None]:
-        return self.images, self.labels
+    def read(self) -> tuple[Inputs, Tensor | None]:
+        return self.inputs, self.labels
 
     def static(self) -> GivenBatch:
-        images = laid_out(torch.empty_like(self.images), self.channels_last).copy_(self.images)
-        return GivenBatch(images, None if self.labels is None else self.labels.clone(), self.channels_last)
+        inputs = replaced(self.inputs, lambda value: _copy(value, self.channels_last))
+        return GivenBatch(inputs, None if self.labels is None else self.labels.clone(), self.channels_last)
 
     def rewind(self) -> None:
         """Nothing: it is always the same batch."""
 
     def copy_from(self, other: GivenBatch) -> None:
-        self.images.copy_(other.images, non_blocking=True)
+        for mine, given in zip(tensors_of(self.inputs), tensors_of(other.inputs), strict=True):
+            mine.copy_(given, non_blocking=True)
         if self.labels is not None and other.labels is not None:
             self.labels.copy_(other.labels, non_blocking=True)
+
+
+def _signature(value: Any) -> Any:
+    """Equal for inputs that differ in the numbers of their tensors alone."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, Mapping):
+        return tuple((key, _signature(item)) for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_signature, value))
+    return repr(value)
+
+
+def _copy(value: Any, channels_last: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return laid_out(torch.empty_like(value), channels_last).copy_(value)
 
 
 class FedBatch:

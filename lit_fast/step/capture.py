@@ -35,7 +35,7 @@ __all__ = ["CapturedSteps"]
 MAX_SHAPES = 2  # the full batch and an epoch's last one
 MAX_CAPTURES = 8  # of one step: a setting that changes all the time would capture all the time
 
-Train = Callable[[Tensor, Tensor | None], LossParts]  # one step on images and labels
+Train = Callable[[Any, Tensor | None], LossParts]  # one step on inputs and labels
 
 
 class CapturedSteps:

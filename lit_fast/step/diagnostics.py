@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fast.loss.backends import Inputs
+from lit_fast.loss.backends import Inputs as LossInputs
 from lit_fast.loss.functional import compute
 from lit_fast.sections.dryrun import untouched
+from lit_fast.sections.inputs import Inputs, without_labels
 from lit_fast.sections.parts import Part
 from lit_fast.step.lit_step import LITStep
-from lit_fast.step.passes import StudentPasses
+from lit_fast.step.passes import PassOutputs, StudentPasses
 
 __all__ = ["SectionDiagnostics", "section_diagnostics"]
 
@@ -47,7 +48,7 @@ class SectionDiagnostics(NamedTuple):
         return [own - fed for own, fed in zip(self.composed, self.teacher_fed)]
 
 
-def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = None) -> SectionDiagnostics:
+def section_diagnostics(step: LITStep, inputs: Inputs, labels: Tensor | None = None) -> SectionDiagnostics:
     """Measure the student of ``step`` on one batch, in the mode it is in (training: BatchNorm's batch statistics).
 
     Weights, gradients, running statistics, random state and the step itself stay as they are. Both networks run as
@@ -56,7 +57,7 @@ def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = N
 
     Args:
         step: with a teacher whose IRs have the student's widths.
-        images, labels: as for a call of ``step``; the same batch each time makes the numbers comparable.
+        inputs, labels: as for a call of ``step``; the same batch each time makes the numbers comparable.
 
     Raises:
         ValueError: there is no teacher, or there are projectors, whose maps would be measured with the sections.
@@ -81,24 +82,29 @@ def section_diagnostics(step: LITStep, images: Tensor, labels: Tensor | None = N
             "IRs of equal width"
         )
     step.check_teacher_mode()
+    inputs, labels = without_labels(inputs, labels)
     passes = StudentPasses(student, range(student.num_sections), copied=True)
     with untouched(teacher, student):
         with torch.no_grad():
-            targets, teacher_logits = teacher.run(images)
+            targets, teacher_output = teacher.run(inputs)
+        teacher.release()
         with torch.enable_grad():
-            composed, logits = passes.composed(step.passes.laid_out(images))
+            composed, output = passes.composed(step.passes.laid_out(inputs))
             fed = [composed[0], *(passes.fed(i, target) for i, target in enumerate(targets[:-1], 1))]
+            student.release()
             alone = dataclasses.replace(step.options, beta=0.0, section_weights=None)
-            errors = [compute(Inputs(irs, targets), alone, "eager").ir for irs in (fed, composed)]
+            errors = [compute(LossInputs(irs, targets), alone, "eager").ir for irs in (fed, composed)]
             cosines: list[float | None] = [None] * len(fed)
             cosine = None
             if step.ir_sections and step.options.beta > 0.0:
                 kd = dataclasses.replace(step.options, beta=1.0, section_weights=None)
-                rows = Inputs((), (), logits, teacher_logits, labels, step.criterion.class_weight)
+                outputs = PassOutputs(fed, output, targets, teacher_output)
+                (*_, logits, teacher_logits, row_labels), _ = step.rows(outputs, (), inputs, labels)
+                rows = LossInputs((), (), logits, teacher_logits, row_labels, step.criterion.class_weight)
                 kd_loss = compute(rows, kd, "eager").total
                 ir = dataclasses.replace(step.options, beta=0.0)
                 compared = fed if step.teacher_fed else composed
-                irs = Inputs([compared[i] for i in step.ir_sections], [targets[i] for i in step.ir_sections])
+                irs = LossInputs([compared[i] for i in step.ir_sections], [targets[i] for i in step.ir_sections])
                 ir_loss = compute(irs, ir, "eager").total
                 found, cosine = _cosines(kd_loss, ir_loss, [student.sections[i] for i in step.ir_sections])
                 for i, value in zip(step.ir_sections, found):

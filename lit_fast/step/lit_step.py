@@ -15,16 +15,19 @@ from torch import Tensor, nn
 
 from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
-from lit_fast.literals import Engine, StudentInput
+from lit_fast.literals import Engine, StudentInput, TargetsKind
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
+from lit_fast.loss.targets import TargetsOf
+from lit_fast.sections.inputs import Inputs, num_rows, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
 from lit_fast.step.parallel import ALONE, GradientMean, Workers
 from lit_fast.step.passes import StudentPasses
+from lit_fast.step.rows import LossRows
 from lit_fast.step.state import prepare_momentum
-from lit_fast.teacher.frozen import After, FrozenTeacher, Outputs
+from lit_fast.teacher.frozen import After, FrozenTeacher
 
 if TYPE_CHECKING:
     from lit_fast.sections.projector import Projectors
@@ -36,7 +39,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LITStep:
-    """``parts = step(images, labels)``: forward, loss, backward and optimizer update of one batch.
+    """``parts = step(inputs, labels)``: forward, loss, backward and optimizer update of one batch.
 
     Args:
         teacher: the split teacher; frozen here (``eval()``, no parameter requires a gradient). ``None`` when the loss
@@ -72,8 +75,15 @@ class LITStep:
         fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls
             `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on
             a CUDA device. Results agree to rounding.
+        targets: how rows of logits and their labels are made of the models' outputs: ``"classification"`` (logits
+            [B, C]), ``"dense"`` ([B, C, H, W]), ``"tokens"`` ([B, T, C]), ``"causal_lm"`` ([B, T, V], the next token),
+            or a function of (output, inputs, labels); see `lit_fast.targets`. Outputs may be tensors, tuples (the
+            first), dicts, or objects with ``.logits``.
+        skip_padding: leave out of every term of the loss, IRs [B, T, ...] included, the tokens that
+            ``inputs["attention_mask"]`` says are padding; without a mask those whose label is ``ignore_index``.
 
     Attributes:
+        rows: what makes the loss's rows of the models' outputs (`lit_fast.step.rows.LossRows`).
         passes: the student's two passes, which the step trains (`lit_fast.step.passes.StudentPasses`).
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
             device, so do it rarely.
@@ -103,6 +113,8 @@ class LITStep:
         side_by_side: bool = False,
         workers: Workers = ALONE,
         fused_norm: bool = False,
+        targets: TargetsKind | TargetsOf = "classification",
+        skip_padding: bool = False,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -123,7 +135,8 @@ class LITStep:
             self.scaler = torch.amp.GradScaler(self.device.type)
         self._one = torch.ones((), device=self.device)
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.engine, self._engine_reason = _choose_engine(engine)
+        self.rows = LossRows(targets, self.options.ignore_index, skip_padding)
+        self.engine, self._engine_reason = _choose_engine(engine, teacher)
         self._frozen: FrozenTeacher | None = None
         if self.engine == "runner" and teacher is not None and self._needs_teacher:
             self._frozen = FrozenTeacher(teacher, amp_dtype, logits=self.options.beta > 0, strict=engine == "runner")
@@ -227,18 +240,19 @@ class LITStep:
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, images: Tensor, labels: Tensor | None = None) -> LossParts:
+    def __call__(self, inputs: Inputs, labels: Tensor | None = None) -> LossParts:
         """Train on one batch.
 
         Args:
-            images: model input, [B, ...], on the student's device. B may be 0 where other workers have rows.
-            labels: class indices, [B] int64; not needed with ``beta=0`` or ``alpha=0``.
+            inputs: what the models take, on the student's device: a tensor [B, ...], a tuple of arguments or a dict of
+                keyword arguments, whose ``labels`` are the labels. B may be 0 where other workers have rows.
+            labels: class indices, int64, [B] or as the targets say; not needed with ``beta=0`` or ``alpha=0``.
 
         Returns:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
             With several workers, those over all their rows.
         """
-        return self._train(GivenBatch(images, labels, self.passes.channels_last))
+        return self._train(GivenBatch(*without_labels(inputs, labels), self.passes.channels_last))
 
     def train_on(self, feed: Feed, rows: int) -> LossParts:
         """Train on the next rows of a dataset that lies on the device, and move it on by them.
@@ -285,12 +299,12 @@ class LITStep:
             self.check_teacher_mode()
             self._frozen.prefetch(*batches)
 
-    def _train_eagerly(self, images: Tensor, labels: Tensor | None) -> LossParts:
+    def _train_eagerly(self, inputs: Inputs, labels: Tensor | None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
-        parts = self._backward(images, labels)
+        parts = self._backward(inputs, labels)
         if self._mean is not None:
-            parts = self._over_all_workers(self._mean, parts, len(images))
+            parts = self._over_all_workers(self._mean, parts, num_rows(inputs))
         with self.mark("update"):
             if self.scaler is None:
                 self.optimizer.step()
@@ -301,14 +315,14 @@ class LITStep:
             self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
 
-    def _backward(self, images: Tensor, labels: Tensor | None) -> LossParts | None:
+    def _backward(self, inputs: Inputs, labels: Tensor | None) -> LossParts | None:
         """Gradients and loss parts of these rows; ``None`` for the parts where there are no rows."""
-        if self._mean is not None and not len(images):
+        if self._mean is not None and not num_rows(inputs):
             self.optimizer.zero_grad(set_to_none=True)
             if self.scaler is not None:
                 self.scaler.scale(self._one)  # makes its state, should this be the first step
             return None
-        loss = self.loss(images, labels)
+        loss = self.loss(inputs, labels)
         with self.mark("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             with self.passes.backward():
@@ -321,28 +335,27 @@ class LITStep:
         total, ce, kl, ir = mean(own, rows).split([1, 1, 1, mean.parts - 3])
         return LossParts(total[0], ce[0], kl[0], ir)
 
-    def loss(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def loss(self, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        laid_out = self.passes.laid_out(images)
-        outputs = self.passes(laid_out, functools.partial(self._run_teacher, images, laid_out))
+        inputs, labels = without_labels(inputs, labels)
+        laid_out = self.passes.laid_out(inputs)
+        outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
         with self.mark("loss"):
-            return self.criterion(
-                outputs.irs,
-                [outputs.teacher_irs[i] for i in self.ir_sections],
-                outputs.logits,
-                outputs.teacher_logits,
-                labels,
-                grad_scale=None if self.scaler is None else self.scaler.scale(self._one),
-            )
+            compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
+            grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
+            return self.criterion(*compared, grad_scale=grad_scale, **masks)
 
-    def _run_teacher(self, images: Tensor, laid_out: Tensor, after: After | None) -> Outputs:
+    def _run_teacher(self, inputs: Inputs, laid_out: Inputs, after: After | None) -> tuple[list[Tensor], Any]:
         if self.teacher is None or not self._needs_teacher:
             return [], None
         self.check_teacher_mode()
         if self._frozen is not None:
-            return self._frozen.prefetched(images) or self._frozen.run(laid_out, after)
+            images = only_tensor(inputs)
+            return self._frozen.prefetched(images) or self._frozen.run(only_tensor(laid_out), after)
         with torch.no_grad():
-            return self.teacher.run(laid_out, after)
+            outputs = self.teacher.run(laid_out, after, head=self.options.beta > 0)
+        self.teacher.release()
+        return outputs
 
     def check_teacher_mode(self) -> None:
         """Raises RuntimeError if the teacher was put back into train mode."""
@@ -352,13 +365,15 @@ class LITStep:
             )
 
 
-def _choose_engine(requested: str) -> tuple[str, str]:
+def _choose_engine(requested: str, teacher: SplitModel | None) -> tuple[str, str]:
     """The engine, and why it was taken."""
     if requested not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {requested!r}")
-    usable, reason = EXTENSION.loaded, EXTENSION.reason
+    usable, reason, mend = EXTENSION.loaded, EXTENSION.reason, "build the extension or use engine='auto'"
+    if teacher is not None and teacher.how == "recorded":
+        usable, reason, mend = False, "the teacher is recorded, so its own forward runs", "use engine='auto'"
     if requested == "runner" and not usable:
-        raise UnavailableError(f"engine 'runner' is not available: {reason}; build the extension or use engine='auto'")
+        raise UnavailableError(f"engine 'runner' is not available: {reason}; {mend}")
     if requested != "auto":
         return requested, "requested"
     return ("runner", "the compiled extension is there") if usable else ("eager", reason)

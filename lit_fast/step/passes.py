@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.models import fused_norm as norms
+from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import laid_out
 from lit_fast.step.running_stats import RunningStats
@@ -33,19 +34,19 @@ class PassOutputs(NamedTuple):
 
     Attributes:
         irs: of the compared sections, in their order, in the teacher's width.
-        logits: of the composed pass; None where they are not needed.
+        output: of the composed pass, as the model returns it; None where it is not needed.
         teacher_irs: of every section; none without a teacher.
-        teacher_logits: None where they are not needed.
+        teacher_output: None where it is not needed.
     """
 
     irs: list[Tensor]
-    logits: Tensor | None
+    output: Any
     teacher_irs: list[Tensor]
-    teacher_logits: Tensor | None
+    teacher_output: Any
 
 
 class StudentPasses:
-    """``outputs = passes(passes.laid_out(images), run_teacher)``: teacher, composed pass, teacher-fed sections.
+    """``outputs = passes(passes.laid_out(inputs), run_teacher)``: teacher, composed pass, teacher-fed sections.
 
     Args:
         student: the split student, in the mode its caller sets.
@@ -55,7 +56,8 @@ class StudentPasses:
             (and the others where they are compared), and runs no further than needed.
         bn_policy, projector, side_by_side, fused_norm: as for `lit_fast.LITStep`.
         amp_dtype: that of autocast; None: there is none.
-        channels_last: move a student with 2-d convolutions to that layout, and its images with it.
+        channels_last: move a student with 2-d convolutions to that layout, and its images with it; not one
+            that is recorded.
         copied: give every section a copy of its input: one that overwrites it leaves all IRs intact. Otherwise such a
             section is refused where it is fed the teacher's.
 
@@ -93,7 +95,8 @@ class StudentPasses:
         if fused_norm:
             norms.check(self.device)
         self._fused_norm = fused_norm
-        self.channels_last = channels_last and any(isinstance(module, nn.Conv2d) for module in student.modules())
+        convolves = any(isinstance(module, nn.Conv2d) for module in student.modules())
+        self.channels_last = channels_last and student.how == "traced" and convolves
         if self.channels_last:
             student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fed = self.compared if teacher_fed else ()
@@ -107,28 +110,33 @@ class StudentPasses:
                 "side_by_side: both passes of a section write its running statistics under bn_policy='both', so they "
                 "must follow each other; use another policy or side_by_side=False"
             )
+        if self.student.how == "recorded":
+            raise ValueError(
+                "side_by_side: the teacher-fed sections of a recorded student wait for its composed pass, whose masks "
+                "and positions they take; use side_by_side=False"
+            )
         if self.device.type != "cuda" or not any(map(self._is_fed, self.compared)):
             return None
         return SideStreams(self.device, self.student.num_sections)
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """The images in the layout that the student runs in."""
-        return laid_out(images, self.channels_last)
+    def laid_out(self, inputs: Inputs) -> Inputs:
+        """The inputs in the layout that the student runs in."""
+        return laid_out(inputs, self.channels_last)
 
-    def __call__(self, images: Tensor, run_teacher: RunTeacher) -> PassOutputs:
+    def __call__(self, inputs: Inputs, run_teacher: RunTeacher) -> PassOutputs:
         """The teacher and both passes on one batch; updates the running statistics.
 
         Args:
-            images: [B, ...], laid out.
+            inputs: what the models take, [B, ...], laid out.
             run_teacher: gives the teacher's IRs and logits. It is given what to call with the number and the IR of each
                 section, before the next one is begun, or None; that may be left out where the IRs are there already.
         """
         with self.autocast(), norms.enabled() if self._fused_norm else nullcontext():
             if self.streams is not None:
-                return self._side_by_side(self.streams, images, run_teacher)
+                return self._side_by_side(self.streams, inputs, run_teacher)
             with self.mark("teacher"):
-                teacher_irs, teacher_logits = run_teacher(None)
-            return PassOutputs(*self.run(images, teacher_irs), teacher_irs, teacher_logits)
+                teacher_irs, teacher_output = run_teacher(None)
+            return PassOutputs(*self.run(inputs, teacher_irs), teacher_irs, teacher_output)
 
     def backward(self) -> AbstractContextManager[None]:
         """What backward through these outputs runs in."""
@@ -141,18 +149,19 @@ class StudentPasses:
         # the gradients of a section's two passes are added in float32.
         return torch.autocast(self.device.type, dtype=self.amp_dtype, cache_enabled=False)
 
-    def run(self, images: Tensor, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Both passes, one after the other: the IRs to compare, and the composed logits."""
-        composed, logits = self.composed(images)
+    def run(self, inputs: Inputs, teacher_irs: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """Both passes, one after the other: the IRs to compare, and what the student's model returned."""
+        composed, output = self.composed(inputs)
         with self.mark("student, teacher-fed"):
             irs = []  # torch.compile does not trace a comprehension whose elements enter contexts
             for i in self.compared:
                 ir = self.fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i]
                 irs.append(self._in_teachers_width(i, ir))
+        self.student.release()
         self._inputs_checked = True
-        return irs, logits
+        return irs, output
 
-    def _side_by_side(self, streams: SideStreams, images: Tensor, run_teacher: RunTeacher) -> PassOutputs:
+    def _side_by_side(self, streams: SideStreams, inputs: Inputs, run_teacher: RunTeacher) -> PassOutputs:
         """Teacher and both student passes, each section as soon as its input is there."""
         fed: dict[int, Tensor] = {}
         with_grad = torch.is_grad_enabled()
@@ -165,39 +174,34 @@ class StudentPasses:
 
         try:
             with streams.beside(0):
-                teacher_irs, teacher_logits = run_teacher(feed)
+                teacher_irs, teacher_output = run_teacher(feed)
                 for i in filter(self._is_fed, self.compared):
                     if i not in fed:  # the teacher was prefetched
                         feed(i - 1, teacher_irs[i - 1])
-            composed, logits = self.composed(images)
+            composed, output = self.composed(inputs)
         finally:  # also after an error: what has begun reads tensors that the caller goes on with
             streams.join()
         irs = [fed[i] if self._is_fed(i) else self._in_teachers_width(i, composed[i]) for i in self.compared]
         self._inputs_checked = True
-        return PassOutputs(irs, logits, teacher_irs, teacher_logits)
+        return PassOutputs(irs, output, teacher_irs, teacher_output)
 
     # -- one pass ----------------------------------------------------------------------------------------------------
 
-    def composed(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The outputs of the student's own sections, as far as they are needed, and its logits."""
+    def composed(self, inputs: Inputs) -> tuple[list[Tensor], Any]:
+        """The outputs of the student's own sections, as far as they are needed, and of its model."""
         student, stats = self.student, self._running_stats
-        sections = student.sections
         all_trained = self._logits or not self.teacher_fed
-        last_needed = len(sections) if all_trained or stats.needs_composed_pass else 1
+        last_needed = student.num_sections if all_trained or stats.needs_composed_pass else 1
 
-        irs: list[Tensor] = []
+        @contextmanager
+        def around(i: int) -> Iterator[None]:
+            # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
+            grad = nullcontext() if all_trained or i == 0 else torch.no_grad()
+            with stats.composed_pass(i), grad:
+                yield
+
         with self.mark("student, composed"):
-            h = student.stem(images)
-            for i, section in enumerate(sections[:last_needed]):
-                # Section 1 is both passes at once (method: b_1 = a_1), so it always carries a gradient.
-                grad = nullcontext() if all_trained or i == 0 else torch.no_grad()
-                with stats.composed_pass(i), grad:
-                    h = section(h)
-                irs.append(h)
-                if self._copied:
-                    h = h.clone()
-            logits = student.head(h) if self._logits else None
-        return irs, logits
+            return student.run(inputs, around=around, sections=last_needed, head=self._logits, copied=self._copied)
 
     def fed(self, i: int, teacher_ir: Tensor) -> Tensor:
         """What section ``i`` (from 0) makes of the teacher's IR before it, in the student's width."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_fast.errors import CheckFailed, LoweringError, NotLowerable
 from lit_fast.extension import EXTENSION
 from lit_fast.float32 import full_float32
+from lit_fast.loss.targets import logits_of
 from lit_fast.sections.dryrun import first_line, untouched
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.parts import Part
@@ -92,6 +93,11 @@ class FrozenTeacher:
         if not isinstance(teacher, SplitModel):
             raise TypeError(
                 f"teacher: expected a split model, got {type(teacher).__name__}; use split(teacher, at=[...])"
+            )
+        if teacher.how != "traced":
+            raise TypeError(
+                "teacher: expected a traced model, whose parts can be lowered, got a recorded one; its own forward is "
+                "what runs it: teacher.run(...)"
             )
         own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = own if dtype is None else dtype
@@ -275,7 +281,7 @@ class FrozenTeacher:
             wanted = next((p.dtype for p in part.parameters() if p.is_floating_point()), x.dtype)
             half = self.dtype in _HALVES
             with torch.no_grad(), torch.autocast(x.device.type, self.dtype, enabled=half):
-                out = part(x if half or not x.is_floating_point() else x.to(wanted))
+                out = logits_of(part(x if half or not x.is_floating_point() else x.to(wanted)))
             return out.to(self.dtype)
 
         return run
@@ -327,11 +333,11 @@ class _Example(NamedTuple):
 
     @classmethod
     def of(cls, part: Part, x: Tensor, dtype: torch.dtype) -> _Example:
-        exact = part(x.clone())
+        exact = logits_of(part(x.clone()))
         if dtype not in _HALVES:
             return cls(x, exact, exact)
         with torch.autocast(x.device.type, dtype):
-            return cls(x, exact, part(x.clone()))
+            return cls(x, exact, logits_of(part(x.clone())))
 
 
 def _checked_program(

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lit_fast.errors import NotLowerable
+from lit_fast.loss.targets import logits_of
 from lit_fast.sections.dryrun import first_line
 from lit_fast.teacher.instruction import NONE, RELU, Instruction, fold, overwrite_residuals
 
@@ -28,7 +29,7 @@ def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
     """The instructions of a part, and the register of its result; register 0 is its input.
 
     Args:
-        part: in eval mode; maps one tensor to one.
+        part: in eval mode; maps one tensor to one, or to an output with logits, which alone are computed.
         example: an input of it, with a batch of at least two.
 
     Raises:
@@ -36,7 +37,7 @@ def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
     """
     try:
         with torch.no_grad():
-            graph = make_fx(lambda x: part(x), pre_dispatch=True)(example)
+            graph = make_fx(lambda x: logits_of(part(x)), pre_dispatch=True)(example)
     except Exception as error:  # whatever the user's modules and hooks do to a tensor without a value
         raise NotLowerable(f"it cannot be traced to operations ({first_line(error)})") from error
     return _Lowering(graph, batch=example.shape[0]).run()

@@ -1,0 +1,46 @@
+"""What a step gives its loss: rows of logits with their labels out of the models' outputs, and which rows count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lit_fast.literals import TargetsKind
+from lit_fast.loss.targets import TargetsOf, padding_of, resolve
+from lit_fast.sections.inputs import Inputs
+from lit_fast.step.passes import PassOutputs
+
+__all__ = ["LossRows"]
+
+
+class LossRows:
+    """``arguments, keywords = rows(outputs, compared, inputs, labels)``, with which the criterion is called.
+
+    Args:
+        targets, skip_padding: as for `lit_fast.LITStep`.
+        ignore_index: of labels that give no cross-entropy.
+    """
+
+    def __init__(self, targets: TargetsKind | TargetsOf, ignore_index: int, skip_padding: bool) -> None:
+        self._targets = resolve(targets, ignore_index, skip_padding)
+        self._ignore_index, self._skip_padding = ignore_index, skip_padding
+
+    def __call__(
+        self, outputs: PassOutputs, compared: Sequence[int], inputs: Inputs, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What is compared, and the masks of rows where some do not count."""
+        teacher_irs = [outputs.teacher_irs[i] for i in compared]
+        student_logits = teacher_logits = rows = None
+        row_labels = labels
+        if outputs.output is not None:
+            student_logits, row_labels, rows = self._targets(outputs.output, inputs, labels)
+        if outputs.teacher_output is not None:
+            teacher_logits = self._targets(outputs.teacher_output, inputs, labels).logits
+        masks: dict[str, Any] = {} if rows is None else {"rows": rows}
+        if self._skip_padding:
+            padding = padding_of(inputs, labels, self._ignore_index)
+            if padding is not None:
+                masks["ir_rows"] = [padding if ir.shape[:2] == padding.shape else None for ir in outputs.irs]
+        return (outputs.irs, teacher_irs, student_logits, teacher_logits, row_labels), masks
