@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
     from lit_fast.pair.inspect import Report, inspect
     from lit_fast.runs.build import build_info
-    from lit_fast.sections.copying import copy_parts
+    from lit_fast.sections.copying import copy_blocks, copy_parts
     from lit_fast.sections.cutting import split
     from lit_fast.sections.model import SplitModel
     from lit_fast.sections.projector import Projectors, make_projectors
@@ -63,6 +63,7 @@ _HOME = {
     "make_projectors": "sections.projector",
     "recalibrate": "step.running_stats",
     "SplitModel": "sections.model",
+    "copy_blocks": "sections.copying",
     "copy_parts": "sections.copying",
     "split": "sections.cutting",
     "LITStep": "step.lit_step",
@@ -105,6 +106,7 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "build_info",
+    "copy_blocks",
     "copy_parts",
     "data",
     "distill",

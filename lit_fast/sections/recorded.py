@@ -65,7 +65,7 @@ class RecordedModel(SplitModel):
     how = "recorded"
 
     def __init__(self, model: nn.Module, chain: Chain, why: str = "") -> None:
-        self.chain = chain
+        self.chain, self.blocks = chain, chain.sections
         self._last = _Last()
         super().__init__(model, chain.at, why)
 
