@@ -26,6 +26,7 @@ from lit_fast.errors import (
     SplitError,
     StoreError,
     UnavailableError,
+    UntraceableError,
     WorkerLost,
 )
 from lit_fast.version import __version__
@@ -103,6 +104,7 @@ __all__ = [
     "SplitModel",
     "StoreError",
     "UnavailableError",
+    "UntraceableError",
     "WorkerLost",
     "__version__",
     "build_info",

@@ -129,8 +129,9 @@ CAUSES["split-unknown-name"] = lambda: lf.split(lf.models.resnet20(), at=["layer
 CAUSES["split-order"] = lambda: lf.split(lf.models.resnet20(), at=["layer2", "layer1"])
 CAUSES["split-crossing"] = lambda: halves(Skipping())
 CAUSES["split-called-twice"] = lambda: halves(Repeating())
-CAUSES["split-untraceable"] = lambda: halves(Deciding())
-CAUSES["split-two-inputs"] = lambda: halves(TwoInputs())
+CAUSES["split-untraceable"] = lambda: lf.split(Deciding(), at=["low", "high"], how="traced")
+CAUSES["split-two-inputs"] = lambda: lf.split(TwoInputs(), at=["low", "high"], how="traced")
+CAUSES["split-several-inputs"] = lambda: halves(Net()).run({"x": IMAGES, "mask": IMAGES})
 CAUSES["copy-parts"] = lambda: lf.copy_parts(teacher(), halves(Net(classes=7)))
 
 
