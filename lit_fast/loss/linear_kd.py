@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_fast.loss import backends
 from lit_fast.loss.backends import LossOptions, LossParts, linear
-from lit_fast.loss.backends.chunks import LinearInputs
+from lit_fast.loss.backends.chunks import LinearInputs, rows_at_once
 from lit_fast.loss.backends.linear_checks import check_linear_inputs
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def linear_kd_loss(
             the losses and gradients of its parts add up to those of the batch. None: own counts, a mean.
         grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). The result is the same
             without it; with it gradients of float16 tensors are kept in float16 until backward.
-        chunk: rows at a time; None: as many as keep both networks' logits and their gradient within 48 MiB on a CPU and
+        chunk: rows at a time; None: as many as keep both networks' logits and their gradient within 68 MiB on a CPU and
             512 MiB elsewhere, but at least 32.
         backend: ``"native"`` or ``"triton"`` compute the loss of a chunk's logits in one pass; ``"auto"`` takes the
             first of them that there is, else plain PyTorch. ``"eager"`` is the reference: whole logits, by autograd.
@@ -163,8 +163,8 @@ def linear_kd_loss(
     if backend == "eager":
         parts = linear.unfused(inputs, options)
     else:
-        classes, dtype = inputs.student_weight.shape[0], inputs.student_hidden.dtype
-        size = chunk or linear.rows_at_once(classes, dtype, inputs.student_hidden.device.type)
+        hidden = inputs.student_hidden
+        size = chunk or rows_at_once(inputs.student_weight.shape[0], hidden.dtype, hidden.device)
         parts = linear.chunked(inputs, options, size, linear.FUSED.get(name, ""))
     return parts if return_parts else parts.total
 

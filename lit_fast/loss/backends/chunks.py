@@ -21,6 +21,16 @@ from lit_fast.loss.backends.options import Inputs, LossOptions
 from lit_fast.loss.backends.plain_kd import Rows
 
 _HAS_FLOAT64 = ("cpu", "cuda")
+# By type of device: bytes of a chunk's logits of both networks and their gradient. GPUs need more rows at once.
+_BYTES = {"cpu": 68 << 20}
+_MOST_BYTES = 512 << 20
+_FEWEST_ROWS = 32  # fewer, and adding to the head's gradient takes longer than computing it
+# So many pieces of a chunk get their gradient one after the other, and it replaces their logits: more rows in as much
+# memory. A GPU is fast with many rows alone.
+_PIECES = {"cpu": 8}
+_BLOCK_BYTES = {
+    "cpu": 2 << 20
+}  # of a weight at once: what few rows are multiplied by stays in the cache, up to 30 % faster
 
 
 class LinearInputs(NamedTuple):
@@ -76,31 +86,40 @@ def in_chunks(
     counted = _counted_rows(inputs, options)  # their numbers, or None: all rows
     if labels is not None and counted is not None:
         labels = labels[counted]
-    dtype = logits_dtype(hidden, autocast)
-    counts = _read_counts(inputs, options, labels, hidden.shape[0] if counted is None else len(counted), chunk, dtype)
-    student = _Head(hidden, inputs.student_weight, inputs.student_bias, dtype, chunk)
+    rows = hidden.shape[0] if counted is None else len(counted)
+    student = _Head(hidden, inputs.student_weight, inputs.student_bias, autocast, min(chunk, rows))
     teacher = None
     if inputs.teacher_hidden is not None and inputs.teacher_weight is not None:
-        dtype = logits_dtype(inputs.teacher_hidden, autocast)
-        teacher = _Head(inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias, dtype, chunk)
+        teacher = _Head(inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias, autocast, min(chunk, rows))
+    counts = _read_counts(inputs, options, labels, _pieces(rows, chunk, hidden.device), student.dtype)
     grads = _Gradients(inputs, student.dtype, counts.after, needed)
     sums = hidden.new_zeros(2, dtype=_wide(hidden.device))
-    for number, start in enumerate(range(0, counts.rows, chunk)):
-        stop = min(start + chunk, counts.rows)
+    for pieces in counts.chunks:
+        start, stop = pieces[0].start, pieces[-1].stop
         here = slice(start, stop) if counted is None else counted[start:stop]
-        rows = student.rows(here)
-        z_s, z_t = student.logits(rows), None if teacher is None else teacher.logits(teacher.rows(here))
-        logits = Rows(z_s, z_t, None if labels is None else labels[start:stop], inputs.class_weight)
-        ce, kl, slope = _kd_sums(logits, options, counts, number, kernel, any(needed))
-        sums += torch.stack([ce, kl]).to(sums.dtype)
+        states = student.rows(here)
+        slopes = z_s = student.logits(states)
+        z_t = None if teacher is None else teacher.logits(teacher.rows(here))
+        for piece in pieces:
+            own = slice(piece.start - start, piece.stop - start)
+            piece_labels = None if labels is None else labels[piece.start : piece.stop]
+            logits = Rows(z_s[own], None if z_t is None else z_t[own], piece_labels, inputs.class_weight)
+            ce, kl, slope = _kd_sums(logits, options, counts, piece.label_weight, kernel, any(needed))
+            sums += torch.stack([ce, kl]).to(sums.dtype)
+            if len(pieces) == 1:
+                slopes = slope
+            elif any(needed):
+                z_s[own] = slope  # where the logits are no longer needed
         if any(needed):
-            grads.add(here, slope, rows, student.weight)
+            grads.add(here, slopes, states, student.weight)
     return _parts(sums, options, counts, _loss_dtype(student, teacher)), *grads.finished(inputs)
 
 
-def logits_dtype(hidden: Tensor, autocast: torch.dtype | None) -> torch.dtype:
-    """As that of ``F.linear``'s result."""
-    return hidden.dtype if autocast is None or hidden.dtype == torch.float64 else autocast
+def rows_at_once(classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many rows a chunk has by default: their logits stay within a bound, yet their products are fast."""
+    bound = _BYTES.get(device.type, _MOST_BYTES)
+    rows = int(bound / (classes * dtype.itemsize * (2 + 1 / _PIECES.get(device.type, 1))))
+    return max(rows // 8 * 8, _FEWEST_ROWS)
 
 
 def _parts(sums: Tensor, options: LossOptions, counts: _Counts, dtype: torch.dtype) -> Tensor:
@@ -121,24 +140,37 @@ def _wide(device: torch.device) -> torch.dtype:
 # --- what counts
 
 
+class _Piece(NamedTuple):
+    """Rows whose loss is computed at once."""
+
+    start: int
+    stop: int
+    label_weight: float = 0.0  # of all: what their labels weigh in the cross-entropy's mean
+
+
 class _Counts(NamedTuple):
     """What the host knows of a loss.
 
     Attributes:
-        rows: that are looked at.
-        label_weights: of each chunk: what its labels weigh in the cross-entropy's mean.
+        chunks: the pieces of each.
         ce: what the sum of the cross-entropy is divided by.
         kl: what that of KL is divided by.
         before: what gradients of logits are multiplied by, so that they neither under- nor overflow.
         after: what their products with hidden states and weights are.
     """
 
-    rows: int
-    label_weights: Sequence[float]
+    chunks: Sequence[Sequence[_Piece]]
     ce: float
     kl: float
     before: float = 1.0
     after: float = 1.0
+
+
+def _pieces(rows: int, chunk: int, device: torch.device) -> list[list[_Piece]]:
+    """Those of each chunk."""
+    step = -(-chunk // _PIECES.get(device.type, 1))
+    chunks = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+    return [[_Piece(i, min(i + step, stop)) for i in range(start, stop, step)] for start, stop in chunks]
 
 
 def _counted_rows(inputs: LinearInputs, options: LossOptions) -> Tensor | None:
@@ -162,30 +194,38 @@ def label_weights(labels: Tensor, class_weight: Tensor | None, ignore_index: int
 
 
 def _read_counts(
-    inputs: LinearInputs, options: LossOptions, labels: Tensor | None, rows: int, chunk: int, dtype: torch.dtype
+    inputs: LinearInputs,
+    options: LossOptions,
+    labels: Tensor | None,
+    chunks: Sequence[Sequence[_Piece]],
+    dtype: torch.dtype,
 ) -> _Counts:
-    """All that the host must know; on a GPU it waits for the device here, once."""
-    device = inputs.student_hidden.device
-    wide = _wide(device)
-    weights = torch.zeros(rows, dtype=wide, device=device)
+    """All that the host must know; on a GPU it waits for the device here, once.
+
+    Args:
+        labels: of the rows that count.
+        dtype: of the student's logits.
+    """
+    hidden = inputs.student_hidden
+    rows = chunks[-1][-1].stop if chunks else 0
+    weights = torch.zeros(rows, dtype=_wide(hidden.device), device=hidden.device)
     if labels is not None:
-        weights = label_weights(labels, inputs.class_weight, options.ignore_index, wide)
-    own_kl = torch.full((), inputs.student_hidden.shape[0], dtype=wide, device=device)
-    if inputs.rows is not None:
-        own_kl = inputs.rows.sum()
-    one = torch.ones((), dtype=wide, device=device)
-    numbers = [
-        weights.sum() if inputs.ce_count is None else inputs.ce_count,
-        own_kl if inputs.kl_count is None else inputs.kl_count,
-        one if inputs.grad_scale is None else inputs.grad_scale,
-        *(part.sum() for part in weights.split(chunk)),
-    ]
-    ce, kl, before, *of_chunks = torch.stack([number.to(wide) for number in numbers]).tolist()
+        weights = label_weights(labels, inputs.class_weight, options.ignore_index, weights.dtype)
+    sums = torch.cat([weights.new_zeros(1), weights.cumsum(0)])  # over all rows before a row
+    edges = [0, *(piece.stop for pieces in chunks for piece in pieces)]
+    ce_count, kl_count, scale = inputs.ce_count, inputs.kl_count, inputs.grad_scale
+    if kl_count is None:
+        kl_count = sums.new_tensor(len(hidden)) if inputs.rows is None else inputs.rows.sum()
+    scalars = [sums[-1] if ce_count is None else ce_count, kl_count, sums.new_ones(()) if scale is None else scale]
+    numbers = torch.cat([torch.stack([number.to(sums.dtype) for number in scalars]), sums[edges]])
+    ce, kl, before, *at_edges = numbers.tolist()
+    at = dict(zip(edges, at_edges))
+    known = [[piece._replace(label_weight=at[piece.stop] - at[piece.start]) for piece in pieces] for pieces in chunks]
     after = 1.0
-    if inputs.grad_scale is None and dtype == torch.float16:
-        before = _float16_scale(options, _over(sum(of_chunks), ce), _over(rows, kl), rows)
+    if scale is None and dtype == torch.float16:
+        before = _float16_scale(options, _over(at[rows], ce), _over(rows, kl), rows)
         after = 1 / before
-    return _Counts(rows, of_chunks, ce, kl, before, after)
+    return _Counts(known, ce, kl, before, after)
 
 
 def _float16_scale(options: LossOptions, hard: float, soft: float, rows: int) -> float:
@@ -210,34 +250,44 @@ def _over(number: float, count: float) -> float:
 
 
 class _Head:
-    """A linear layer ready for products in one dtype, and memory for a chunk's logits."""
+    """A linear layer ready for products in one dtype, and memory for the logits of `most` rows."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, chunk: int) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None, most: int
+    ) -> None:
+        self.dtype = hidden.dtype if autocast is None or hidden.dtype == torch.float64 else autocast  # as F.linear
         self.hidden = hidden  # [N, H]
-        self.dtype = dtype
-        self.weight = weight.to(dtype)  # [V, H]
+        self.weight = weight.to(self.dtype)  # [V, H]
         if 1 not in self.weight.stride():  # matrix products would copy it in every chunk
             self.weight = self.weight.contiguous()
-        self.bias = None if bias is None else bias.to(dtype)
-        self._memory = hidden.new_empty(min(chunk, hidden.shape[0]), weight.shape[0], dtype=dtype)
+        self._bias = None if bias is None else bias.to(self.dtype)
+        classes, width = weight.shape
+        self._memory = hidden.new_empty(most, classes, dtype=self.dtype)
+        bound = _BLOCK_BYTES.get(hidden.device.type)
+        self._block = classes if bound is None else max(bound // (max(width, 1) * self.dtype.itemsize), 1)
 
     def rows(self, which: slice | Tensor) -> Tensor:
         """Some rows of the hidden states, [rows, H]."""
         return self.hidden[which].to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, V] of hidden states [rows, H], valid until the next call."""
+        """[rows, V] of hidden states [rows, H], in the same memory at each call."""
         out = self._memory[: hidden.shape[0]]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        blocks = zip(self.weight.split(self._block), out.split(self._block, 1))
+        for number, (weight, logits) in enumerate(blocks):
+            if self._bias is None:
+                torch.mm(hidden, weight.t(), out=logits)
+            else:
+                bias = self._bias[number * self._block :][: len(weight)]
+                torch.addmm(bias, hidden, weight.t(), out=logits)
+        return out
 
 
 def _kd_sums(
-    rows: Rows, options: LossOptions, counts: _Counts, number: int, kernel: str, need_grad: bool
+    rows: Rows, options: LossOptions, counts: _Counts, label_weight: float, kernel: str, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of CE and KL over the rows of a chunk, 0-d, and what they add to the gradient of the loss, [rows, V]."""
-    student, count, label_weight = rows.student, rows.student.shape[0], counts.label_weights[number]
+    """Sums of CE and KL over rows, 0-d, and what they add to the gradient of the loss, [rows, V]."""
+    student, count = rows.student, rows.student.shape[0]
     smooth_alone = label_weight == 0 and options.label_smoothing > 0 and rows.class_weight is not None
     if label_weight == 0 and not smooth_alone:
         rows = rows._replace(labels=None)
@@ -246,7 +296,7 @@ def _kd_sums(
     soft = 0.0 if rows.teacher is None else per_kl * count
     if not kernel or smooth_alone or not 0 < hard + soft < math.inf:
         return plain_kd.kd_sums(rows, options, counts.before * per_ce, counts.before * per_kl, need_grad)
-    # The op computes a * mean CE + (1 - a) * mean KL over the chunk: with this a, times `hard + soft`, that is its share.
+    # The op computes a * mean CE + (1 - a) * mean KL over the chunk: with this a, times `hard + soft`, its share.
     scale = torch.full((), counts.before * (hard + soft), dtype=_wide(student.device), device=student.device)
     inputs = Inputs((), (), *rows, grad_scale=scale)
     op = getattr(torch.ops.lit_fast, kernel).default

@@ -22,15 +22,6 @@ from lit_fast.loss.backends.options import Inputs, LossOptions, LossParts
 
 FUSED = {"native": "lit_loss", "triton": "lit_loss_triton"}  # by backend: the op that takes a chunk's logits
 _RESCALE = {"lit_loss": "rescale_", "lit_loss_triton": "rescale_triton_"}
-_BYTES = {"cpu": 48 << 20}  # of a chunk's logits, those of the teacher and the gradient; large enough for fast products
-_MOST_BYTES = 512 << 20  # of other devices, whose products need more rows
-_FEWEST_ROWS = 32  # fewer, and adding to the head's gradient takes longer than computing it
-
-
-def rows_at_once(classes: int, dtype: torch.dtype, device_type: str) -> int:
-    """How many rows a chunk has by default: three matrices of logits stay within a bound."""
-    rows = _BYTES.get(device_type, _MOST_BYTES) // (3 * classes * dtype.itemsize)
-    return max(rows // 8 * 8, _FEWEST_ROWS)
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
