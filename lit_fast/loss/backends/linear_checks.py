@@ -35,6 +35,7 @@ def check_linear_inputs(inputs: LinearInputs, options: LossOptions) -> LinearInp
         _check_network("teacher", used.teacher_hidden, used.teacher_weight, used.teacher_bias)
         _check_same_task(used)
     if used.labels is not None:
+        _check_hard(used.labels)
         _check_labels(used.labels, rows, classes)
     if used.class_weight is not None:
         _floating("class_weight", used.class_weight)
@@ -116,6 +117,15 @@ def _check_same_task(inputs: LinearInputs) -> None:
         raise ValueError(
             f"teacher_head: expected {classes} classes as student_head, got {weight.shape[0]}; teacher and student "
             "must know the same vocabulary: cut off what pads one of them, for example head.weight[:size]"
+        )
+
+
+def _check_hard(labels: Any) -> None:
+    _tensor("labels", labels)
+    if labels.is_floating_point():
+        raise TypeError(
+            f"labels: expected class indices (int64), got {_dtype(labels)} of shape {_shape(labels)}; soft labels are "
+            "as large as the logits: use kd_loss"
         )
 
 
