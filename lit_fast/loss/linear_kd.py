@@ -118,7 +118,7 @@ def linear_kd_loss(
             the losses and gradients of its parts add up to those of the batch. None: own counts, a mean.
         grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). The result is the same
             without it; with it gradients of float16 tensors are kept in float16 until backward.
-        chunk: rows at a time; None: as many as keep both networks' logits and their gradient within 68 MiB on a CPU and
+        chunk: rows at a time; None: as many as keep both networks' logits and their gradient within 60 MiB on a CPU and
             512 MiB elsewhere, but at least 32.
         backend: ``"native"`` or ``"triton"`` compute the loss of a chunk's logits in one pass; ``"auto"`` takes the
             first of them that there is, else plain PyTorch. ``"eager"`` is the reference: whole logits, by autograd.

@@ -22,7 +22,7 @@ from lit_fast.loss.backends.plain_kd import Rows
 
 _HAS_FLOAT64 = ("cpu", "cuda")
 # By type of device: bytes of a chunk's logits of both networks and their gradient. GPUs need more rows at once.
-_BYTES = {"cpu": 68 << 20}
+_BYTES = {"cpu": 60 << 20}
 _MOST_BYTES = 512 << 20
 _FEWEST_ROWS = 32  # fewer, and adding to the head's gradient takes longer than computing it
 # So many pieces of a chunk get their gradient one after the other, and it replaces their logits: more rows in as much
