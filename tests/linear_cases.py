@@ -50,6 +50,14 @@ class Problem:
         loss = self.loss(**settings)
         return [loss.detach(), *torch.autograd.grad(loss, self.leaves())]
 
+    def to(self, device: str) -> Problem:
+        """The same on another device."""
+        tensors = {name: None if tensor is None else tensor.detach().to(device) for name, tensor in vars(self).items()}
+        for name, tensor in tensors.items():
+            if name.startswith("student") and tensor is not None:
+                tensor.requires_grad_()
+        return Problem(**tensors)  # type: ignore[arg-type]
+
     def rows(self, first: int, stop: int) -> Problem:
         """A part of the batch, with the same heads."""
         own = slice(first, stop)

@@ -186,6 +186,7 @@ def test_nothing_of_a_row_that_does_not_count_is_looked_at(way: dict) -> None:
     with torch.no_grad():
         problem.student_hidden[~rows] = float("nan")
         problem.teacher_hidden[~rows] = float("inf")
+        problem.labels[~rows] = 999
     if way["backend"] == "eager":  # its products are of all rows: it is the loss that does not look
         assert torch.isfinite(problem.loss(rows=rows, **way))
         return
@@ -471,6 +472,20 @@ def test_compiles_to_one_graph(autocast: bool, way: dict) -> None:
     if right is not None:
         for leaf, grad in zip(problem.leaves(), right[1:]):
             torch.testing.assert_close(leaf.grad, 2 * grad)
+
+
+def test_a_compiled_graph_takes_any_number_of_rows() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(linear_kd_loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (13, 9, 20):
+        problem = build(F32, rows=rows)
+        student, teacher = (
+            (problem.student_weight, problem.student_bias),
+            (problem.teacher_weight, problem.teacher_bias),
+        )
+        loss = compiled(problem.student_hidden, student, problem.teacher_hidden, teacher, problem.labels)
+        found = [loss.detach(), *torch.autograd.grad(loss, problem.leaves())]
+        assert_right(found, oracle(problem), F32, problem.leaves())
 
 
 @pytest.mark.parametrize("needed", [[True, True, True], [True, False, False], [False, False, False]], ids=str)
