@@ -18,7 +18,7 @@ from everyday import exhaustive
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, data, data_sources, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
+from benchmarks import bars, data, data_sources, linear, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
 from benchmarks.choice import Choice  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -125,6 +125,21 @@ def test_the_loaders_are_measured_alone_and_with_the_step() -> None:
             assert row["variant"].startswith("step") or row["times_pil"] > 0
 
 
+def test_the_loss_in_chunks_is_measured_against_whole_logits() -> None:
+    rows = {row["variant"]: row for row in linear.run("cpu", float("inf"), tiny=True, seconds=0.1)}
+    assert {row["status"] for row in rows.values()} == {"measured"}, rows
+    assert set(rows) == {"script", "kd_loss", "linear"}
+    found = rows["linear"]
+    assert all(found[f"{what}_of_{other}"] > 0 for what in ("time", "memory") for other in ("script", "kd_loss"))
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    setting = linear.Setting("", 64, 8, 500)
+    assert linear.extra_bytes(linear.steps(setting, "cpu")["kd_loss"], "cpu") >= 2 * 64 * 500 * 4
+    _held = torch.ones(100 << 20, dtype=torch.uint8)  # what this process has had is no part of it
+    assert 0 <= linear.alone(linear.TINY, "linear") < 50 << 20
+
+
 @pytest.mark.parametrize("setting", data_sources.settings(tiny=True), ids=lambda setting: setting.name)
 def test_images_one_by_one_are_those_of_the_loaders(setting: data_sources.Setting, tmp_path: Path) -> None:
     dataset = setting.make(tmp_path)
@@ -203,6 +218,14 @@ def test_loaders_are_judged_by_what_they_are_compared_with() -> None:
     assert verdict("JPEG files", results(*found, kind="cpu")) == ("PASS", 1.3)
     assert verdict("captured step on resident data", results(*found)) == ("FAIL", 6.0)
     assert verdict("captured step on resident data", results(*found[:2]))[0] == "NOT MEASURED"
+
+
+def test_the_loss_in_chunks_is_judged_by_the_better_way_with_whole_logits() -> None:
+    found = {"suite": "linear", "setting": "2048", "variant": "linear", "status": "measured"}
+    found |= {"time_of_script": 0.5, "time_of_kd_loss": 1.05, "memory_of_script": 0.04, "memory_of_kd_loss": 0.11}
+    assert verdict("linear_kd_loss, memory", results(found, kind="cpu")) == ("FAIL", 0.11)
+    assert verdict("linear_kd_loss, time", results(found, kind="cpu")) == ("PASS", 1.05)
+    assert verdict("linear_kd_loss, time", results(found | {"variant": "kd_loss"}, kind="cpu"))[0] == "NOT MEASURED"
 
 
 def test_tiny_runs_and_other_devices_prove_nothing() -> None:

@@ -86,7 +86,7 @@ def test_a_dry_run_goes_through_every_stage_and_a_second_call_repeats_nothing(tm
     assert found["versions"]["torch"]
     measured = [row for row in found["rows"] if row["status"] == "measured"]
     assert {"plain", "eager", "runner", "reference", "compile", "native"} <= {row["variant"] for row in measured}
-    assert {row["suite"] for row in measured} == {"step", "loss", "overhead", "data", "tricks", "teacher"}
+    assert {row["suite"] for row in measured} == {"step", "loss", "overhead", "data", "linear", "tricks", "teacher"}
     assert {row["launches"] for row in found["rows"]} == {"not measured"}
     assert found["copy_gb_s"] == "not measured"
     assert {bar["verdict"] for bar in found["bars"]} == {"NOT MEASURED"}

@@ -6,6 +6,7 @@ interpreter is chosen once per process.
 
 from __future__ import annotations
 
+import linear_cases
 import loss_cases
 import pytest
 import torch
@@ -128,6 +129,29 @@ def test_gradient_keeps_the_students_layout() -> None:
     assert grad.is_contiguous(memory_format=torch.channels_last)
     assert logits_grad.is_contiguous()
     torch.testing.assert_close(grad, 0.25 * 2 * (student - teacher).detach() / student.numel())
+
+
+# --- of hidden states and heads
+
+
+@pytest.mark.parametrize("dtype", but_first([F32, F64, F16, BF16]), ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 0.5, "label_smoothing": 0.1, "class_weight": torch.linspace(0, 2, 31)},
+        {"alpha": 0.4, "rows": torch.arange(13) % 4 != 1, "normalizer": linear_cases.Counts(20, 30)},
+        {"alpha": 1.0},
+        {"alpha": 0.0},
+    ],
+    ids=lambda settings: ", ".join(settings),
+)
+def test_chunks_of_hidden_states_and_heads(settings: dict, dtype: torch.dtype) -> None:
+    problem = linear_cases.build(dtype)
+    found = problem.result(backend="triton", chunk=4, **settings)
+    linear_cases.assert_right(found, linear_cases.oracle(problem, **settings), dtype, problem.leaves())
+    loss = problem.loss(backend="triton", chunk=4, **settings)
+    for grad, right in zip(torch.autograd.grad(loss, problem.leaves(), torch.tensor(2.0, dtype=loss.dtype)), found[1:]):
+        torch.testing.assert_close(grad, 2 * right)
 
 
 # --- labels

@@ -15,11 +15,12 @@ from lit_fast.loss import backends
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts
 from lit_fast.loss.backends.checks import check_inputs
 from lit_fast.loss.backends.options import device_of
+from lit_fast.loss.linear_kd import linear_kd_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["compute", "ir_loss", "kd_loss", "lit_loss"]
+__all__ = ["compute", "ir_loss", "kd_loss", "linear_kd_loss", "lit_loss"]
 
 IRs = Sequence[Tensor] | None
 

@@ -16,7 +16,11 @@ from lit_fast.loss.backends.ops import arguments
 from lit_fast.loss.backends.options import Inputs, LossOptions, LossParts
 
 # Whether backward() keeps the graph, so that this node may run again. Without the question, it may.
-_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+NO_DOUBLE_BACKWARD = (
+    "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
+    "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
+)
 
 
 class Ops(NamedTuple):
@@ -80,19 +84,16 @@ class _LitLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, _grad_parts: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:  # a compiled graph refuses by itself
-            raise RuntimeError(
-                "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
-                "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
-            )
+            raise RuntimeError(NO_DOUBLE_BACKWARD)
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
         if grad_total is None:
             grad_total = logits_grad.new_zeros(())
         _, _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
         pairs = zip([logits_grad, *ir_grads], [want_logits, *want_irs])
         grads = [grad if want else None for grad, want in pairs]
-        if compiling or _keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
+        if compiling or keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
             factor = grad_total if grad_scale is None else grad_total / grad_scale
-            grads = [None if grad is None else _rescaled(grad, factor) for grad in grads]
+            grads = [None if grad is None else rescaled(grad, factor) for grad in grads]
         else:
             ctx.rescale_([grad for grad in grads if grad is not None], grad_total, grad_scale)
         return None, None, None, grads[0], None, None, None, None, *grads[1:], *(None for _ in ir_grads)
@@ -110,6 +111,6 @@ def _alias(parts: Tensor) -> Tensor:
     return parts.new_empty(()).set_(parts.untyped_storage(), parts.storage_offset(), (), ())
 
 
-def _rescaled(grad: Tensor, factor: Tensor) -> Tensor:
+def rescaled(grad: Tensor, factor: Tensor) -> Tensor:
     # A 0-d tensor would be rounded to the gradient's dtype first: 65536 is infinite in float16.
     return (grad.to(factor.dtype) * factor).to(grad.dtype)
