@@ -16,6 +16,8 @@ from test_capture import adamw, assert_same, make, state
 from test_capture import batches as image_batches
 from tiny_networks import Net
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import lit_fast as lf
@@ -637,3 +639,131 @@ def test_blocks_that_do_not_fit_are_refused() -> None:
         lf.copy_blocks(numbered(6, sections=2), numbered(3))
     with pytest.raises(SplitError, match=r"the teacher's blocks are not known; split it with blocks="):
         lf.copy_blocks(lf.split(Net(), AT), numbered(3))
+
+
+# -- language models --------------------------------------------------------------------------------------------------
+
+
+class Causal(Text):
+    """Logits of the next word, made by a linear layer that a wrapper calls."""
+
+    def __init__(self, blocks: int, scale: float = 1.0) -> None:
+        super().__init__(blocks)
+        self.last, self.scale = nn.Linear(WIDTH, WORDS, bias=False), scale
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Output:
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask, bias=self.bias)[0]
+        logits = self.last(hidden)
+        return Output(logits=logits if self.scale == 1.0 else logits * self.scale)
+
+
+def causal_step(dtype: torch.dtype = torch.float32, scale: float = 1.0, **options: Any) -> lf.LITStep:
+    torch.manual_seed(0)
+    teacher, student = (lf.split(Causal(n, scale).to(dtype), blocks="layers", sections=2) for n in (4, 2))
+    options.setdefault("criterion", lf.LITLoss(alpha=0.5, beta=0.5, tau=2.0))
+    return lf.LITStep(
+        teacher,
+        student.train(),
+        options.pop("criterion"),
+        torch.optim.SGD(student.parameters(), lr=0.1),
+        targets="causal_lm",
+        **options,
+    )
+
+
+def gradients(step: lf.LITStep, batch: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    step.loss(batch).backward()
+    return step.criterion.parts, {name: p.grad for name, p in step.student.model.named_parameters()}
+
+
+@pytest.mark.parametrize("criterion", [{}, {"alpha": 1.0}, {"alpha": 0.0}, {"beta": 1.0}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("frozen", [(), ("stem", "head")])
+def test_a_fused_head_gives_what_logits_give(criterion: dict[str, Any], frozen: tuple[str, ...]) -> None:
+    batch, _ = text()
+    results = []
+    for fused in (None, False):
+        step = causal_step(
+            torch.float64, fused_head=fused, criterion=lf.LITLoss(**({"alpha": 0.5, "beta": 0.5} | criterion))
+        )
+        step.student.freeze(*frozen)
+        results.append(gradients(step, batch))
+        assert (step.heads is None) == (fused is False)
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_a_fused_head_makes_no_logits() -> None:
+    step, (batch, _) = causal_step(), text(7, 9)  # no other tensor has 9 x 20 elements for each row
+
+    def logits_made() -> bool:
+        made = Made()
+        with made:
+            step.loss(batch).backward()
+        return any(shape[-1:] == (WORDS,) and len(shape) > 1 and shape[:-1].numel() >= 7 * 8 for shape in made.shapes)
+
+    assert step.loss(batch).isfinite()  # finds the head
+    step.heads.of(None, step.student, batch).loss = chunked(step.heads.of(None, step.student, batch).loss)
+    assert not logits_made()
+    step.heads = None
+    assert logits_made()
+
+
+def chunked(loss: Any) -> Any:
+    """With few rows at a time, for batches as small as a test's."""
+
+    def in_chunks(*args: Any) -> Tensor:
+        from lit_fast.step import linear_heads
+
+        whole = linear_heads.linear_kd_loss
+        try:
+            linear_heads.linear_kd_loss = lambda *a, **k: whole(*a, chunk=5, **k)
+            return loss(*args)
+        finally:
+            linear_heads.linear_kd_loss = whole
+
+    return in_chunks
+
+
+class Made(TorchDispatchMode):
+    """The shapes of all that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.shapes |= {t.shape for t in tree_leaves(out) if isinstance(t, Tensor)}
+        return out
+
+
+def test_logits_that_a_linear_layer_does_not_make_are_computed() -> None:
+    step, (batch, _) = causal_step(scale=2.0), text()
+    step(batch)
+    assert step.heads.of(step.teacher, step.student, batch) is None
+    step = causal_step(scale=2.0, fused_head=True)
+    with pytest.raises(ValueError, match=r"fused_head: the student's logits are not what an nn.Linear"):
+        step(batch)
+
+
+def test_recording_adds_no_operation() -> None:
+    model, (batch, _) = text_pair()[1], text()
+    counts = []
+    for run in (lambda: model.model(**batch), lambda: model.run(batch)):
+        with Operations() as operations:
+            run()
+        counts.append(operations.names)
+    assert counts[0] == counts[1]
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

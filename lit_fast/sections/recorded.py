@@ -8,7 +8,8 @@ between the modules, as long as it does not change the hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.errors import SplitError
+from lit_fast.sections.calls import Run, in_place_of_calls
 from lit_fast.sections.inputs import Inputs, call, first_tensor, replaced, tensors_of
 from lit_fast.sections.model import After, Around, SplitModel
 from lit_fast.sections.parts import Part, part_names
@@ -87,7 +89,7 @@ class RecordedModel(SplitModel):
     ) -> tuple[list[Tensor], Any]:
         self.release()
         recording = _Recording(self.chain, after, around, head, copied)
-        with recording.of([self.model.get_submodule(name) for name in self.chain.modules]):
+        with recording.of(self.model):
             output = call(self.model, inputs)
         recording.check_complete()
         self._last.recording = recording
@@ -187,29 +189,17 @@ class _Recording:
         self._second: list[Tensor] = []  # what the module before it made beside the hidden state
 
     @contextmanager
-    def of(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """While the context is open, the calls of these modules are written down.
-
-        A module's ``__call__`` goes through its ``_compiled_call_impl`` where it has one (``Module.compile`` puts it
-        there), so this stands outside of compiled code, hooks and what a subclass of the module does.
-        """
-        before = [(module.__dict__, module.__dict__.get("_compiled_call_impl")) for module in modules]
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """While the context is open, the calls of the chain's modules are written down."""
+        watched = [(model.get_submodule(name), functools.partial(self._watched, name)) for name in self._names]
         try:
-            for name, module in zip(self._names, modules):
-                module.__dict__["_compiled_call_impl"] = self._watched(name, module)
-            with self._contexts:
+            with in_place_of_calls(watched), self._contexts:
                 yield
         finally:
-            for attributes, compiled in before:
-                attributes.pop("_compiled_call_impl", None)
-                if compiled is not None:
-                    attributes["_compiled_call_impl"] = compiled
             self._hidden, self._second = None, []
             self._after = self._around = None
 
-    def _watched(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        run = module.__dict__.get("_compiled_call_impl") or module._call_impl
-
+    def _watched(self, name: str, run: Run) -> Run:
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._begins(name, args, kwargs)
             return self._ended(name, run(*args, **kwargs), (args, kwargs))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -23,6 +23,7 @@ from lit_fast.sections.inputs import Inputs, num_rows, only_tensor, without_labe
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
+from lit_fast.step.linear_heads import HeadSearch
 from lit_fast.step.parallel import ALONE, GradientMean, Workers
 from lit_fast.step.passes import StudentPasses
 from lit_fast.step.rows import LossRows
@@ -81,6 +82,9 @@ class LITStep:
             first), dicts, or objects with ``.logits``.
         skip_padding: leave out of every term of the loss, IRs [B, T, ...] included, the tokens that
             ``inputs["attention_mask"]`` says are padding; without a mask those whose label is ``ignore_index``.
+        fused_head: compute the KD loss from hidden states and heads (`lit_fast.functional.linear_kd_loss`), so that
+            logits are never there as a whole: for recorded models whose logits an ``nn.Linear`` makes. None: with
+            ``targets="causal_lm"`` where that can be, but not in a captured step.
 
     Attributes:
         rows: what makes the loss's rows of the models' outputs (`lit_fast.step.rows.LossRows`).
@@ -115,6 +119,7 @@ class LITStep:
         fused_norm: bool = False,
         targets: TargetsKind | TargetsOf = "classification",
         skip_padding: bool = False,
+        fused_head: bool | None = None,
     ) -> None:
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector = projector
@@ -152,6 +157,8 @@ class LITStep:
             side_by_side=side_by_side,
             fused_norm=fused_norm,
         )
+        wanted = fused_head or (fused_head is None and targets == "causal_lm" and not capture)
+        self.heads = HeadSearch(self._needs_soft_targets, fused_head) if wanted and self.options.beta > 0.0 else None
         if capture and workers.size > 1:
             raise ValueError("capture: the sum over several workers is not captured; use capture=False")
         self._captured: CapturedSteps | None = None
@@ -212,7 +219,8 @@ class LITStep:
         return kept
 
     def _check_pair(self) -> None:
-        needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
+        self._needs_soft_targets = self.options.beta > 0.0 and self.options.alpha < 1.0
+        needs_teacher = bool(self.ir_sections) or self._needs_soft_targets
         if self.teacher is None:
             if needs_teacher:
                 raise ValueError(
@@ -339,11 +347,16 @@ class LITStep:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
         inputs, labels = without_labels(inputs, labels)
         laid_out = self.passes.laid_out(inputs)
-        outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
+        heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
+        with nullcontext() if heads is None else heads.left_out():
+            outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
         with self.mark("loss"):
             compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
             grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
-            return self.criterion(*compared, grad_scale=grad_scale, **masks)
+            if heads is None:
+                return self.criterion(*compared, grad_scale=grad_scale, **masks)
+            with self.passes.autocast():
+                return heads.loss(self.criterion, compared, masks, grad_scale)
 
     def _run_teacher(self, inputs: Inputs, laid_out: Inputs, after: After | None) -> tuple[list[Tensor], Any]:
         if self.teacher is None or not self._needs_teacher:
@@ -353,7 +366,7 @@ class LITStep:
             images = only_tensor(inputs)
             return self._frozen.prefetched(images) or self._frozen.run(only_tensor(laid_out), after)
         with torch.no_grad():
-            outputs = self.teacher.run(laid_out, after, head=self.options.beta > 0)
+            outputs = self.teacher.run(laid_out, after, head=self._needs_soft_targets)
         self.teacher.release()
         return outputs
 
