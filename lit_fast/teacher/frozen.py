@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lit_fast.float32 import full_float32
 from lit_fast.sections.dryrun import untouched
 from lit_fast.sections.model import SplitModel
 from lit_fast.teacher.programs import HALVES, Example, PartPlan, PartPrograms, Run
 
-__all__ = ["FrozenTeacher"]
+__all__ = ["FrozenTeacher", "frozen_for"]
 
 _DTYPES = (torch.float32, torch.float64, *HALVES)
 MAX_SIZES = 256  # of input, that are known to be right; another is checked again when it comes back
@@ -66,8 +67,7 @@ class FrozenTeacher:
             raise TypeError(
                 f"teacher: expected a split model, got {type(teacher).__name__}; use split(teacher, at=[...])"
             )
-        own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
-        self.dtype = own if dtype is None else dtype
+        self.dtype = _dtype_of(teacher) if dtype is None else dtype
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
         self.module = teacher.eval().requires_grad_(False)
@@ -75,6 +75,7 @@ class FrozenTeacher:
         self._logits, self._strict = logits, strict
         self._programs = [PartPrograms(self.dtype, strict) for _ in teacher.part_names]
         self._sizes: OrderedDict[torch.Size, list[Run]] = OrderedDict()  # by the shape of an image, the last used last
+        self._values: list[int] | None = None  # of the parameters when they were copied
         self._worker: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._ahead: deque[tuple[Tensor, Callable[[], Outputs]]] = deque()
@@ -137,6 +138,27 @@ class FrozenTeacher:
             lines.append(f"{plan.name}: {how}: {plan.reason}" if plan.reason else f"{plan.name}: {how}")
         return "\n".join(lines) or "not built yet: the first batch shows what the parts do"
 
+    def check_shared(self, teacher: SplitModel, dtype: torch.dtype | None, *, logits: bool, strict: bool) -> None:
+        """Whether it does what a new one of these arguments would.
+
+        Raises:
+            ValueError: it does not, or the teacher's parameters have changed since they were copied.
+        """
+        if teacher is not self.module:
+            raise ValueError("frozen: it was made from another teacher than the step is given")
+        wanted = _dtype_of(teacher) if dtype is None else dtype
+        if wanted != self.dtype:
+            raise ValueError(f"frozen: expected {wanted} for the step's precision, got {self.dtype}")
+        if logits and not self._logits:
+            raise ValueError("frozen: it leaves the head out, and the loss needs logits; make it with logits=True")
+        if strict != self._strict:
+            raise ValueError(
+                f"frozen: expected strict={strict} for the step's engine, got strict={self._strict}: 'runner' raises "
+                "where a lowered part fails its check, 'auto' runs its module"
+            )
+        if self._values is not None and self._values != _sums(teacher):
+            raise ValueError("frozen: the teacher's parameters have changed since it copied them; make a new one")
+
     # -- ahead -------------------------------------------------------------------------------------------------------
 
     def _in_thread(self, images: Tensor, runs: list[Run]) -> Callable[[], Outputs]:
@@ -192,6 +214,8 @@ class FrozenTeacher:
             plain = torch.autocast(images.device.type, enabled=False)
             with untouched(self.module), full_float32(), torch.no_grad(), plain:
                 self._sizes[size] = self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
+            if self._values is None:
+                self._values = _sums(self.module)
             if len(self._sizes) > MAX_SIZES:
                 self._sizes.popitem(last=False)
         self._sizes.move_to_end(size)
@@ -231,3 +255,36 @@ class _Shares:
             parts = [None] * len(self._sizes) if logits is None else logits.split(self._sizes)
             self._rest = ((list(own), part) for own, part in zip(columns, parts))
         return next(self._rest)
+
+
+def frozen_for(
+    teacher: SplitModel, dtype: torch.dtype | None, shared: FrozenTeacher | None, *, logits: bool, strict: bool
+) -> FrozenTeacher:
+    """What runs the teacher of a step: one that it shares with others, or one of its own.
+
+    Raises:
+        TypeError, ValueError: what is to be shared does not do what the step needs.
+    """
+    if shared is None:
+        return FrozenTeacher(teacher, dtype, logits=logits, strict=strict)
+    if not isinstance(shared, FrozenTeacher):
+        raise TypeError(f"frozen: expected a FrozenTeacher, got {type(shared).__name__}")
+    shared.check_shared(teacher, dtype, logits=logits, strict=strict)
+    return shared
+
+
+def _dtype_of(teacher: SplitModel) -> torch.dtype:
+    return next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _sums(module: nn.Module) -> list[int]:
+    """Of the bits of every parameter and buffer: others where a value has changed."""
+    tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+    sums = [_bits(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    return torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return _bits(torch.view_as_real(tensor))
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
