@@ -14,7 +14,7 @@ import lit_fast as lf
 from lit_fast.errors import LoweringError
 from lit_fast.extension import EXTENSION
 from lit_fast.settings.variants import VARIANTS
-from lit_fast.teacher import frozen as teacher_module
+from lit_fast.teacher import programs
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
 
@@ -467,7 +467,7 @@ def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked
     def unavailable(x: Tensor) -> Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    monkeypatch.setattr(teacher_module, "_program", lambda steps, output, dtype: unavailable)
+    monkeypatch.setattr(programs, "_program", lambda steps, output: unavailable)
     images, labels = batch(torch.float32)
     losses = []
     for engine in ("auto", "eager"):
