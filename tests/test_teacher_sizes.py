@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_batches_of_many_sizes_can_be_prefetched(monkeypatch: pytest.MonkeyPatch
 
 def test_no_size_is_prepared_while_a_module_runs_in_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preparing takes the modules' attributes away for a moment."""
-    busy, met = [], []
+    busy, met, began = [], [], threading.Event()
     module_run, untouched = programs._module_run, frozen.untouched
 
     def slow(part, dtype):
@@ -180,6 +181,7 @@ def test_no_size_is_prepared_while_a_module_runs_in_the_thread(monkeypatch: pyte
 
         def running(x: Tensor) -> Tensor:
             busy.append(x)
+            began.set()
             time.sleep(0.05)
             out = run(x)
             busy.pop()
@@ -196,6 +198,7 @@ def test_no_size_is_prepared_while_a_module_runs_in_the_thread(monkeypatch: pyte
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Flatten(), nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2))
     teacher = FrozenTeacher(lf.split(layers.eval(), at=["1"]))
     teacher.prefetch(images_of(8))
+    assert began.wait(10)
     teacher.prefetch(images_of(9))
     assert met == [0, 0]
 
