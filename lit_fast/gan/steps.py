@@ -15,6 +15,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.step.lit_step import PRECISIONS, LITStep
 from lit_fast.step.parallel import ALONE, GradientMean, Workers
+from lit_fast.teacher.frozen import FrozenTeacher
 
 __all__ = ["PARTS", "AdversarialStep", "BottleneckStep"]
 
@@ -146,16 +147,33 @@ class AdversarialStep:
 
 
 class BottleneckStep:
-    """LIT with beta = 0: the student's bottleneck learns the teacher's, on every batch, without a discriminator."""
+    """LIT with beta = 0: the student's bottleneck learns the teacher's, on every batch, without a discriminator.
+
+    Args:
+        frozen: what runs the teacher, for several steps to share; as of `LITStep`.
+    """
 
     def __init__(
-        self, teacher: SplitModel, student: SplitModel, settings: GanExperiment, *, workers: Workers = ALONE
+        self,
+        teacher: SplitModel,
+        student: SplitModel,
+        settings: GanExperiment,
+        *,
+        workers: Workers = ALONE,
+        frozen: FrozenTeacher | None = None,
     ) -> None:
         criterion = LITLoss(beta=0.0, ir=settings.loss.ir)
         step = settings.step
         optimizer = _adam(student, settings)
         self.step = LITStep(
-            teacher, student, criterion, optimizer, precision=step.precision, engine=step.engine, workers=workers
+            teacher,
+            student,
+            criterion,
+            optimizer,
+            precision=step.precision,
+            engine=step.engine,
+            workers=workers,
+            frozen=frozen,
         )
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"generator": optimizer}
         self.scalers: Mapping[str, torch.amp.GradScaler] = (

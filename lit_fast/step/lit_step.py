@@ -28,7 +28,7 @@ from lit_fast.step.parallel import ALONE, GradientMean, Workers
 from lit_fast.step.passes import StudentPasses
 from lit_fast.step.rows import LossRows
 from lit_fast.step.state import prepare_momentum
-from lit_fast.teacher.frozen import After, FrozenTeacher
+from lit_fast.teacher.frozen import After, FrozenTeacher, frozen_for
 
 if TYPE_CHECKING:
     from lit_fast.sections.projector import Projectors
@@ -73,6 +73,9 @@ class LITStep:
             ``bn_policy="both"``, where two passes write the same running statistics. Same numbers.
         workers: the processes that share each batch (`lit_fast.step.parallel`): each calls the step on its own rows,
             and the update is that of the whole batch.
+        frozen: the `lit_fast.FrozenTeacher` that runs ``teacher`` under the engine ``runner``, for several steps to
+            share: it is lowered once for all of them. Of the step's precision; with ``strict=False`` under ``"auto"``.
+            Default: one of the step's own.
         fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls
             `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on
             a CUDA device. Results agree to rounding.
@@ -93,7 +96,8 @@ class LITStep:
             device, so do it rarely.
 
     Raises:
-        ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
+        ValueError: pair, switches, precision, optimizer, workers or frozen teacher that cannot work, naming the part
+            and the mend.
         UnavailableError: an engine, or ``fused_norm``, that this machine does not have.
 
     Source: paper, section 3 and table 3.
@@ -116,6 +120,7 @@ class LITStep:
         capture: bool = False,
         side_by_side: bool = False,
         workers: Workers = ALONE,
+        frozen: FrozenTeacher | None = None,
         fused_norm: bool = False,
         targets: TargetsKind | TargetsOf = "classification",
         skip_padding: bool = False,
@@ -144,7 +149,8 @@ class LITStep:
         self.engine, self._engine_reason = _choose_engine(engine, teacher)
         self._frozen: FrozenTeacher | None = None
         if self.engine == "runner" and teacher is not None and self._needs_teacher:
-            self._frozen = FrozenTeacher(teacher, amp_dtype, logits=self.options.beta > 0, strict=engine == "runner")
+            logits, strict = self.options.beta > 0, engine == "runner"
+            self._frozen = frozen_for(teacher, amp_dtype, frozen, logits=logits, strict=strict)
         self.passes = StudentPasses(
             student,
             self.ir_sections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from lit_fast.settings.variants import VARIANTS
 from lit_fast.step.lit_step import LITStep
 from lit_fast.step.parallel import ALONE, Workers
 from lit_fast.step.running_stats import recalibrate
+from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.progress import describe
 from lit_fast.training.pruning import Pruning
@@ -34,6 +36,23 @@ __all__ = ["ClassifierTask", "LITPhase"]
 _EVAL_BATCH = 256
 _LEAST_ROWS = 2  # that BatchNorm can train on
 _FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained, split network in the role of teacher.
+
+    Attributes:
+        name, label: of its run, of the network.
+        parameters: their number, for the compression factor.
+        frozen: what runs it in the steps of all students and phases; ``None`` where its modules do.
+    """
+
+    name: str
+    label: str
+    split: SplitModel
+    parameters: int
+    frozen: FrozenTeacher | None
 
 
 class LITPhase:
@@ -51,7 +70,7 @@ class ClassifierTask(Task):
     Args:
         spec, settings, loader, workers: as of `Task`.
         student: the split student, on its device, freshly initialised; of a spec with a sparsity the trained one.
-        teacher: the split teacher; ``None`` for the variant ``scratch``.
+        teacher: ``None`` for the variant ``scratch``.
         projector: where the widths differ.
     """
 
@@ -63,7 +82,7 @@ class ClassifierTask(Task):
         settings: Experiment,
         loader: Loader,
         student: SplitModel,
-        teacher: SplitModel | None,
+        teacher: Teacher | None,
         *,
         projector: Projectors | None = None,
         workers: Workers = ALONE,
@@ -82,7 +101,7 @@ class ClassifierTask(Task):
         if self.pruning is not None:
             self.pruning.prune()
         elif self.teacher is not None and self.switches.ir != "none":
-            copy_parts(self.teacher, self.student, self.settings.student.copied)
+            copy_parts(self.teacher.split, self.student, self.settings.student.copied)
 
     def begin(self) -> None:
         """Who looks at the sections: nobody without a teacher, past a projector, or where the student is pruned."""
@@ -124,7 +143,7 @@ class ClassifierTask(Task):
             fused=self.device.type in _FUSED_SGD,
         )
         return LITStep(
-            self.teacher if switches.needs_teacher else None,
+            None if self.teacher is None else self.teacher.split,
             self.student,
             criterion,
             optimizer,
@@ -137,6 +156,7 @@ class ClassifierTask(Task):
             capture=options.capture and self.workers.size == 1,  # the sum over processes is not captured
             side_by_side=options.side_by_side and in_lit,
             workers=self.workers,
+            frozen=None if self.teacher is None else self.teacher.frozen,
         )
 
     def _criterion(self, sections: tuple[int, ...], in_lit: bool) -> LITLoss:
