@@ -14,76 +14,17 @@ import torch.nn.functional as F
 from recorded_graphs import RecordedGraphs
 from test_capture import adamw, assert_same, make, state
 from test_capture import batches as image_batches
+from text_networks import CLASSES, WIDTH, WORDS, Causal, Text, text
 from tiny_networks import Net
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 import lit_fast as lf
 from lit_fast.errors import SplitError, UntraceableError
 from lit_fast.sections.recorded import RecordedModel
 from lit_fast.settings.variants import VARIANTS
 from lit_fast.step import capture
-
-CLASSES, WORDS, WIDTH = 5, 20, 8
-
-
-class Block(nn.Module):
-    """A transformer's block as libraries write it: other arguments beside the hidden state, a tuple back."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mix, self.feed, self.norm = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, ...]:
-        if mask is not None and mask.sum() == 0:  # cannot be traced
-            raise ValueError("an empty mask")
-        scores = hidden @ self.mix(hidden).transpose(1, 2)
-        scores = scores if mask is None else scores.masked_fill(~mask[:, None].bool(), -1e4)
-        scores = scores if bias is None else scores + bias
-        hidden = hidden + self.dropout(scores.softmax(2) @ hidden)
-        return (self.norm(hidden + F.gelu(self.feed(hidden))), bias)
-
-
-class Output(dict):
-    """As libraries' outputs are."""
-
-    @property
-    def logits(self) -> Tensor:
-        return self["logits"]
-
-
-class Text(nn.Module):
-    """A classifier of padded texts: blocks in a list, called in a loop with a mask that forward makes."""
-
-    def __init__(self, blocks: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(WORDS, WIDTH)
-        self.bias = nn.Parameter(torch.zeros(1))
-        self.layers = nn.ModuleList(Block(dropout) for _ in range(blocks))
-        self.last = nn.Linear(WIDTH, CLASSES)
-        self.checkpointing: bool | None = None  # of the blocks; whether reentrant
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Output:
-        hidden = self.embed(input_ids)
-        steps = torch.arange(hidden.shape[1])
-        bias = self.bias * (steps[:, None] - steps).abs()
-        for layer in self.layers:
-            if self.checkpointing is None:
-                hidden = layer(hidden, attention_mask, bias=bias)[0]
-            else:
-                hidden = checkpoint(layer, hidden, attention_mask, bias, use_reentrant=self.checkpointing)[0]
-        return Output(logits=self.last(hidden.mean(1)))
-
-
-def text(rows: int = 4, length: int = 6, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, WORDS, (rows, length), generator=generator)
-    mask = torch.ones(rows, length, dtype=torch.long)
-    mask[1, 3:] = 0
-    return {"input_ids": ids, "attention_mask": mask}, torch.randint(0, CLASSES, (rows,), generator=generator)
 
 
 def text_pair(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[lf.SplitModel, lf.SplitModel]:
@@ -174,6 +115,34 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(optimizer: Any, monkeypat
     assert_same(state(eager), state(captured))
 
 
+@pytest.mark.parametrize("targets", ["classification", "causal_lm"])
+def test_captured_steps_on_dicts_are_the_eager_ones_bit_for_bit(targets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "graphs_for", lambda _: RecordedGraphs())
+    kind = Text if targets == "classification" else Causal
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        teacher, student = (lf.split(kind(n), blocks="layers", sections=2) for n in (4, 2))
+        for layer in (*teacher.model.layers, *student.model.layers):
+            layer.decides = False
+        optimizer = adamw(list(student.parameters()))
+        step = lf.LITStep(
+            teacher,
+            student.train(),
+            lf.LITLoss(),
+            optimizer,
+            targets=targets,
+            capture=captured,
+            fused_head=False,
+        )
+        for seed in range(4):
+            batch, labels = text(seed=seed)
+            step(batch, labels if targets == "classification" else None)
+        assert step.captured == captured, step.capture_reason
+        results.append(state(step))
+    assert_same(*results)
+
+
 # -- what cannot be traced --------------------------------------------------------------------------------------------
 
 
@@ -249,22 +218,28 @@ def test_checkpointed_blocks_give_the_same(precision: str, reentrant: bool) -> N
     torch.testing.assert_close(ours, right, rtol=0 if not reentrant else 1e-6, atol=0 if not reentrant else 1e-8)
 
 
-@pytest.mark.parametrize("how", ["compile()", "torch.compile"])
+@pytest.mark.parametrize("how", ["compile_blocks", "torch.compile"])
 def test_compiled_blocks_give_the_same(how: str) -> None:
     batch, labels = text()
     plain, compiled = text_step(), text_step()
-    for model in (compiled.teacher.model, compiled.student.model):
-        for i, layer in enumerate(model.layers):
-            layer.forward_calls = i  # another guard for each would compile each anew
-            if how == "compile()":
-                layer.compile(backend="eager")
-            else:
-                model.layers[i] = torch.compile(layer, backend="eager")
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    for split in (compiled.teacher, compiled.student):
+        if how == "compile_blocks":
+            split.compile_blocks(backend=backend)
+        else:
+            for i, layer in enumerate(split.model.layers):
+                split.model.layers[i] = torch.compile(layer, backend=backend)
     for step in (plain, compiled):
         for _ in range(2):
             step(batch, labels)
     ours = {k.replace("._orig_mod", ""): v for k, v in compiled.student.model.state_dict().items()}
     torch.testing.assert_close(ours, dict(plain.student.model.state_dict()))
+    assert graphs
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
@@ -642,21 +617,6 @@ def test_blocks_that_do_not_fit_are_refused() -> None:
 
 
 # -- language models --------------------------------------------------------------------------------------------------
-
-
-class Causal(Text):
-    """Logits of the next word, made by a linear layer that a wrapper calls."""
-
-    def __init__(self, blocks: int, scale: float = 1.0) -> None:
-        super().__init__(blocks)
-        self.last, self.scale = nn.Linear(WIDTH, WORDS, bias=False), scale
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Output:
-        hidden = self.embed(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden, attention_mask, bias=self.bias)[0]
-        logits = self.last(hidden)
-        return Output(logits=logits if self.scale == 1.0 else logits * self.scale)
 
 
 def causal_step(dtype: torch.dtype = torch.float32, scale: float = 1.0, **options: Any) -> lf.LITStep:

@@ -104,6 +104,11 @@ class RecordedModel(SplitModel):
         """
         return self._last.of("section1").entered
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each module of the chain for itself: ``torch.compile`` with these options, where it is called."""
+        for name in self.chain.modules:
+            self.model.get_submodule(name).compile(**options)
+
     def release(self) -> None:
         self._last.recording = None
 
