@@ -187,9 +187,6 @@ def test_nothing_of_a_row_that_does_not_count_is_looked_at(way: dict) -> None:
         problem.student_hidden[~rows] = float("nan")
         problem.teacher_hidden[~rows] = float("inf")
         problem.labels[~rows] = 999
-    if way["backend"] == "eager":  # its products are of all rows: it is the loss that does not look
-        assert torch.isfinite(problem.loss(rows=rows, **way))
-        return
     found = problem.result(rows=rows, chunk=4, **way)
     assert (found[1][~rows] == 0).all()
     assert_right(found, right, F32, problem.leaves())
@@ -437,7 +434,7 @@ def test_no_tensor_is_as_large_as_the_logits(settings: dict, way: dict) -> None:
         loss = problem.loss(chunk=8, **settings, **way)
         loss.backward()
     if way["backend"] == "eager":
-        assert largest.elements >= 200 * 301
+        assert largest.elements >= 100 * 301  # half of the rows may not count
     else:
         assert 0 < largest.elements <= 8 * 301
 

@@ -41,25 +41,25 @@ def _has_autocast(device_type: str) -> bool:
 
 def unfused(inputs: LinearInputs, options: LossOptions) -> LossParts:
     """The loss of whole logits, by autograd: what ``chunked`` is held to."""
-    z_s = F.linear(inputs.student_hidden, inputs.student_weight, inputs.student_bias)
-    z_t = labels = None
+
+    def counted(tensor: Tensor) -> Tensor:
+        return tensor if inputs.rows is None else tensor[inputs.rows]
+
+    z_s, z_t = F.linear(counted(inputs.student_hidden), inputs.student_weight, inputs.student_bias), None
     if inputs.teacher_hidden is not None and inputs.teacher_weight is not None:
         with torch.no_grad():
-            z_t = F.linear(inputs.teacher_hidden, inputs.teacher_weight, inputs.teacher_bias)
-    labels = inputs.labels
-    if inputs.rows is not None:
-        z_s = z_s[inputs.rows]
-        z_t, labels = (None if tensor is None else tensor[inputs.rows] for tensor in (z_t, labels))
+            z_t = F.linear(counted(inputs.teacher_hidden), inputs.teacher_weight, inputs.teacher_bias)
     hard = soft = z_s.new_zeros((), dtype=torch.float64 if torch.float64 in (z_s.dtype, _dtype(z_t)) else torch.float32)
-    if labels is not None:
-        mean = eager.lit_loss(Inputs((), (), z_s, None, labels, inputs.class_weight), replace(options, alpha=1.0)).total
-        own = label_weights(labels, inputs.class_weight, options.ignore_index, torch.float64).sum()
+    if inputs.labels is not None:
+        labels, weight = counted(inputs.labels), inputs.class_weight
+        mean = eager.lit_loss(Inputs((), (), z_s, None, labels, weight), replace(options, alpha=1.0)).total
+        own = label_weights(labels, weight, options.ignore_index, hard.dtype).sum()
         hard = _counted_otherwise(mean, own, inputs.ce_count)
     if z_t is not None:
         mean = eager.lit_loss(Inputs((), (), z_s, z_t), replace(options, alpha=0.0)).total
         soft = _counted_otherwise(mean, mean.new_tensor(z_s.shape[0]), inputs.kl_count)
     # A term of weight 0 is not there: 0 * NaN would be.
-    terms = [weight * term for weight, term in ((options.alpha, hard), (1 - options.alpha, soft)) if weight > 0]
+    terms = [share * term for share, term in ((options.alpha, hard), (1 - options.alpha, soft)) if share > 0]
     return LossParts(sum(terms[1:], terms[0]), hard.detach(), soft.detach(), hard.new_zeros(0))
 
 

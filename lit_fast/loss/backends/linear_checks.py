@@ -31,9 +31,9 @@ def check_linear_inputs(inputs: LinearInputs, options: LossOptions) -> LinearInp
     used = _used(inputs, options)
     _check_network("student", used.student_hidden, used.student_weight, used.student_bias)
     rows, classes = used.student_hidden.shape[0], used.student_weight.shape[0]
-    if used.teacher_hidden is not None:
+    if used.teacher_hidden is not None and used.teacher_weight is not None:
         _check_network("teacher", used.teacher_hidden, used.teacher_weight, used.teacher_bias)
-        _check_same_task(used)
+        _check_same_task(used.teacher_hidden.shape[0], used.teacher_weight.shape[0], rows, classes)
     if used.labels is not None:
         _check_hard(used.labels)
         _check_labels(used.labels, rows, classes)
@@ -103,19 +103,15 @@ def _autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def _check_same_task(inputs: LinearInputs) -> None:
-    hidden, weight = inputs.teacher_hidden, inputs.teacher_weight
-    assert hidden is not None  # both are given
-    assert weight is not None
-    rows, classes = inputs.student_hidden.shape[0], inputs.student_weight.shape[0]
-    if hidden.shape[0] != rows:
+def _check_same_task(teacher_rows: int, teacher_classes: int, rows: int, classes: int) -> None:
+    if teacher_rows != rows:
         raise ValueError(
-            f"teacher_hidden: expected {rows} rows as student_hidden, got {hidden.shape[0]}; "
+            f"teacher_hidden: expected {rows} rows as student_hidden, got {teacher_rows}; "
             "teacher and student must see the same batch"
         )
-    if weight.shape[0] != classes:
+    if teacher_classes != classes:
         raise ValueError(
-            f"teacher_head: expected {classes} classes as student_head, got {weight.shape[0]}; teacher and student "
+            f"teacher_head: expected {classes} classes as student_head, got {teacher_classes}; teacher and student "
             "must know the same vocabulary: cut off what pads one of them, for example head.weight[:size]"
         )
 
