@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lit_fast.sections.model import SplitModel
     from lit_fast.sections.projector import Projectors, make_projectors
     from lit_fast.step.diagnostics import SectionDiagnostics, section_diagnostics
+    from lit_fast.step.lit_model import LITModel, LITOutput
     from lit_fast.step.lit_step import LITStep
     from lit_fast.step.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
@@ -67,6 +68,8 @@ _HOME = {
     "copy_blocks": "sections.copying",
     "copy_parts": "sections.copying",
     "split": "sections.cutting",
+    "LITModel": "step.lit_model",
+    "LITOutput": "step.lit_model",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
     "Distilled": "training.distill",
@@ -90,6 +93,8 @@ __all__ = [
     "Interrupted",
     "KDLoss",
     "LITLoss",
+    "LITModel",
+    "LITOutput",
     "LITStep",
     "LitFastError",
     "LoweringError",

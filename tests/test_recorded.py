@@ -649,7 +649,7 @@ def test_a_fused_head_gives_what_logits_give(criterion: dict[str, Any], frozen: 
         )
         step.student.freeze(*frozen)
         results.append(gradients(step, batch))
-        assert (step.heads is None) == (fused is False)
+        assert (step.model.heads is None) == (fused is False)
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
@@ -663,9 +663,9 @@ def test_a_fused_head_makes_no_logits() -> None:
         return any(shape[-1:] == (WORDS,) and len(shape) > 1 and shape[:-1].numel() >= 7 * 8 for shape in made.shapes)
 
     assert step.loss(batch).isfinite()  # finds the head
-    step.heads.of(None, step.student, batch).loss = chunked(step.heads.of(None, step.student, batch).loss)
+    step.model.heads.of(None, step.student, batch).loss = chunked(step.model.heads.of(None, step.student, batch).loss)
     assert not logits_made()
-    step.heads = None
+    step.model.heads = None
     assert logits_made()
 
 
@@ -701,7 +701,7 @@ class Made(TorchDispatchMode):
 def test_logits_that_a_linear_layer_does_not_make_are_computed() -> None:
     step, (batch, _) = causal_step(scale=2.0), text()
     step(batch)
-    assert step.heads.of(step.teacher, step.student, batch) is None
+    assert step.model.heads.of(step.teacher, step.student, batch) is None
     step = causal_step(scale=2.0, fused_head=True)
     with pytest.raises(ValueError, match=r"fused_head: the student's logits are not what an nn.Linear"):
         step(batch)

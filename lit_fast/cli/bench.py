@@ -64,7 +64,7 @@ def bench(
     from lit_fast.bench.ways import Problem
     from lit_fast.runs.environment import describe_environment, resolve_device
     from lit_fast.runs.export import random_input
-    from lit_fast.step.lit_step import PRECISIONS
+    from lit_fast.step.lit_model import PRECISIONS
 
     if precision not in PRECISIONS:
         raise ValueError(f"--precision: expected {', '.join(PRECISIONS)}, got {precision!r}")

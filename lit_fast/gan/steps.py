@@ -13,7 +13,8 @@ from lit_fast.loss.modules import LITLoss
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
-from lit_fast.step.lit_step import PRECISIONS, LITStep
+from lit_fast.step.lit_model import PRECISIONS
+from lit_fast.step.lit_step import LITStep
 from lit_fast.step.parallel import ALONE, GradientMean, Workers
 from lit_fast.teacher.frozen import FrozenTeacher
 

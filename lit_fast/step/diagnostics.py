@@ -81,7 +81,7 @@ def section_diagnostics(step: LITStep, inputs: Inputs, labels: Tensor | None = N
             "section_diagnostics: the step has projectors, whose maps would be measured with the sections; it needs "
             "IRs of equal width"
         )
-    step.check_teacher_mode()
+    step.model.check_teacher_mode()
     inputs, labels = without_labels(inputs, labels)
     passes = StudentPasses(student, range(student.num_sections), copied=True)
     with untouched(teacher, student):

@@ -18,7 +18,7 @@ from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.results import RunResult, write_results
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.base import AnyExperiment, BaseStepConfig
-from lit_fast.step.lit_step import PRECISIONS
+from lit_fast.step.lit_model import PRECISIONS
 from lit_fast.step.parallel import ALONE, Workers, check_batches, join
 from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.interrupt import SignalWatch
