@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-__all__ = ["Run", "in_place_of_calls"]
+__all__ = ["Run", "in_place_of_calls", "uncompiled"]
 
+T = TypeVar("T")
 Run = Callable[..., Any]
 
 # ``Module.__call__`` calls this attribute where there is one: ``Module.compile`` puts its compiled function there.
 _CALLED = "_compiled_call_impl"
+
+
+def uncompiled(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function outside of ``torch.compile``, where that is at work; what it calls may be compiled itself."""
+    if "torch._dynamo" in sys.modules:  # loading it takes a second, which nobody who does not compile should wait
+        if function not in _DISABLED:
+            _DISABLED[function] = torch.compiler.disable(function)
+        function = _DISABLED[function]
+    return function(*args, **kwargs)
+
+
+_DISABLED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.errors import SplitError
-from lit_fast.sections.calls import Run, in_place_of_calls
+from lit_fast.sections.calls import Run, in_place_of_calls, uncompiled
 from lit_fast.sections.inputs import Inputs, call, first_tensor, replaced, tensors_of
 from lit_fast.sections.model import After, Around, SplitModel
 from lit_fast.sections.parts import Part, part_names
@@ -87,13 +87,15 @@ class RecordedModel(SplitModel):
         head: bool = True,
         copied: bool = False,
     ) -> tuple[list[Tensor], Any]:
+        return uncompiled(RecordedModel._run, self, inputs, _Recording(self.chain, after, around, head, copied))
+
+    def _run(self, inputs: Inputs, recording: _Recording) -> tuple[list[Tensor], Any]:
         self.release()
-        recording = _Recording(self.chain, after, around, head, copied)
         with recording.of(self.model):
             output = call(self.model, inputs)
         recording.check_complete()
         self._last.recording = recording
-        return recording.irs, output if head else None
+        return recording.irs, output if recording.head else None
 
     @property
     def entered(self) -> Tensor:
@@ -136,6 +138,9 @@ class RecordedPart(Part):
                 f"the {self.name} of a recorded model does not run alone: only its own forward knows what it does; "
                 "call the model, or its run(...)"
             )
+        return uncompiled(RecordedPart._again, self, hidden)
+
+    def _again(self, hidden: Tensor) -> Tensor:
         calls = self._last.of(self.name).calls
         for name in self._targets:
             result = calls[name].again(self.owner.get_submodule(name), hidden)
@@ -188,7 +193,7 @@ class _Recording:
         self._names = chain.modules
         self._section = {names[0]: i for i, names in enumerate(chain.sections)}
         self._ends = {names[-1]: i for i, names in enumerate(chain.sections)}
-        self._after, self._around, self._head, self._copied = after, around, head, copied
+        self._after, self._around, self.head, self._copied = after, around, head, copied
         self._contexts = ExitStack()
         self._hidden: Tensor | None = None  # what the module at hand is to be given
         self._second: list[Tensor] = []  # what the module before it made beside the hidden state
@@ -253,7 +258,7 @@ class _Recording:
             if self._copied:
                 original, hidden = hidden, hidden.clone()
                 result = replaced(result, lambda value: hidden if value is original else value)
-            if name == self._names[-1] and not self._head:
+            if name == self._names[-1] and not self.head:
                 self._contexts.enter_context(torch.no_grad())
         self._hidden = hidden
         return result

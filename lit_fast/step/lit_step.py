@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
+from lit_fast.sections.calls import uncompiled
 from lit_fast.sections.inputs import Inputs, num_rows, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
@@ -271,7 +272,7 @@ class LITStep:
         with self.mark("update"):
             self._waiting += 1
             if self._waiting == self.accumulate:
-                self._update()
+                uncompiled(LITStep._update, self)
             self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
 
@@ -285,12 +286,15 @@ class LITStep:
         loss = self.loss(inputs, labels, normalizer=normalizer) if normalizer is not None else self.loss(inputs, labels)
         if self.accumulate > 1 and normalizer is None:
             loss = loss / self.accumulate
+        uncompiled(LITStep._differentiate, self, loss)
+        return self.criterion.parts  # set by the call in `loss`
+
+    def _differentiate(self, loss: Tensor) -> None:
         with self.mark("backward"):
             if not self._waiting:
                 self.optimizer.zero_grad(set_to_none=True)
             with self.passes.backward():
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return self.criterion.parts  # set by the call in `loss`
 
     @staticmethod
     def _over_all_workers(mean: GradientMean, parts: LossParts | None, rows: int) -> LossParts:
