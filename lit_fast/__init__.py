@@ -34,6 +34,7 @@ from lit_fast.version import __version__
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
     from lit_fast.loss import targets
+    from lit_fast.loss.backends.counts import LossCounts
     from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
     from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
     from lit_fast.pair.inspect import Report, inspect
@@ -59,6 +60,7 @@ _HOME = {
     "inspect": "pair.inspect",
     "Report": "pair.inspect",
     "LITLoss": "loss.modules",
+    "LossCounts": "loss.backends.counts",
     "KDLoss": "loss.modules",
     "IRLoss": "loss.modules",
     "Projectors": "sections.projector",
@@ -97,6 +99,7 @@ __all__ = [
     "LITOutput",
     "LITStep",
     "LitFastError",
+    "LossCounts",
     "LoweringError",
     "NonFiniteLoss",
     "PairError",

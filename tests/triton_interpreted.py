@@ -337,8 +337,8 @@ def test_rescale_refuses_what_is_not_dense() -> None:
 
 def op_arguments(problem: loss_cases.Problem, options: LossOptions, need_grad: bool) -> tuple:
     detached = [[t.detach() for t in side] for side in (problem.student_irs, problem.teacher_irs)]
-    others = [t if t is None else t.detach() for t in problem.inputs()[2:]]
-    return (*arguments(Inputs(*detached, *others), options), need_grad)
+    others = [t if t is None else t.detach() for t in problem.inputs()[2:-1]]
+    return (*arguments(Inputs(*detached, *others, problem.ir_rows), options), need_grad)
 
 
 @pytest.mark.parametrize("need_grad", [True, False])
@@ -348,6 +348,7 @@ def op_arguments(problem: loss_cases.Problem, options: LossOptions, need_grad: b
         Case("all", F16, layout="channels_last", class_weight=True, grad_scale=8.0, settings={"label_smoothing": 0.1}),
         Case("IRs", F64, layout="expanded", settings={"beta": 0.0}),
         Case("logits", F32, shapes=(), settings={"beta": 1.0}),
+        Case("soft labels, rows", F16, labels="soft", batch=9, rows=True, ir_rows=1),
     ],
     ids=str,
 )
