@@ -309,13 +309,19 @@ def test_autocast_multiplies_in_its_dtype(hidden: torch.dtype, way: dict) -> Non
 
 @pytest.mark.parametrize("known", [False, True])
 def test_float16_gradients_do_not_vanish_under_a_loss_scale(known: bool, way: dict) -> None:
-    problem = build(F16, 64, 4000, (6, 4))
+    # Flat logits, many rows and classes: a class that is no label has gradients below the least number of float16.
+    problem = build(F16, 2048, 4000, (3, 2), ignored=False)
+    with torch.no_grad():
+        problem.student_hidden *= 0.01
+        problem.student_bias *= 0.1
+    problem.labels %= 1000
     scale = torch.tensor(65536.0)
-    loss = problem.loss(chunk=16, grad_scale=scale if known else None, **way)
+    loss = problem.loss(alpha=1.0, grad_scale=scale if known else None, **way)
     grads = torch.autograd.grad(loss, problem.leaves(), scale)
-    for grad, exact in zip(grads, oracle(problem)[1:]):
-        torch.testing.assert_close(grad.double() / 65536, exact, rtol=0, atol=4e-3 * float(exact.abs().max()))
-    assert (grads[1] != 0).double().mean() > 0.99
+    for grad, exact in zip(grads[1:], oracle(problem, alpha=1.0)[2:]):
+        assert exact[1000:].abs().median() < 1e-3 / 4
+        bound = 4e-3 * float(exact[1000:].abs().max())
+        torch.testing.assert_close(grad[1000:].double() / 65536, exact[1000:], rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
@@ -486,9 +492,9 @@ def test_a_compiled_graph_takes_any_number_of_rows() -> None:
 
 
 @pytest.mark.parametrize("needed", [[True, True, True], [True, False, False], [False, False, False]], ids=str)
-@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
-def test_opcheck(dtype: torch.dtype, needed: list[bool]) -> None:
-    torch.library.opcheck(OP, arguments(build(dtype), needed, rows=torch.arange(13) != 3))
+@pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (F32, F64)], ids=str)
+def test_opcheck(dtypes: tuple[torch.dtype, torch.dtype], needed: list[bool]) -> None:
+    torch.library.opcheck(OP, arguments(build(dtypes[0], teacher_dtype=dtypes[1]), needed, rows=torch.arange(13) != 3))
 
 
 def test_checks_read_no_values() -> None:
