@@ -727,3 +727,55 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+# -- padding ----------------------------------------------------------------------------------------------------------
+
+
+def padded(lengths: list[int], width: int) -> dict[str, Tensor]:
+    """Texts of these lengths, filled up to one width with words that mean nothing."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, WORDS, (len(lengths), 12), generator=generator)[:, :width]
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def short(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Some of its texts, no wider than they need be."""
+    part = {name: value[rows] for name, value in batch.items()}
+    width = int(part["attention_mask"].sum(1).max())
+    return {name: value[:, :width] for name, value in part.items()}
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_skipped_padding_changes_nothing(fused: bool | None) -> None:
+    """Neither how wide it is, nor what stands there."""
+    narrow, wide = padded([5, 3, 4], 5), padded([5, 3, 4], 12)
+    wide["input_ids"] = wide["input_ids"].masked_fill(wide["attention_mask"] == 0, 7)
+    results = [gradients(causal_step(torch.float64, skip_padding=True, fused_head=fused), b) for b in (narrow, wide)]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+    counted = [gradients(causal_step(torch.float64, fused_head=fused), b)[0].kl for b in (narrow, wide)]
+    assert abs(counted[0] - counted[1]) > 1e-6  # padding counts unless it is skipped
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_micro_batches_of_unequal_padding_add_up_to_the_whole(fused: bool | None, dtype: torch.dtype) -> None:
+    batch = padded([9, 2, 5, 3, 12, 4], 12)
+    whole, parts = (causal_step(dtype, skip_padding=True, fused_head=fused, accumulate=n) for n in (1, 3))
+    micro = [short(batch, slice(i, i + 2)) for i in (0, 2, 4)]
+    counts = sum(parts.model.counts(each) for each in micro)
+    whole(batch)
+    losses = [parts(each, normalizer=counts).total for each in micro]
+    tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(torch.stack(losses).sum(), whole.criterion.parts.total, **tolerance)
+    ours, right = (dict(step.student.model.state_dict()) for step in (parts, whole))
+    torch.testing.assert_close(ours, right, **tolerance)
+    assert parts.updated
+
+
+def test_diagnostics_skip_padding() -> None:
+    narrow, wide = padded([5, 3, 4], 5), padded([5, 3, 4], 12)
+    found = [lf.section_diagnostics(causal_step(torch.float64, skip_padding=True), batch) for batch in (narrow, wide)]
+    torch.testing.assert_close(found[0].composed, found[1].composed, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0].cosines, found[1].cosines, rtol=1e-6, atol=1e-9)

@@ -15,7 +15,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.step.lit_model import PRECISIONS
 from lit_fast.step.lit_step import LITStep
-from lit_fast.step.parallel import ALONE, GradientMean, Workers
+from lit_fast.step.parallel import ALONE, SharedGradients, Workers
 from lit_fast.teacher.frozen import FrozenTeacher
 
 __all__ = ["PARTS", "AdversarialStep", "BottleneckStep"]
@@ -66,10 +66,10 @@ class AdversarialStep:
         self.scalers: Mapping[str, torch.amp.GradScaler] = (
             {name: torch.amp.GradScaler(self.device.type) for name in networks} if scaled else {}
         )
-        self._means: dict[str, GradientMean] = {}
+        self._means: dict[str, SharedGradients] = {}
         if workers.size > 1:
             self._means = {
-                name: GradientMean(workers, optimizer.param_groups[0]["params"], len(PARTS[_KINDS[name]]))
+                name: SharedGradients(workers, optimizer.param_groups[0]["params"], len(PARTS[_KINDS[name]]))
                 for name, optimizer in self.optimizers.items()
             }
 
@@ -121,7 +121,7 @@ class AdversarialStep:
         self.optimizers[name].zero_grad(set_to_none=True)
         (loss if scaler is None else scaler.scale(loss)).backward()
         mean = self._means.get(name)
-        parts = parts.detach() if mean is None else mean(parts.detach(), rows)
+        parts = parts.detach() if mean is None else mean.mean(parts.detach(), rows)
         self._apply(name)
         return parts
 
@@ -131,7 +131,7 @@ class AdversarialStep:
         optimizer.zero_grad(set_to_none=True)
         if scaler is not None:
             scaler.scale(torch.ones((), device=self.device))  # makes its state, should this be the first step
-        parts = self._means[name](None, 0)
+        parts = self._means[name].mean(None, 0)
         self._apply(name)
         return parts
 

@@ -47,7 +47,7 @@ class LinearHeads:
         """What ``criterion(*compared, grad_scale=grad_scale, **masks)`` gives, of hidden states for logits."""
         irs, teacher_irs, hidden, teacher_hidden, labels = compared
         options = criterion.options
-        ir_masks = {name: masks.pop(name) for name in ("ir_rows",) if name in masks}
+        ir_rows, normalizer = masks.get("ir_rows"), masks.get("normalizer")
         kd = linear_kd_loss(
             hidden,
             self.student,
@@ -63,12 +63,14 @@ class LinearHeads:
             grad_scale=grad_scale,
             backend=criterion.backend,
             return_parts=True,
-            **masks,
+            rows=masks.get("rows"),
+            normalizer=normalizer,
         )
         total, ir = kd.total, kd.ir
         if options.beta < 1.0:
             alone = dataclasses.replace(options, beta=0.0)
-            of_irs = compute(LossInputs(irs, teacher_irs, grad_scale=grad_scale, **ir_masks), alone, criterion.backend)
+            inputs = LossInputs(irs, teacher_irs, grad_scale=grad_scale, ir_rows=ir_rows or ())
+            of_irs = compute(inputs, alone, criterion.backend, normalizer)
             total, ir = options.beta * kd.total + (1.0 - options.beta) * of_irs.total, of_irs.ir
         criterion.keep(LossParts(total.detach(), kd.ce, kd.kl, ir))
         return total

@@ -11,25 +11,30 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
 from lit_fast.literals import Engine, StudentInput, TargetsKind
+from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
 from lit_fast.sections.inputs import Inputs, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
+from lit_fast.sections.tracing import set_mode
 from lit_fast.step.linear_heads import HeadSearch
-from lit_fast.step.passes import StudentPasses
-from lit_fast.step.rows import LossRows
+from lit_fast.step.passes import PassOutputs, StudentPasses
+from lit_fast.step.rows import LossRows, OutputShapes
 from lit_fast.teacher.frozen import After, FrozenTeacher, frozen_for
 
 if TYPE_CHECKING:
     from lit_fast.sections.projector import Projectors
 
 __all__ = ["ENGINES", "PRECISIONS", "LITModel", "LITOutput"]
+
+Normalizer = LossCounts | Callable[[LossCounts], LossCounts] | None
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,6 +82,9 @@ class LITModel(nn.Module):
         criterion: a `lit_fast.LITLoss`; ``beta=1`` is plain KD, ``beta=0`` needs no labels.
         ir_sections, student_input, bn_policy, projector, engine, side_by_side, frozen, fused_norm, targets,
             skip_padding, fused_head: as for `lit_fast.LITStep`.
+        over_processes: in DistributedDataParallel or FSDP, which average gradients: divide the loss by what counts in
+            all processes and multiply it by their number, so that the average is the gradient of the whole batch's
+            loss, however unequal their rows, class weights and padding are. ``parts`` are then this process's share.
         precision: ``"fp32"``, which leaves the precision to the caller's autocast, ``"bf16"`` or ``"fp16"``: an
             autocast of its own, for both networks.
 
@@ -117,6 +125,7 @@ class LITModel(nn.Module):
         targets: TargetsKind | TargetsOf = "classification",
         skip_padding: bool = False,
         fused_head: bool | None = None,
+        over_processes: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.projector = student, projector
@@ -124,13 +133,14 @@ class LITModel(nn.Module):
         self.options = criterion.options
         if student_input not in ("teacher", "composed"):
             raise ValueError(f"student_input: expected 'teacher' or 'composed', got {student_input!r}")
-        self.teacher_fed = student_input == "teacher"
+        self.teacher_fed, self.over_processes = student_input == "teacher", over_processes
         self.ir_sections = self._resolve_sections(ir_sections) if self.options.beta < 1.0 else ()
         self._frozen_parts, self.training = student.frozen, student.training
         self._check_pair()
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self._amp_dtype = _amp_dtype(precision, next(student.parameters()).device)
+        self._shapes = OutputShapes()
         self.rows = LossRows(targets, self.options.ignore_index, skip_padding)
         self.engine, self._engine_reason = _choose_engine(engine, teacher)
         self._strict = engine == "runner"
@@ -179,7 +189,7 @@ class LITModel(nn.Module):
         inputs: Inputs = None,
         labels: Tensor | None = None,
         *,
-        normalizer: Any = None,
+        normalizer: Normalizer = None,
         grad_scale: Tensor | None = None,
         **keywords: Any,
     ) -> LITOutput:
@@ -189,7 +199,8 @@ class LITModel(nn.Module):
             inputs: what the models take: a tensor [B, ...], a tuple of arguments or a dict of keyword arguments, whose
                 ``labels`` are the labels.
             labels: class indices, int64, [B] or as the targets say; not needed with ``beta=0`` or ``alpha=0``.
-            normalizer: as for the criterion.
+            normalizer: `lit_fast.LossCounts` of all that makes one update, as for the criterion; or a function that
+                makes them of this batch's own.
             grad_scale: the loss scale, 0-d, that the loss will be multiplied by.
             **keywords: instead of ``inputs``: the models' keyword arguments, as frameworks pass a batch.
         """
@@ -208,16 +219,62 @@ class LITModel(nn.Module):
             outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
         with self.mark("loss"):
             compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
-            if normalizer is not None:
-                masks["normalizer"] = normalizer
+            whole = self._whole(normalizer, compared, masks)
+            if whole is not None:
+                masks["normalizer"] = whole
             if heads is None:
                 loss = self.criterion(*compared, grad_scale=grad_scale, **masks)
             else:
                 with self.passes.autocast():
                     loss = heads.loss(self.criterion, compared, masks, grad_scale)
+            if self.over_processes:
+                loss = loss * dist.get_world_size()
         parts = self.criterion.parts
         assert parts is not None  # of the call above
         return LITOutput(loss, parts, None if outputs.output is None or heads else logits_of(outputs.output))
+
+    @torch.no_grad()
+    def counts(self, inputs: Inputs, labels: Tensor | None = None) -> LossCounts:
+        """What counts in a batch, before it is trained on: add up those of all that make one update.
+
+            counts = sum(model.counts(*batch) for batch in batches)
+            for batch in batches:
+                step(*batch, normalizer=counts)  # a step with accumulate=len(batches)
+
+        The shapes of IRs are those of a forward of the student, in eval mode, which is run when a shape of inputs comes
+        for the first time.
+        """
+        inputs, labels = without_labels(inputs, labels)
+        outputs = self._shapes.of(inputs, self._outputs_alone)
+        compared, masks = self.rows(outputs, (), inputs, labels)
+        return self._counted(compared, masks)
+
+    def _outputs_alone(self, inputs: Inputs) -> PassOutputs:
+        heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
+        with (
+            set_mode(self.student, False),
+            nullcontext() if heads is None else heads.left_out(),
+            self.passes.autocast(),
+        ):
+            irs, output = self.student.run(self.passes.laid_out(inputs), head=self.options.beta > 0.0)
+        self.student.release()
+        compared = [irs[i] for i in self.ir_sections]
+        return PassOutputs(compared, None if output is None else logits_of(output), [], None)
+
+    def _whole(self, normalizer: Normalizer, compared: tuple[Any, ...], masks: dict[str, Any]) -> LossCounts | None:
+        """What the sums of the loss are divided by; None for this batch's own counts."""
+        if self.over_processes and normalizer is None:
+            normalizer = LossCounts.all_reduce
+        if not callable(normalizer):
+            return normalizer
+        return normalizer(self._counted(compared, masks))
+
+    def _counted(self, compared: tuple[Any, ...], masks: dict[str, Any]) -> LossCounts:
+        irs, _, logits, _, labels = compared
+        rows = masks.get("rows")
+        if labels is None and rows is None and logits is not None:
+            rows = torch.ones(len(logits), dtype=torch.bool, device=self.passes.device)
+        return self.criterion.count(irs, labels, rows=rows, ir_rows=masks.get("ir_rows"))
 
     def _run_teacher(self, inputs: Inputs, laid_out: Inputs, after: After | None) -> tuple[list[Tensor], Any]:
         if self.teacher is None or not self._needs_teacher:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.sections.calls import uncompiled
@@ -17,8 +18,8 @@ from lit_fast.sections.inputs import Inputs, num_rows, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
-from lit_fast.step.lit_model import LITModel
-from lit_fast.step.parallel import ALONE, GradientMean, Workers
+from lit_fast.step.lit_model import LITModel, Normalizer
+from lit_fast.step.parallel import ALONE, SharedGradients, Workers
 from lit_fast.step.state import prepare_momentum
 
 if TYPE_CHECKING:
@@ -131,8 +132,6 @@ class LITStep:
             raise ValueError(f"accumulate: expected a number of calls for each update, 1 or more, got {accumulate}")
         if capture and self.workers.size > 1:
             raise ValueError("capture: the sum over several workers is not captured; use capture=False")
-        if accumulate > 1 and self.workers.size > 1:
-            raise ValueError("accumulate: gradients of several calls are not summed over workers; use accumulate=1")
         if capture and accumulate > 1:
             raise ValueError("capture: a captured step is one whole update; use accumulate=1 or capture=False")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
@@ -151,9 +150,9 @@ class LITStep:
         if capture:
             modules = [module for module in (student.model, self.projector, criterion) if module is not None]
             self._captured = CapturedSteps(modules, optimizer, self.scaler, self.nonfinite)
-        self._mean: GradientMean | None = None
+        self._shared: SharedGradients | None = None
         if self.workers.size > 1:
-            self._mean = GradientMean(self.workers, self._trained(), 3 + len(self.ir_sections))
+            self._shared = SharedGradients(self.workers, self._trained(), 3 + len(self.ir_sections))
 
     @property
     def engine(self) -> str:
@@ -184,7 +183,7 @@ class LITStep:
         """Why steps are replayed or not; after the first batch it says what came of it."""
         return "not requested" if self._captured is None else self._captured.reason
 
-    def __call__(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Any = None) -> LossParts:
+    def __call__(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Normalizer = None) -> LossParts:
         """Train on one batch.
 
         Args:
@@ -251,43 +250,75 @@ class LITStep:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def loss(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Any = None) -> Tensor:
+    def loss(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Normalizer = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
         grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
         return self.model(inputs, labels, normalizer=normalizer, grad_scale=grad_scale).loss
 
     def update(self) -> None:
-        """Update the weights with what calls since the last update have accumulated, fewer than ``accumulate``."""
+        """Update the weights with what calls since the last update have accumulated, fewer than ``accumulate``.
+
+        With several workers, each must call it.
+        """
         if self._waiting:
+            if self._shared is not None:
+                self._shared.sum(self._one.new_zeros(self._shared.parts))
             self._update()
             self._after_update()
 
-    def _train_eagerly(self, inputs: Inputs, labels: Tensor | None, normalizer: Any = None) -> LossParts:
+    def _train_eagerly(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer = None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
         parts = self._backward(inputs, labels, normalizer)
-        if self._mean is not None:
-            parts = self._over_all_workers(self._mean, parts, num_rows(inputs))
+        self._waiting += 1
+        if self._shared is not None:
+            parts = self._over_all_workers(self._shared, parts)
         assert parts is not None
         with self.mark("update"):
-            self._waiting += 1
             if self._waiting == self.accumulate:
                 uncompiled(LITStep._update, self)
             self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
 
-    def _backward(self, inputs: Inputs, labels: Tensor | None, normalizer: Any) -> LossParts | None:
+    def _backward(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer) -> LossParts | None:
         """Gradients and loss parts of these rows; ``None`` for the parts where there are no rows."""
-        if self._mean is not None and not num_rows(inputs):
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.scaler is not None:
-                self.scaler.scale(self._one)  # makes its state, should this be the first step
-            return None
-        loss = self.loss(inputs, labels, normalizer=normalizer) if normalizer is not None else self.loss(inputs, labels)
-        if self.accumulate > 1 and normalizer is None:
+        mean = normalizer is None
+        if self._shared is not None:
+            if not num_rows(inputs):
+                self._without_rows(mean)
+                return None
+            if mean:
+                normalizer = self._counts_of_all
+        loss = self.loss(inputs, labels) if normalizer is None else self.loss(inputs, labels, normalizer=normalizer)
+        if self.accumulate > 1 and mean:
             loss = loss / self.accumulate
         uncompiled(LITStep._differentiate, self, loss)
         return self.criterion.parts  # set by the call in `loss`
+
+    def _without_rows(self, mean: bool) -> None:
+        """What a process does whose share of the batch is empty."""
+        if mean:
+            self._counts_of_all(LossCounts(0, 0, [0] * len(self.ir_sections)))
+        if not self._waiting:
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.scale(self._one)  # makes its state, should this be the first step
+
+    def _counts_of_all(self, own: LossCounts) -> LossCounts:
+        counts = own.tensor(self.device)
+        self.workers.sum_(counts)
+        return LossCounts(counts[0], counts[1], counts[2:])
+
+    def _over_all_workers(self, shared: SharedGradients, parts: LossParts | None) -> LossParts:
+        """The loss parts of all workers' rows; with an update, their gradients too."""
+        own = None if parts is None else torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
+        if self._waiting == self.accumulate:
+            summed = shared.sum(own)
+        else:
+            summed = self._one.new_zeros(shared.parts) if own is None else own.clone()
+            self.workers.sum_(summed)
+        total, ce, kl, ir = summed.split([1, 1, 1, shared.parts - 3])
+        return LossParts(total[0], ce[0], kl[0], ir)
 
     def _differentiate(self, loss: Tensor) -> None:
         with self.mark("backward"):
@@ -295,12 +326,6 @@ class LITStep:
                 self.optimizer.zero_grad(set_to_none=True)
             with self.passes.backward():
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-
-    @staticmethod
-    def _over_all_workers(mean: GradientMean, parts: LossParts | None, rows: int) -> LossParts:
-        own = None if parts is None else torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
-        total, ce, kl, ir = mean(own, rows).split([1, 1, 1, mean.parts - 3])
-        return LossParts(total[0], ce[0], kl[0], ir)
 
     def _update(self) -> None:
         self._waiting = 0  # also if this fails
