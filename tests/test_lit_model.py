@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from everyday import exhaustive
 from recorded_graphs import RecordedGraphs
 from test_capture import adamw, assert_same, sgd, state
 from test_capture import batches as image_batches
@@ -19,6 +24,9 @@ from torch import Tensor, nn
 import lit_fast as lf
 from lit_fast.extension import EXTENSION
 from lit_fast.step import capture
+from lit_fast.step.parallel import ALONE
+
+WORKER = Path(__file__).with_name("wrapped_worker.py")
 
 
 def pair(width: int = 8) -> tuple[lf.SplitModel, lf.SplitModel]:
@@ -300,3 +308,23 @@ def test_a_normalizer_is_refused_where_the_step_is_captured() -> None:
     step = step_of(capture=True)
     with pytest.raises(ValueError, match="normalizer: a captured step has the counts of its first batch"):
         step(*batch(), normalizer=object())
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+@exhaustive
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp_teacher"])
+def test_wrapped_for_two_processes_gradients_are_those_of_all_rows(kind: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(WORKER), kind]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_step_alone_among_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"workers: there are 2 processes.*wrap a LITModel"):
+        step_of()
+    assert step_of(workers=ALONE).workers.size == 1
