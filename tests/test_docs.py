@@ -61,9 +61,9 @@ from lit_fast.settings.classifier import Experiment, load_experiment
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.training import distill as distilling
 
-SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
+SHORT = ("epochs=1", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile", "--threads", "1")
-SHORT_SEARCH = ("data.image_size=8", "data.train_size=400", "teacher.model=resnet20", "teacher.epochs=8")
+SHORT_SEARCH = ("data.image_size=8", "data.train_size=96", "teacher.model=resnet20", "teacher.epochs=12")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 SHORT_TEXTS = "data.length=64"
 SMALL_GAN = ("data.image_size=16", "width=2")
