@@ -18,8 +18,23 @@ from everyday import exhaustive
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, data, data_sources, linear, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bars,
+    beside,
+    data,
+    data_sources,
+    linear,
+    loss,
+    overhead,
+    plot,
+    settings,
+    step,
+    suites,
+    teacher,
+    variants,
+)
 from benchmarks.choice import Choice  # noqa: E402
+from lit_fast.openmp import SPINS  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 TINY = settings.settings("cpu", tiny=True)
@@ -152,6 +167,43 @@ def test_images_one_by_one_are_those_of_the_loaders(setting: data_sources.Settin
         flipped = image.flip(-1)
         assert min(float((one - expected[place]).abs().max()) for one in (image, flipped)) < 1e-5
         assert label == int(dataset.train.labels[index])
+
+
+@exhaustive
+def test_the_step_is_measured_alone_and_beside_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beside, "WAITS", {"spin": "300000"})  # of the load, too; the others are other numbers
+    monkeypatch.setattr(sys, "argv", ["beside", "--tiny", "--seconds", "0.1", "--out", str(tmp_path)])
+    beside.main()
+    (path,) = tmp_path.glob("*-beside.json")
+    found = json.loads(path.read_text())
+    assert found["tiny"]
+    assert [(row["setting"], row["wait"], row["variant"]) for row in found["rows"]] == [
+        (load, "spin", way) for load in ("alone", "trains") for way in ("plain", "runner")
+    ]
+    assert all(row["median_us"] > 0 for row in found["rows"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(("wait", "spins"), [("spin", "300000"), ("share", SPINS), ("sleep", "0")])
+def test_processes_beside_each_other_wait_as_they_are_told(
+    wait: str, spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(beside.subprocess, "Popen", lambda words, env, **_: begun.append((words, env)))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    beside.process(wait, True, "--train")
+    ((words, environment),) = begun
+    assert words[1:] == ["-m", "benchmarks.beside", "--train", "--tiny"]
+    assert environment["GOMP_SPINCOUNT"] == spins
+    assert "OMP_WAIT_POLICY" not in environment
+
+
+def test_a_load_that_ends_at_once_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside.sys, "executable", "true")
+    with pytest.raises(SystemExit, match="the load ended before it trained"), beside.beside("trains", tiny=True):
+        pass
 
 
 def test_settings_after_the_deadline_say_so() -> None:
