@@ -96,8 +96,8 @@ def linear_kd_loss(
 
     Products are computed in the dtype of the hidden states, under autocast in autocast's; the loss and the sum of the
     head's gradients over the chunks in float32 (float64 if hidden states are float64). Student and teacher may have
-    different dtypes. On a GPU the host waits for the device once in each call, so that a CUDA graph cannot capture it;
-    ``backend="eager"`` can be captured.
+    different dtypes. On a GPU the host waits for the device in each call, so that a CUDA graph cannot capture it;
+    ``backend="eager"`` can be captured where `rows` is None.
 
     Args:
         student_hidden: [N, H_s], floating: what the student's head is given. Flatten batch and positions into N.
