@@ -215,6 +215,10 @@ CAUSES["loss-one-tensor"] = lambda: lf.IRLoss()(irs()[0], irs()[0])
 CAUSES["loss-no-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS)
 CAUSES["loss-soft-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS, torch.full((4, 5), 0.2))
 CAUSES["loss-logits"] = lambda: lf.KDLoss()(torch.zeros(4, 5, 10), torch.zeros(4, 5, 10), torch.zeros(4, 5).long())
+CAUSES["loss-rows"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(2, 2).bool())
+CAUSES["loss-rows-dtype"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(4).long())
+CAUSES["loss-ir-rows"] = lambda: lf.IRLoss()(irs(), irs(), ir_rows=torch.ones(4, 2).bool())
+CAUSES["loss-normalizer"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, normalizer=lf.LossCounts(-1, 4))
 CAUSES["loss-alpha"] = lambda: lf.LITLoss(alpha=95)
 
 
