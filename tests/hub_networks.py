@@ -244,7 +244,7 @@ HUGGING_FACE = [
     vision("DeiT", "DeiT", "deit.layers", **IMAGES),
     vision("DINOv2", "Dinov2", "dinov2.encoder.layer", **{**IMAGES, "mlp_ratio": 2}),
     Network("Swin", "transformers", swin, {"blocks": "swin.encoder.layers"}, pixel_values, "recorded"),
-    Network("ConvNeXt", "transformers", convnext, {"blocks": "convnext.encoder.stages"}, pixel_values, "recorded"),
+    Network("ConvNeXt", "transformers", convnext, {"blocks": "convnext.encoder.stages"}, pixel_values, "traced"),
     Network("SegFormer", "transformers", segformer, {"blocks": "segformer.stages.0.blocks", "sections": 2}, pixel_values, "recorded", "dense"),
 ]
 
@@ -316,9 +316,12 @@ def nfnet(blocks: int) -> nn.Module:
     return NormFreeNet(NfCfg(**sizes), CLASSES)
 
 
-def picture(name: str, library: str, build: Callable[[int], nn.Module], cut: str | list[str]) -> Network:
-    """A network of images that can be traced, cut in the middle of a stack or at two modules."""
-    return Network(name, library, build, {"blocks": cut, "sections": 2} if isinstance(cut, str) else {"at": cut}, images, "traced")
+def picture(
+    name: str, library: str, build: Callable[[int], nn.Module], cut: str | list[str], stem: str | None = None
+) -> Network:
+    """A network of images that can be traced, cut in the middle of a stack or at modules."""
+    arguments = {"blocks": cut, "sections": 2} if isinstance(cut, str) else {"at": cut, "stem": stem}
+    return Network(name, library, build, arguments, images, "traced")
 
 
 TIMM = [
@@ -352,7 +355,8 @@ def resnet(blocks: int) -> nn.Module:
 def densenet(blocks: int) -> nn.Module:
     from torchvision.models import DenseNet
 
-    return DenseNet(growth_rate=8 // blocks, block_config=(blocks, blocks), num_init_features=8, num_classes=CLASSES)
+    growth, inner = 8 // blocks, 4 * blocks  # as wide in either depth
+    return DenseNet(growth, (blocks, blocks), num_init_features=8, bn_size=inner, num_classes=CLASSES)
 
 
 def vgg(blocks: int) -> nn.Module:
@@ -407,7 +411,7 @@ STAGES = [f"layer{i}" for i in (1, 2, 3, 4)]
 
 TORCHVISION = [
     picture("ResNet", "torchvision", resnet, STAGES),
-    picture("DenseNet", "torchvision", densenet, ["features.transition1", "features.denseblock2"]),
+    picture("DenseNet", "torchvision", densenet, ["features.transition1", "features.denseblock2"], "features.pool0"),
     picture("VGG", "torchvision", vgg, "features"),
     picture("MobileNetV2", "torchvision", mobilenet, "features"),
     picture("EfficientNet", "torchvision", efficientnet, ["features.1", "features.2"]),
