@@ -13,10 +13,10 @@ from torch import nn
 from lit_fast.errors import SplitError, UntraceableError
 from lit_fast.literals import SplitHow
 from lit_fast.sections.cuts import Cuts
-from lit_fast.sections.inputs import Inputs
+from lit_fast.sections.inputs import Inputs, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.recorded import Chain, RecordedModel
-from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks
+from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks, with_stem
 from lit_fast.sections.traced import TracedModel
 
 __all__ = ["split"]
@@ -51,9 +51,9 @@ def split(
             and a teacher's can be lowered. ``"recorded"`` watches the forward run, whatever it takes: blocks must hand
             the hidden state on, and are called again with their other arguments of the same batch. ``"auto"`` traces
             where that works and records otherwise; ``how`` and ``why`` of the result tell.
-        example: a batch. ``"auto"`` records where it has several inputs. With ``at``, the modules between the cuts of
-            a recorded model are found in one forward of it; without, they are the neighbours in one stack, or the cut
-            modules alone.
+        example: a batch. ``"auto"`` records where it has several inputs. One forward of a recorded model on it shows
+            what runs before section 1, the stem; without, that is what is registered before. With ``at`` it also shows
+            the modules between the cuts; without, they are the neighbours in one stack, or the cut modules alone.
 
     Returns:
         The model with its parts; parameters are shared.
@@ -73,13 +73,18 @@ def split(
         [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
     """
     _check_model(model)
+    example, _ = without_labels(example, None)
     if how not in get_args(SplitHow):
         raise SplitError(f"how: expected one of {', '.join(map(repr, get_args(SplitHow)))}, got {how!r}")
     if blocks is not None:
         if at is not None or stem is not None:
             raise SplitError("blocks, at: expected one of the two ways to name the cuts, got both")
         runs = _chain_of_blocks(model, blocks, sections, cuts)
-        return _cut(model, Cuts(runs.at, start=runs.modules[0]), lambda: runs, how, example, SplitError)
+
+        def chain_of_blocks() -> Chain:
+            return runs if example is None else with_stem(model, runs, example)
+
+        return _cut(model, Cuts(runs.at, start=runs.modules[0]), chain_of_blocks, how, example, SplitError)
     if sections is not None or cuts is not None:
         raise SplitError("sections, cuts: they divide a stack of blocks; name it: blocks=...")
     names = _check_names(model, at, stem)
@@ -100,7 +105,7 @@ def _cut(
         return RecordedModel(model, chain(), "asked for")
     if isinstance(example, (Mapping, tuple, list)) and len(example) > 1:
         return RecordedModel(model, chain(), f"the example has {len(example)} inputs")
-    if "attention_mask" in inspect.signature(model.forward).parameters:
+    if example is None and "attention_mask" in inspect.signature(model.forward).parameters:
         return RecordedModel(model, chain(), "its forward takes an attention_mask beside its input")
     try:
         return TracedModel(model, at, "its forward can be traced")
