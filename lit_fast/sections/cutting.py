@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,10 +15,10 @@ from lit_fast.errors import SplitError, UntraceableError
 from lit_fast.literals import SplitHow
 from lit_fast.sections.cuts import Cuts
 from lit_fast.sections.inputs import Inputs, without_labels
-from lit_fast.sections.model import SplitModel
+from lit_fast.sections.model import Part, SplitModel
 from lit_fast.sections.recorded import Chain, RecordedModel
 from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks, with_stem
-from lit_fast.sections.traced import TracedModel
+from lit_fast.sections.traced import TracedModel, TracedPart
 
 __all__ = ["split"]
 
@@ -108,9 +109,20 @@ def _cut(
     if example is None and "attention_mask" in inspect.signature(model.forward).parameters:
         return RecordedModel(model, chain(), "its forward takes an attention_mask beside its input")
     try:
-        return TracedModel(model, at, "its forward can be traced")
+        traced = TracedModel(model, at, "its forward can be traced")
+        for name, part in zip(traced.at, traced.parts[2:]):
+            if failed is SplitError and _unpacks(part):
+                raise SplitError(f"{name!r} gives several values, of which the hidden state is one")
     except failed as error:
         return RecordedModel(model, chain(), str(error))
+    return traced
+
+
+def _unpacks(part: Part) -> bool:
+    """Whether a traced part begins with an item of its input, which is then no tensor but a tuple or a dict."""
+    assert isinstance(part, TracedPart)
+    source = next(iter(part.graph.nodes))
+    return any(user.target is operator.getitem and isinstance(user.args[1], (int, str)) for user in source.users)
 
 
 def _chain_of_blocks(
