@@ -328,3 +328,14 @@ def test_a_step_alone_among_several_processes_is_refused(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"workers: there are 2 processes.*wrap a LITModel"):
         step_of()
     assert step_of(workers=ALONE).workers.size == 1
+
+
+def test_soft_labels_reach_the_loss() -> None:
+    images, labels = batch()
+    soft = torch.nn.functional.one_hot(labels, CLASSES).float()
+    hard_step, soft_step = step_of(engine="eager"), step_of(engine="eager")
+    torch.testing.assert_close(soft_step(images, soft), hard_step(images, labels))
+    mixed = 0.7 * soft + 0.3 * soft.flip(0)
+    loss, parts, logits = lf.LITModel(*pair(), criterion(), engine="eager")(images, mixed)
+    torch.testing.assert_close(parts.ce, torch.nn.functional.cross_entropy(logits, mixed))
+    assert loss.requires_grad
