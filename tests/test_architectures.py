@@ -359,7 +359,9 @@ def test_a_cut_inside_a_block_is_refused_by_both_names() -> None:
     network = of_hub("BERT")
     cut = ["bert.encoder.layer.0.attention", "bert.encoder.layer.1"]
     model = lf.split(network.build(1), at=cut)
-    with pytest.raises(lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"):
+    with pytest.raises(
+        lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"
+    ):
         model.run(network.batch())
 
 
