@@ -234,8 +234,8 @@ class StudentPasses:
         trained = any(parameter.requires_grad for parameter in self.student.sections[i].parameters())
         if torch.is_grad_enabled() and trained and not ir.requires_grad:
             raise RuntimeError(
-                f"section {i + 1} of the student, fed with the teacher's IR {i}, has no gradient: a reentrant checkpoint "
-                "gives none where its input requires none; use checkpoint(..., use_reentrant=False)"
+                f"section {i + 1} of the student, fed with the teacher's IR {i}, has no gradient: a reentrant "
+                "checkpoint gives none where its input requires none; use checkpoint(..., use_reentrant=False)"
             )
 
     @contextmanager
