@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from doc_pages import ROOT
 from everyday import exhaustive
 from hub_networks import BERT, CLASSES, NETWORKS, TOKENS, Network, transformers
 from torch import Tensor, nn
@@ -92,6 +93,18 @@ def test_sections_called_again_repeat_the_models_own_run_bit_for_bit(network: Ne
 
 def _values(inputs: Any) -> Sequence[Tensor]:
     return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+
+
+def test_the_documentation_lists_these_networks() -> None:
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    header = "| architecture | library | how | where its blocks are |\n|---|---|---|---|\n"
+    lines = []
+    for network in NETWORKS:
+        if network.library != "own":
+            named = [network.cut["blocks"]] if "blocks" in network.cut else network.cut["at"]
+            blocks = ", ".join(f"`{name}`" for name in named)
+            lines.append(f"| {network.name} | {network.library} | {network.how} | {blocks} |")
+    assert header + "\n".join(lines) + "\n" in page
 
 
 # -- a step ------------------------------------------------------------------------------------------------------------
@@ -359,7 +372,9 @@ def test_a_cut_inside_a_block_is_refused_by_both_names() -> None:
     network = of_hub("BERT")
     cut = ["bert.encoder.layer.0.attention", "bert.encoder.layer.1"]
     model = lf.split(network.build(1), at=cut)
-    with pytest.raises(lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"):
+    with pytest.raises(
+        lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"
+    ):
         model.run(network.batch())
 
 
