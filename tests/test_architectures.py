@@ -209,7 +209,7 @@ def test_gradients_equal_those_of_two_passes_by_hand(network: Network) -> None:
         if gradient is None:
             assert parameter.grad is None, name
         else:
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-13, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-13, msg=f"{name} differs")
 
 
 @SOME
@@ -235,7 +235,7 @@ def test_inspect_says_how_the_pair_was_cut(network: Network) -> None:
     assert ("the student is recorded, its own forward runs" in report) == (network.how == "recorded"), report
 
 
-# -- what transformers does beside ---------------------------------------------------------------------------------------
+# -- what transformers does beside -------------------------------------------------------------------------------------
 
 
 def of_hub(name: str) -> Network:
@@ -299,7 +299,7 @@ def test_a_batch_of_one_tensor_is_traced_where_the_mask_is_optional() -> None:
     assert lf.split(model, **network.cut, example=batch).how == "traced"
 
 
-# -- the runner ----------------------------------------------------------------------------------------------------------
+# -- the runner --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "library"), [("ViT", "timm"), ("RegNet", "torchvision")])
@@ -319,7 +319,7 @@ def test_a_traced_teacher_runs_in_the_runner(name: str, library: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# -- what cannot be cut ----------------------------------------------------------------------------------------------------
+# -- what cannot be cut ------------------------------------------------------------------------------------------------
 
 
 class Pair(nn.Module):
