@@ -8,6 +8,7 @@ the pages to it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -400,14 +401,17 @@ def _() -> None:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def load(saved: nn.Module) -> None:
-    torch.save(saved.state_dict(), "net.pt")
+def load(content: Any) -> None:
+    torch.save(content, "net.pt")
     lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
 
 
 CAUSES["weights-missing"] = lambda: lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
-CAUSES["weights-depth"] = lambda: load(lf.models.resnet32())
-CAUSES["weights-classes"] = lambda: load(lf.models.resnet20(num_classes=100))
+CAUSES["weights-depth"] = lambda: load(lf.models.resnet32().state_dict())
+CAUSES["weights-classes"] = lambda: load(lf.models.resnet20(num_classes=100).state_dict())
+CAUSES["weights-object"] = lambda: load({"args": argparse.Namespace(lr=0.1)})
+CAUSES["weights-beside"] = lambda: load({**lf.models.resnet20().state_dict(), "epoch": 3})
+CAUSES["weights-more"] = lambda: load({**lf.models.resnet20().state_dict(), "criterion.weight": torch.ones(10)})
 
 
 @cause("evaluate-unknown")
