@@ -99,6 +99,17 @@ def _images(results: Results) -> list[tuple[float, str]]:
     return [(row["images_s"], _name(row)) for row in rows if row["dtype"] == "bf16"]
 
 
+def _linear(what: str) -> Callable[[Results], list[tuple[float, str]]]:
+    """What the loss in chunks takes of that of whole logits: of both ways of writing it, the worse counts."""
+
+    def figures(results: Results) -> list[tuple[float, str]]:
+        rows = [row for row in results["rows"] if row["suite"] == row["variant"] == "linear"]
+        fields = [f"{what}_of_{other}" for other in ("script", "kd_loss")]
+        return [(row[field], f"{row['setting']}, {field}") for row in rows for field in fields if field in row]
+
+    return figures
+
+
 def _rows_of(results: Results, suite: str, family: str, variant: str, batch: int = 32) -> list[Row]:
     """The measured rows of one network and batch."""
     wanted = {"suite": suite, "family": family, "variant": variant, "batch": batch, "status": "measured", "best": True}
@@ -188,6 +199,8 @@ BARS = (
         least=False,
         unit="%",
     ),
+    Bar("cpu", "linear_kd_loss, memory of that of whole logits", _linear("memory"), 0.1, least=False),
+    Bar("cpu", "linear_kd_loss, time of that of whole logits", _linear("time"), 1.1, least=False),
     Bar("cpu", "overhead of one call, tiny tensors", _overhead, 60.0, least=False, unit="us"),
 )
 

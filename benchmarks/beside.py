@@ -16,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from benchmarks import checkout, machine, run
 from benchmarks.pairs import PAIRS, TINY
 from lit_fast.bench.pairing import Pairs
-from lit_fast.bench.ways import plain_step, runner_step
+from lit_fast.bench.ways import Problem, plain_step, runner_step
 from lit_fast.openmp import SPINS
 
 LOADS = ("alone", "trains")
@@ -34,38 +33,46 @@ WAITS = {"spin": "300000", "share": SPINS, "sleep": "0"}
 BATCH = 32
 
 
+def problem_of(tiny: bool) -> Problem:
+    """What is trained, always the same."""
+    return (TINY if tiny else PAIRS[1]).problem(BATCH, "fp32", "cpu")
+
+
 def measure(seconds: float, tiny: bool) -> dict[str, float]:
     """Seconds of a step, by way."""
-    problem = (TINY if tiny else PAIRS[1]).problem(BATCH, "fp32", "cpu")
+    problem = problem_of(tiny)
     pairs = Pairs({"plain": plain_step(problem), "runner": runner_step(problem)}, "cpu")
     pairs.run(seconds)
     return {name: pairs.spread(name).median for name in pairs.times}
 
 
-def train() -> None:
-    """Until it is killed."""
-    step = plain_step(PAIRS[1].problem(BATCH, "fp32", "cpu"))
+def train(tiny: bool) -> None:
+    """Until it is killed; prints a line once it trains."""
+    step = plain_step(problem_of(tiny))
+    step()
+    print("trains", flush=True)
     while True:
         step()
 
 
-def process(wait: str, *arguments: str) -> subprocess.Popen[str]:
+def process(wait: str, tiny: bool, *arguments: str) -> subprocess.Popen[str]:
     """This module in a process whose threads wait so."""
     environment = {**os.environ, "GOMP_SPINCOUNT": WAITS[wait]}
     environment.pop("OMP_WAIT_POLICY", None)
-    command = [sys.executable, "-m", "benchmarks.beside", *arguments]
+    command = [sys.executable, "-m", "benchmarks.beside", *arguments, *(["--tiny"] if tiny else [])]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=checkout.ROOT)
 
 
 @contextmanager
-def beside(load: str) -> Iterator[None]:
+def beside(load: str, tiny: bool) -> Iterator[None]:
     """While a load runs."""
     if load == "alone":
         yield
         return
-    trains = process("spin", "--train")
+    trains = process("spin", tiny, "--train")
     try:
-        time.sleep(5)  # it has started
+        if not trains.stdout or not trains.stdout.readline():
+            raise SystemExit("the load ended before it trained")
         yield
     finally:
         trains.kill()
@@ -75,8 +82,8 @@ def beside(load: str) -> Iterator[None]:
 def rows(seconds: float, tiny: bool) -> Iterator[dict[str, Any]]:
     for load in LOADS:
         for wait in WAITS:
-            with beside(load):
-                done = process(wait, *(["--tiny"] if tiny else []), "--measure", str(seconds))
+            with beside(load, tiny):
+                done = process(wait, tiny, "--measure", str(seconds))
                 printed, _ = done.communicate()
             if done.returncode:
                 raise SystemExit(f"measuring failed ({load}, {wait}), status {done.returncode}")
@@ -95,7 +102,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        train()
+        train(options.tiny)
     elif options.measure is not None:
         print(json.dumps(measure(options.measure, options.tiny)))
     else:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import bars, machine, run
+from lit_fast.bench import pairing
 
 Rows = list[dict[str, Any]]
 
@@ -22,8 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     group.addoption("--threads", type=int, help="of the CPU (default: torch's)")
     group.addoption("--seconds", type=float, default=5.0, help="of rounds at one setting (default: 5)")
-    group.addoption("--tiny", action="store_true", help="sizes that only try the code")
+    group.addoption("--tiny", action="store_true", help="sizes and rounds that only try the code")
     group.addoption("--results", type=Path, metavar="DIR", help="write DIR/<device>.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--tiny"):
+        pairing.FEWEST = 1
 
 
 @pytest.fixture(scope="session")

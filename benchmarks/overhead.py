@@ -62,7 +62,7 @@ def run(
     counts = {}
     for key, call in timed.items():
         seconds_of(call, device, 2)
-        counts[key] = 2 if tiny else min(max(int(_SECONDS / seconds_of(call, device, 1)), 1), CALLS)
+        counts[key] = 1 if tiny else min(max(int(_SECONDS / seconds_of(call, device, 1)), 1), CALLS)
     end = min(time.monotonic() + seconds, deadline)
     rounds = 0
     while rounds < 3 or (time.monotonic() < end and rounds < 100):

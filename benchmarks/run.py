@@ -24,6 +24,7 @@ from benchmarks import journal, machine
 from benchmarks.choice import Choice
 from benchmarks.suites import SUITES
 from benchmarks.turns import Turns
+from lit_fast.bench import pairing
 
 
 def results(device: str, command: str, rows: Iterable[dict[str, Any]], *, tiny: bool = False) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=280.0, help="no setting is begun later")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--only", choices=SUITES, action="append", help="this suite; may be given more than once")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only try the code")
+    parser.add_argument("--tiny", action="store_true", help="sizes and rounds that only try the code")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="these settings alone")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these variants alone; compile: all its modes")
     parser.add_argument("--stage", default="", help="whose rows those of the journal are; other stages' are not known")
@@ -72,6 +73,8 @@ def main() -> None:
     options.turn = turns.measuring if turns else nullcontext
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.tiny:
+        pairing.FEWEST = 1
     try:
         if options.journal:
             _into_journal(options, deadline)

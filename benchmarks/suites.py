@@ -10,4 +10,5 @@ SUITES = {
     "tricks": "benchmarks.tricks",
     "teacher": "benchmarks.teacher",
     "data": "benchmarks.data",
+    "linear": "benchmarks.linear",
 }

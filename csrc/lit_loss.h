@@ -20,9 +20,12 @@ struct LitLossArgs {
   at::TensorList teacher_irs;            // k of the same shapes
   Optional student_logits;               // [B, C]
   Optional teacher_logits;               // [B, C]
-  Optional labels;                       // [B], integers
+  Optional labels;                       // [B], integers, ignored in rows that do not count; or soft ones, [B, C]
   Optional class_weight;                 // [C]
   Optional grad_scale;                   // one number: multiplies every gradient before it is rounded
+  Optional rows;                         // [B], bool: which rows count
+  Optional counts;                       // [2 + k], float64: what the sums of ce, kl and each section are divided by
+  at::TensorList ir_rows;                // k or none, bool, of the IRs' first dimensions: which elements count
   at::ArrayRef<double> section_weights;  // k
   int64_t ir_kind;                       // IrKind of kernels/math.h
   double alpha;
@@ -44,6 +47,12 @@ struct LitLossResult {
 // is read out of bounds, but by labels on another device than the CPU: these the kernels look at.
 void check(const LitLossArgs& args);
 
+// Whether the labels are probabilities.
+bool has_soft_labels(const LitLossArgs& args);
+
+// The elements of section i for each of its rows, which are its memory in this order.
+int64_t elements_of_row(const LitLossArgs& args, size_t i);
+
 // The device of checked tensors.
 at::Device device_of(const LitLossArgs& args);
 
@@ -53,7 +62,8 @@ at::ScalarType compute_dtype(const LitLossArgs& args);
 // A function of the op's arguments, in the order of LitLossArgs.
 template <typename Result, typename... More>
 using LitLossFunction = Result(at::TensorList, at::TensorList, Optional, Optional, Optional, Optional, Optional,
-                               at::ArrayRef<double>, int64_t, double, double, double, bool, int64_t, double, More...);
+                               Optional, Optional, at::TensorList, at::ArrayRef<double>, int64_t, double, double,
+                               double, bool, int64_t, double, More...);
 using LitLoss = LitLossFunction<std::tuple<at::Tensor, std::vector<at::Tensor>, at::Tensor>, bool>;
 using LitLossTotal = LitLossFunction<std::tuple<at::Tensor, at::Tensor>>;
 

@@ -1,4 +1,5 @@
 // The checks of the loss, which all devices share.
+#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -40,6 +41,44 @@ void check_sections(const LitLossArgs& args) {
   }
 }
 
+// Whether an IR lies in memory, or will when it is made dense, one of its rows after the other.
+bool rows_in_order(const at::Tensor& ir, int64_t dims) {
+  return ir.is_contiguous() || dims == 0 || (dims == 1 && ir.is_contiguous(ir.suggest_memory_format()));
+}
+
+void check_what_counts(const LitLossArgs& args) {
+  const auto sections = args.student_irs.size();
+  TORCH_CHECK_VALUE(args.ir_rows.empty() || args.ir_rows.size() == sections,
+                    "lit_loss: ir_rows: expected one tensor for each of ", sections, " sections or none, got ",
+                    args.ir_rows.size());
+  for (size_t i = 0; i < args.ir_rows.size(); ++i) {
+    const at::Tensor &rows = args.ir_rows[i], &ir = args.student_irs[i];
+    TORCH_CHECK_TYPE(rows.scalar_type() == at::kBool, "lit_loss: ir_rows: section ", i + 1, ": expected bool, got ",
+                     rows.scalar_type());
+    TORCH_CHECK_VALUE(rows.dim() <= ir.dim() && rows.sizes() == ir.sizes().slice(0, rows.dim()),
+                      "lit_loss: ir_rows: section ", i + 1, ": expected the first dimensions of ", ir.sizes(), ", got ",
+                      rows.sizes());
+    TORCH_CHECK_VALUE(rows_in_order(ir, rows.dim()), "lit_loss: section ", i + 1,
+                      ": an IR with rows that do not count: expected contiguous memory, got strides ", ir.strides(),
+                      " for ", ir.sizes());
+  }
+  if (args.rows) {
+    TORCH_CHECK_TYPE(args.rows->scalar_type() == at::kBool, "lit_loss: rows: expected bool, got ",
+                     args.rows->scalar_type());
+    TORCH_CHECK_VALUE(
+        args.student_logits && args.rows->dim() == 1 && args.rows->size(0) == args.student_logits->size(0),
+        "lit_loss: rows: expected one for each row of the logits, got ", args.rows->sizes());
+  }
+  TORCH_CHECK_VALUE(args.counts || (!args.rows && args.ir_rows.empty()),
+                    "lit_loss: rows that do not count need counts, got None");
+  if (args.counts) {
+    TORCH_CHECK_TYPE(args.counts->scalar_type() == at::kDouble, "lit_loss: counts: expected float64, got ",
+                     args.counts->scalar_type());
+    TORCH_CHECK_VALUE(args.counts->is_contiguous() && args.counts->numel() == 2 + static_cast<int64_t>(sections),
+                      "lit_loss: counts: expected [", 2 + sections, "], contiguous, got ", args.counts->sizes());
+  }
+}
+
 void check_rows(const LitLossArgs& args) {
   if (!args.student_logits) {
     TORCH_CHECK_VALUE(args.beta == 0.0, "lit_loss: beta = ", args.beta, " needs student_logits, got None");
@@ -59,7 +98,11 @@ void check_rows(const LitLossArgs& args) {
                       "lit_loss: teacher_logits: expected the student's ", logits.sizes(), ", got ",
                       args.teacher_logits->sizes());
   }
-  if (args.labels) {
+  if (has_soft_labels(args)) {
+    check_float(*args.labels, "labels");
+    TORCH_CHECK_VALUE(args.labels->sizes() == logits.sizes(), "lit_loss: labels: expected the student's ",
+                      logits.sizes(), ", got ", args.labels->sizes());
+  } else if (args.labels) {
     TORCH_CHECK_TYPE(at::isIntegralType(args.labels->scalar_type(), /*includeBool=*/false),
                      "lit_loss: labels: expected class numbers (int64), got ", args.labels->scalar_type());
     TORCH_CHECK_VALUE(args.labels->dim() == 1 && args.labels->size(0) == logits.size(0),
@@ -89,6 +132,11 @@ void check_devices(const LitLossArgs& args) {
   check_given("labels", args.labels);
   check_given("class_weight", args.class_weight);
   check_given("grad_scale", args.grad_scale);
+  check_given("rows", args.rows);
+  check_given("counts", args.counts);
+  for (size_t i = 0; i < args.ir_rows.size(); ++i) {
+    check_device(args.ir_rows[i], device, "lit_loss: ir_rows: section ", i + 1);
+  }
 }
 
 void check_label_values(const LitLossArgs& args) {
@@ -111,10 +159,19 @@ void check(const LitLossArgs& args) {
   check_rows(args);
   TORCH_CHECK_VALUE(!args.grad_scale || args.grad_scale->numel() == 1,
                     "lit_loss: grad_scale: expected one number, got ", args.grad_scale->sizes());
+  check_what_counts(args);
   check_devices(args);
-  if (args.student_logits && args.labels && args.labels->is_cpu()) {
+  if (args.student_logits && args.labels && args.labels->is_cpu() && !has_soft_labels(args)) {
     check_label_values(args);
   }
+}
+
+bool has_soft_labels(const LitLossArgs& args) {
+  return args.labels && args.labels->is_floating_point() && args.labels->dim() == 2;
+}
+
+int64_t elements_of_row(const LitLossArgs& args, size_t i) {
+  return c10::multiply_integers(args.student_irs[i].sizes().slice(args.ir_rows[i].dim()));
 }
 
 at::Device device_of(const LitLossArgs& args) {

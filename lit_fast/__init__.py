@@ -26,6 +26,7 @@ from lit_fast.errors import (
     SplitError,
     StoreError,
     UnavailableError,
+    UntraceableError,
     WorkerLost,
 )
 from lit_fast.version import __version__
@@ -33,15 +34,17 @@ from lit_fast.version import __version__
 if TYPE_CHECKING:
     from lit_fast import data, models, recipes
     from lit_fast.loss import targets
+    from lit_fast.loss.backends.counts import LossCounts
     from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
     from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
     from lit_fast.pair.inspect import Report, inspect
     from lit_fast.runs.build import build_info
-    from lit_fast.sections.copying import copy_parts
+    from lit_fast.sections.copying import copy_blocks, copy_parts
     from lit_fast.sections.cutting import split
     from lit_fast.sections.model import SplitModel
     from lit_fast.sections.projector import Projectors, make_projectors
     from lit_fast.step.diagnostics import SectionDiagnostics, section_diagnostics
+    from lit_fast.step.lit_model import LITModel, LITOutput
     from lit_fast.step.lit_step import LITStep
     from lit_fast.step.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
@@ -57,14 +60,18 @@ _HOME = {
     "inspect": "pair.inspect",
     "Report": "pair.inspect",
     "LITLoss": "loss.modules",
+    "LossCounts": "loss.backends.counts",
     "KDLoss": "loss.modules",
     "IRLoss": "loss.modules",
     "Projectors": "sections.projector",
     "make_projectors": "sections.projector",
     "recalibrate": "step.running_stats",
     "SplitModel": "sections.model",
+    "copy_blocks": "sections.copying",
     "copy_parts": "sections.copying",
     "split": "sections.cutting",
+    "LITModel": "step.lit_model",
+    "LITOutput": "step.lit_model",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
     "Distilled": "training.distill",
@@ -88,8 +95,11 @@ __all__ = [
     "Interrupted",
     "KDLoss",
     "LITLoss",
+    "LITModel",
+    "LITOutput",
     "LITStep",
     "LitFastError",
+    "LossCounts",
     "LoweringError",
     "NonFiniteLoss",
     "PairError",
@@ -102,9 +112,11 @@ __all__ = [
     "SplitModel",
     "StoreError",
     "UnavailableError",
+    "UntraceableError",
     "WorkerLost",
     "__version__",
     "build_info",
+    "copy_blocks",
     "copy_parts",
     "data",
     "distill",

@@ -53,8 +53,9 @@ class Extension(NamedTuple):
 # Of the ops that compute the loss: first the fields of `lit_fast.loss.backends.Inputs`, in order.
 LOSS_ARGUMENTS = (
     "Tensor[] student_irs, Tensor[] teacher_irs, Tensor? student_logits, Tensor? teacher_logits, Tensor? labels, "
-    "Tensor? class_weight, Tensor? grad_scale, float[] section_weights, int ir_kind, float alpha, float beta, "
-    "float tau, bool tau_squared, int ignore_index, float label_smoothing"
+    "Tensor? class_weight, Tensor? grad_scale, Tensor? rows, Tensor? counts, Tensor[] ir_rows, "
+    "float[] section_weights, int ir_kind, float alpha, float beta, float tau, bool tau_squared, int ignore_index, "
+    "float label_smoothing"
 )
 _LIBRARY = torch.library.Library("lit_fast", "FRAGMENT")
 

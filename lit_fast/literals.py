@@ -4,6 +4,7 @@ of torch's compiler.
 
 from typing import Literal
 
+BlockChoice = Literal["spread", "first", "last"]
 Engine = Literal["auto", "runner", "eager"]
 IRKind = Literal["l2", "l1", "smooth_l1"]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -129,8 +129,9 @@ CAUSES["split-unknown-name"] = lambda: lf.split(lf.models.resnet20(), at=["layer
 CAUSES["split-order"] = lambda: lf.split(lf.models.resnet20(), at=["layer2", "layer1"])
 CAUSES["split-crossing"] = lambda: halves(Skipping())
 CAUSES["split-called-twice"] = lambda: halves(Repeating())
-CAUSES["split-untraceable"] = lambda: halves(Deciding())
-CAUSES["split-two-inputs"] = lambda: halves(TwoInputs())
+CAUSES["split-untraceable"] = lambda: lf.split(Deciding(), at=["low", "high"], how="traced")
+CAUSES["split-two-inputs"] = lambda: lf.split(TwoInputs(), at=["low", "high"], how="traced")
+CAUSES["split-several-inputs"] = lambda: halves(Net()).run({"x": IMAGES, "mask": IMAGES})
 CAUSES["copy-parts"] = lambda: lf.copy_parts(teacher(), halves(Net(classes=7)))
 
 
@@ -213,8 +214,11 @@ CAUSES["loss-no-irs"] = lambda: lf.LITLoss()(None, None, LOGITS, LOGITS, LABELS)
 CAUSES["loss-shapes"] = lambda: lf.IRLoss()(irs(16), irs(32))
 CAUSES["loss-one-tensor"] = lambda: lf.IRLoss()(irs()[0], irs()[0])
 CAUSES["loss-no-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS)
-CAUSES["loss-soft-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS, torch.full((4, 10), 0.1))
+CAUSES["loss-soft-labels"] = lambda: lf.KDLoss()(LOGITS, LOGITS, torch.full((4, 5), 0.2))
 CAUSES["loss-logits"] = lambda: lf.KDLoss()(torch.zeros(4, 5, 10), torch.zeros(4, 5, 10), torch.zeros(4, 5).long())
+CAUSES["loss-vocabularies"] = lambda: lf.functional.linear_kd_loss(
+    torch.zeros(4, 8), nn.Linear(8, 32000), torch.zeros(4, 16), nn.Linear(16, 32064), LABELS
+)
 CAUSES["loss-alpha"] = lambda: lf.LITLoss(alpha=95)
 
 

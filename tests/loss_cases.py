@@ -6,7 +6,7 @@ relative to the largest number of the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager
+from lit_fast.loss.backends.counts import with_counts
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = (F64, F32, F16, BF16)
@@ -36,10 +37,13 @@ class Case:
     batch: int = 3
     classes: int = 10
     settings: dict[str, Any] = field(default_factory=dict)  # of LossOptions
-    labels: str = "plain"  # or "some ignored", "all ignored"
+    labels: str = "plain"  # or "some ignored", "all ignored", "soft"
     logits: str = "plain"  # or "masked", "huge", "near", "nan"
     class_weight: bool = False
     grad_scale: float | None = None
+    rows: bool = False  # some rows of the logits do not count, and hold NaN
+    ir_rows: int = -1  # some elements of the IRs do not count, by so many dimensions, and hold NaN
+    counts: str = ""  # "" if there need not be any, or "given" ones
 
     @property
     def options(self) -> LossOptions:
@@ -60,6 +64,9 @@ class Problem:
     labels: Tensor | None
     class_weight: Tensor | None
     grad_scale: Tensor | None
+    rows: Tensor | None = None
+    counts: Tensor | None = None
+    ir_rows: Sequence[Tensor] = ()
 
     def inputs(self) -> Inputs:
         return Inputs(**vars(self))
@@ -68,7 +75,7 @@ class Problem:
         return [*self.student_irs, *([] if self.student_logits is None else [self.student_logits])]
 
     def tensors(self) -> list[Tensor]:
-        flat = [*self.student_irs, *self.teacher_irs, *self.inputs()[2:]]
+        flat = [*self.student_irs, *self.teacher_irs, *self.ir_rows, *self.inputs()[2:-1]]
         return [tensor for tensor in flat if tensor is not None]
 
     def double(self) -> Problem:
@@ -80,7 +87,8 @@ class Problem:
             return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
         irs = [[wide(ir) for ir in side] for side in (self.student_irs, self.teacher_irs)]
-        return Problem(*irs, *(wide(tensor) for tensor in self.inputs()[2:]))  # type: ignore[arg-type]
+        others = (wide(tensor) for tensor in self.inputs()[2:-1])
+        return Problem(*irs, *others, ir_rows=self.ir_rows)  # type: ignore[arg-type]
 
 
 class Result(NamedTuple):
@@ -147,6 +155,38 @@ def _special_cases(dtype: torch.dtype) -> list[Case]:
         case("NaN", logits="nan"),
         case("grad scale", grad_scale=1024.0),
         case("logits in columns of a larger tensor", layout="sliced", classes=17, **logits_only),
+        *_counted_cases(case),
+    ]
+
+
+def _counted_cases(case: Callable[..., Case]) -> list[Case]:
+    """Soft labels, what does not count, and what the sums are divided by."""
+    smooth: dict[str, Any] = {"settings": {"label_smoothing": 0.2, "alpha": 0.5}}
+    text: dict[str, Any] = {"shapes": ((3, 7, 16), (3, 7, 5), (3, 7)), "ir_rows": 2}
+    return [
+        case("soft labels", labels="soft"),
+        case("soft labels, 300 classes", labels="soft", classes=300, class_weight=True, **smooth),
+        case("soft labels, 1,000 classes", labels="soft", classes=1000, shapes=(), settings={"beta": 1.0}),
+        case("soft labels, masked classes", labels="soft", logits="masked"),
+        case("soft labels only, rows", labels="soft", settings={"alpha": 1.0, "beta": 1.0}, shapes=(), rows=True),
+        case("soft labels, rows, weights", labels="soft", batch=37, rows=True, class_weight=True, **smooth),
+        case("rows", batch=37, rows=True, labels="some ignored", class_weight=True, **smooth),
+        case("rows, 300 classes", classes=300, batch=9, rows=True, shapes=(), settings={"beta": 1.0}),
+        case("rows, 40 classes, one ignored", classes=40, batch=9, rows=True, labels="some ignored"),
+        case("rows, 1,000 classes", classes=1000, batch=9, rows=True, shapes=(), settings={"beta": 1.0}),
+        case("rows without labels", batch=9, rows=True, settings={"alpha": 0.0}),
+        case("rows of IRs, batch", ir_rows=1, rows=True),
+        case("rows of IRs, channels_last", ir_rows=1, layout="channels_last", shapes=((3, 5, 4, 4), (3, 8, 40, 9))),
+        case("rows of IRs, text", batch=21, rows=True, **text),
+        case("rows of IRs, text, scaled", grad_scale=256.0, batch=21, rows=True, **text | {"settings": {"ir": "l1"}}),
+        case("rows of IRs, many", shapes=((3, 30, 64), (3, 700)), ir_rows=2, settings={"ir": "smooth_l1"}),
+        case("rows of 70 IRs", shapes=tuple((3, 1 + i % 5) for i in range(70)), ir_rows=1, settings={"beta": 0.0}),
+        case("all elements by rows", ir_rows=0),
+        case("given counts", counts="given"),
+        case("given counts, rows", counts="given", batch=9, rows=True, labels="some ignored", ir_rows=1),
+        case("given counts, soft labels", counts="given", labels="soft"),
+        case("given counts, nothing counts", counts="given", rows=True, batch=1, ir_rows=1, shapes=((1, 4),)),
+        case("nothing counts", rows=True, batch=1, ir_rows=1, shapes=((1, 4),)),
     ]
 
 
@@ -192,7 +232,43 @@ def build(case: Case, device: str = "cpu", seed: int = 0) -> Problem:
             class_weight = torch.rand(case.classes, generator=generator).to(device)
             class_weight[1::5] = 0.0
     grad_scale = None if case.grad_scale is None else torch.tensor(case.grad_scale, device=device)
-    return Problem(student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale)
+    problem = Problem(student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale)
+    if case.rows or case.ir_rows >= 0 or case.counts:
+        _take_out(case, problem, generator)
+    return problem
+
+
+def _take_out(case: Case, problem: Problem, generator: torch.Generator) -> None:
+    """Let some rows not count, with NaN where nobody may look, and add the counts."""
+
+    def rows(*shape: int) -> Tensor:
+        counted = torch.rand(shape, generator=generator) < 0.6
+        counted.view(-1)[:1] = False
+        counted.view(-1)[1:2] = True
+        return counted
+
+    if case.ir_rows >= 0:
+        for irs in (problem.student_irs, problem.teacher_irs):
+            irs[:] = [ir.detach() for ir in irs]
+        for student, teacher in zip(problem.student_irs, problem.teacher_irs):
+            counted = rows(*student.shape[: case.ir_rows]) if case.ir_rows > 0 else torch.tensor(True)
+            problem.ir_rows = [*problem.ir_rows, counted.to(student.device)]
+            if case.ir_rows > 0:
+                student[problem.ir_rows[-1].logical_not()] = NAN
+                teacher[problem.ir_rows[-1].logical_not()] = NAN
+            student.requires_grad_()
+    if case.rows and problem.student_logits is not None:
+        counted = rows(case.batch).to(problem.student_logits.device)
+        problem.rows = counted
+        for z in (problem.student_logits.detach(), problem.teacher_logits, problem.labels):
+            if z is not None and z.is_floating_point():
+                z[counted.logical_not()] = NAN
+    settings = LossOptions(**case.settings)
+    own = with_counts(problem.inputs(), settings)
+    problem.labels, problem.counts = own.labels, own.counts
+    if case.counts == "given":
+        count = 2 + len(problem.student_irs)
+        problem.counts = torch.arange(3, 3 + count, dtype=F64, device=problem.leaves()[0].device)
 
 
 def _logits(case: Case, randn: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
@@ -214,6 +290,12 @@ def _logits(case: Case, randn: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _labels(case: Case, generator: torch.Generator) -> Tensor:
+    if case.labels == "soft":
+        soft = torch.rand(case.batch, case.classes, generator=generator, dtype=F64).to(case.dtype)
+        if case.logits == "masked":
+            soft[:, 1:3] = 0.0
+            soft[1, 5:] = 0.0
+        return soft / soft.sum(1, keepdim=True)
     labels = torch.randint(0, case.classes, (case.batch,), generator=generator)
     if case.logits == "masked":
         labels[:] = 0  # not a masked class

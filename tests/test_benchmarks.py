@@ -18,8 +18,23 @@ from everyday import exhaustive
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
 
-from benchmarks import bars, data, data_sources, loss, overhead, plot, settings, step, suites, teacher, variants  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bars,
+    beside,
+    data,
+    data_sources,
+    linear,
+    loss,
+    overhead,
+    plot,
+    settings,
+    step,
+    suites,
+    teacher,
+    variants,
+)
 from benchmarks.choice import Choice  # noqa: E402
+from lit_fast.openmp import SPINS  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 TINY = settings.settings("cpu", tiny=True)
@@ -125,6 +140,21 @@ def test_the_loaders_are_measured_alone_and_with_the_step() -> None:
             assert row["variant"].startswith("step") or row["times_pil"] > 0
 
 
+def test_the_loss_in_chunks_is_measured_against_whole_logits() -> None:
+    rows = {row["variant"]: row for row in linear.run("cpu", float("inf"), tiny=True, seconds=0.1)}
+    assert {row["status"] for row in rows.values()} == {"measured"}, rows
+    assert set(rows) == {"script", "kd_loss", "linear"}
+    found = rows["linear"]
+    assert all(found[f"{what}_of_{other}"] > 0 for what in ("time", "memory") for other in ("script", "kd_loss"))
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    setting = linear.Setting("", 64, 8, 500)
+    assert linear.extra_bytes(linear.steps(setting, "cpu")["kd_loss"], "cpu") >= 2 * 64 * 500 * 4
+    _held = torch.ones(100 << 20, dtype=torch.uint8)  # what this process has had is no part of it
+    assert 0 <= linear.alone(linear.TINY, "linear") < 50 << 20
+
+
 @pytest.mark.parametrize("setting", data_sources.settings(tiny=True), ids=lambda setting: setting.name)
 def test_images_one_by_one_are_those_of_the_loaders(setting: data_sources.Setting, tmp_path: Path) -> None:
     dataset = setting.make(tmp_path)
@@ -137,6 +167,43 @@ def test_images_one_by_one_are_those_of_the_loaders(setting: data_sources.Settin
         flipped = image.flip(-1)
         assert min(float((one - expected[place]).abs().max()) for one in (image, flipped)) < 1e-5
         assert label == int(dataset.train.labels[index])
+
+
+@exhaustive
+def test_the_step_is_measured_alone_and_beside_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beside, "WAITS", {"spin": "300000"})  # of the load, too; the others are other numbers
+    monkeypatch.setattr(sys, "argv", ["beside", "--tiny", "--seconds", "0.1", "--out", str(tmp_path)])
+    beside.main()
+    (path,) = tmp_path.glob("*-beside.json")
+    found = json.loads(path.read_text())
+    assert found["tiny"]
+    assert [(row["setting"], row["wait"], row["variant"]) for row in found["rows"]] == [
+        (load, "spin", way) for load in ("alone", "trains") for way in ("plain", "runner")
+    ]
+    assert all(row["median_us"] > 0 for row in found["rows"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(("wait", "spins"), [("spin", "300000"), ("share", SPINS), ("sleep", "0")])
+def test_processes_beside_each_other_wait_as_they_are_told(
+    wait: str, spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(beside.subprocess, "Popen", lambda words, env, **_: begun.append((words, env)))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    beside.process(wait, True, "--train")
+    ((words, environment),) = begun
+    assert words[1:] == ["-m", "benchmarks.beside", "--train", "--tiny"]
+    assert environment["GOMP_SPINCOUNT"] == spins
+    assert "OMP_WAIT_POLICY" not in environment
+
+
+def test_a_load_that_ends_at_once_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside.sys, "executable", "true")
+    with pytest.raises(SystemExit, match="the load ended before it trained"), beside.beside("trains", tiny=True):
+        pass
 
 
 def test_settings_after_the_deadline_say_so() -> None:
@@ -203,6 +270,14 @@ def test_loaders_are_judged_by_what_they_are_compared_with() -> None:
     assert verdict("JPEG files", results(*found, kind="cpu")) == ("PASS", 1.3)
     assert verdict("captured step on resident data", results(*found)) == ("FAIL", 6.0)
     assert verdict("captured step on resident data", results(*found[:2]))[0] == "NOT MEASURED"
+
+
+def test_the_loss_in_chunks_is_judged_by_the_better_way_with_whole_logits() -> None:
+    found = {"suite": "linear", "setting": "2048", "variant": "linear", "status": "measured"}
+    found |= {"time_of_script": 0.5, "time_of_kd_loss": 1.05, "memory_of_script": 0.04, "memory_of_kd_loss": 0.11}
+    assert verdict("linear_kd_loss, memory", results(found, kind="cpu")) == ("FAIL", 0.11)
+    assert verdict("linear_kd_loss, time", results(found, kind="cpu")) == ("PASS", 1.05)
+    assert verdict("linear_kd_loss, time", results(found | {"variant": "kd_loss"}, kind="cpu"))[0] == "NOT MEASURED"
 
 
 def test_tiny_runs_and_other_devices_prove_nothing() -> None:

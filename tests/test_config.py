@@ -16,7 +16,7 @@ from lit_fast.literals import Precision
 from lit_fast.settings.classifier import load_experiment
 from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import VARIANTS, Variant
-from lit_fast.step.lit_step import PRECISIONS
+from lit_fast.step.lit_model import PRECISIONS
 
 
 def write(path: Path, text: str) -> Path:

@@ -8,8 +8,9 @@ teacher's checkpoint, ``resnet56.th``.
 With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written into the pages instead of compared.
 
 What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
-behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``, SHORT_SEARCH behind
-every ``lit-fast search``. The commands and calls themselves stand on the page as they are run.
+behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``, which measures one
+round, SHORT_SEARCH behind every ``lit-fast search``. Of each page's figures that are alike the first is drawn;
+later ones are put together and left empty. The commands and calls themselves stand on the page as they are run.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from typer.testing import CliRunner
 
 import lit_fast
 from lit_fast import models, recipes
+from lit_fast.bench import pairing
 from lit_fast.cli import app
 from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
 from lit_fast.data.augment import normalise, resize
@@ -62,9 +64,9 @@ from lit_fast.settings.classifier import Experiment, load_experiment
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.training import distill as distilling
 
-SHORT = ("epochs=2", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
+SHORT = ("epochs=1", "teacher.epochs=1", "logging.tensorboard=false", "data.train_size=40", "data.val_size=20")
 SHORT_BENCH = ("--batch-size", "2", "--image-size", "8", "--seconds", "0.1", "--no-compile", "--threads", "1")
-SHORT_SEARCH = ("data.image_size=8", "data.train_size=400", "teacher.model=resnet20", "teacher.epochs=8")
+SHORT_SEARCH = ("data.image_size=8", "data.train_size=96", "teacher.model=resnet20", "teacher.epochs=12")
 SMALL_IMAGES = "data.image_size=8"  # where images are larger than the digits
 SHORT_TEXTS = "data.length=64"
 SMALL_GAN = ("data.image_size=16", "width=2")
@@ -139,7 +141,7 @@ def fitted_resnet56() -> nn.Module:
 
 @pytest.fixture
 def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of `given` as the working folder, with every training shortened."""
+    """A copy of `given` as the working folder, with all that takes long shortened."""
     shutil.copytree(given, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     real = load_experiment
@@ -148,7 +150,25 @@ def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pyt
         return real(recipe, config, [*overrides, *SHORT], **options)
 
     monkeypatch.setattr(distilling, "load_experiment", shortened)
+    monkeypatch.setattr(pairing, "FEWEST", 1)
+    draw_once(monkeypatch)
     return tmp_path
+
+
+def draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of figures that are alike, only the first is drawn."""
+    figures = pytest.importorskip("matplotlib.figure")
+    draw, drawn = figures.Figure.savefig, set()
+
+    def savefig(self: Any, path: Path, **options: Any) -> None:
+        kind = tuple(ax.get_title() for ax in self.axes)
+        if kind in drawn:
+            path.touch()
+        else:
+            draw(self, path, **options)
+        drawn.add(kind)
+
+    monkeypatch.setattr(figures.Figure, "savefig", savefig)
 
 
 # -- running a page --------------------------------------------------------------------------------------------------

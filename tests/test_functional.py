@@ -105,7 +105,7 @@ def test_backends_get_int64_labels_and_nothing_that_is_not_used():
     given = check_inputs(Inputs(**inputs(labels=inputs()["labels"].int())), LossOptions())
     assert given.labels.dtype == torch.int64
     everything = Inputs(**inputs(class_weight=torch.ones(10)))
-    assert check_inputs(everything, LossOptions(beta=0.0))[2:] == (None,) * 5
+    assert check_inputs(everything, LossOptions(beta=0.0))[2:] == Inputs()[2:]
     assert check_inputs(everything, LossOptions(beta=1.0))[:2] == ((), ())
     assert check_inputs(everything, LossOptions(alpha=1.0)).teacher_logits is None
     assert check_inputs(everything, LossOptions(alpha=0.0))[4:6] == (None, None)
@@ -216,7 +216,7 @@ def irs(*shapes):
         ),
         # logits
         ({"student_logits": torch.zeros(10)}, ValueError, "student_logits: expected shape (B, classes)"),
-        ({"student_logits": torch.zeros(4, 7, 10)}, ValueError, "got (4, 7, 10); flatten other dimensions"),
+        ({"student_logits": torch.zeros(4, 7, 10)}, ValueError, "got (4, 7, 10); move all other dimensions"),
         ({"student_logits": torch.zeros(4, 0)}, ValueError, "at least one class, got (4, 0)"),
         (
             {"student_logits": torch.zeros(4, 10).long()},
@@ -231,9 +231,14 @@ def irs(*shapes):
         # labels
         ({"labels": [0, 1, 2, 3]}, TypeError, "labels: expected a tensor, got list"),
         (
-            {"labels": torch.rand(4, 10)},
+            {"labels": torch.rand(4)},
             TypeError,
-            "labels: expected class indices (int64), got float32 of shape (4, 10); soft labels are not supported",
+            "labels: expected class indices (int64), got float32 of shape (4,); use labels.long(), or, for soft labels",
+        ),
+        (
+            {"labels": torch.rand(4, 5)},
+            ValueError,
+            "labels: expected probabilities of the logits' shape (4, 10), got (4, 5); soft labels need a row",
         ),
         ({"labels": torch.zeros(4).bool()}, TypeError, "labels: expected class indices (int64 or int32), got bool"),
         ({"labels": torch.zeros(3).long()}, ValueError, "labels: expected shape (4,) as the logits' batch, got (3,)"),

@@ -24,6 +24,7 @@ from lit_fast import models
 from lit_fast.data import DataError, open_data
 from lit_fast.data.formats.folder import FolderSplit
 from lit_fast.errors import ConfigError, Interrupted, NonFiniteLoss, RunFolderError
+from lit_fast.extension import EXTENSION
 from lit_fast.gan import experiment as experiment_module
 from lit_fast.gan.experiment import run_gan_experiment
 from lit_fast.gan.report import conclude
@@ -31,6 +32,7 @@ from lit_fast.gan.steps import AdversarialStep, BottleneckStep
 from lit_fast.runs.checkpoint import CheckpointStore
 from lit_fast.runs.weights import read_info
 from lit_fast.settings.classifier import load_any_experiment, load_experiment
+from lit_fast.teacher import programs
 from lit_fast.training.distill import distill
 from lit_fast.training.run import Run
 
@@ -110,6 +112,18 @@ def _given(run_dir: Path) -> dict[str, Any]:
     weights = run_dir / "runs" / TEACHER
     files = {"checkpoint": "generator", "discriminator": "discriminator"}
     return {"teacher": {key: str(weights / f"{name}.safetensors") for key, name in files.items()}}
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+def test_the_teacher_is_lowered_once_for_all_students(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered = []
+    lower = programs.lower
+    monkeypatch.setattr(programs, "lower", lambda part, x: lowered.append(part.name) or lower(part, x))
+    run_gan_experiment(tiny_gan(folder, "variants=[lit]", "seeds=[0,1]"), tmp_path / "run", console=quiet())
+    assert lowered == ["stem", "section1", "head"]
+    assert not differing(networks(tmp_path / "run", LIT), networks(whole, LIT))
 
 
 def test_a_given_teacher_gives_the_same_students(whole: Path, folder: Path, tmp_path: Path) -> None:

@@ -607,7 +607,7 @@ def test_grad_scaler_and_autocast() -> None:
 
 
 def op_arguments(problem: Problem, options: LossOptions, need_grad: bool) -> tuple:
-    tensors = [t if not isinstance(t, Tensor) else t.detach() for t in problem.inputs()[2:]]
+    tensors = [t if not isinstance(t, Tensor) else t.detach() for t in problem.inputs()[2:7]]
     irs = [[t.detach() for t in problem.student_irs], [t.detach() for t in problem.teacher_irs]]
     return (*arguments(Inputs(*irs, *tensors), options), need_grad)
 

@@ -202,6 +202,70 @@ def _command(kind: str, folder: Path) -> None:
     )
 
 
+# -- looking at a pair -------------------------------------------------------------------------------------------------
+
+BENCH = ("--seconds", "0.02", "--no-compile", "--device", "cpu", "--batch-size", "4")
+
+
+def pair_of(kind: str) -> list[str]:
+    name, targets, cuts = KINDS[kind]
+    cut = ["--blocks", cuts["blocks"], "--sections", "2"] if "blocks" in cuts else ["--set", "student.at=[low, high]"]
+    pair = ["--teacher", f"toy_tasks:{name}_teacher", "--student", f"toy_tasks:{name}_student"]
+    return [*pair, *cut, "--targets", targets]
+
+
+def test_inspect_takes_its_batch_from_the_dataset_and_holds_the_teacher_against_chance() -> None:
+    result = lit_fast_command("inspect", *pair_of("texts"), "--dataset", "toy_tasks:texts")
+    assert result.exit_code == 0, result.output
+    first, *lines = result.stdout.splitlines()
+    assert first.endswith("student toy_tasks:bert_student, input_ids 2 x 8, attention_mask 2 x 8")
+    assert [line.split()[0] for line in lines[3:7]] == ["stem", "section1", "section2", "head"]
+    assert lines[3].endswith("copied, frozen")
+    assert "the teacher is recorded, its own forward runs" in result.stdout
+
+
+def test_inspect_takes_a_batch_of_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_module(monkeypatch, batch=lambda: torch.rand(2, 1, 8, 8), nothing=lambda: None)
+    result = lit_fast_command("inspect", *pair_of("squares"), "--example", "mine:batch")
+    assert result.exit_code == 0, result.output
+    assert "segmenter_student, 2 x 1 x 8 x 8" in result.stdout
+    expected = (
+        "--example mine:nothing: expected a batch, a tensor, or a tuple or dict of tensors [B, ...], got NoneType"
+    )
+    assert expected in refused("inspect", *pair_of("squares"), "--example", "mine:nothing")
+    assert "leave it out" in refused("inspect", "--teacher", "resnet32", "--student", "resnet20", "--blocks", "layer1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bench_measures_a_pair_of_ones_own(kind: str, tmp_path: Path) -> None:
+    """Every way is held to the eager one, the plain one included."""
+    out = tmp_path / "step.json"
+    result = lit_fast_command("bench", *pair_of(kind), "--dataset", f"toy_tasks:{kind}", *BENCH, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = {row["variant"]: row["status"] for row in json.loads(out.read_text())["rows"]}
+    own = {"runner": rows.pop("runner")} if kind != "squares" else {}
+    assert set(rows.values()) == {"measured"}
+    assert set(rows) == {"plain", "eager", "runner"} if kind == "squares" else {"plain", "eager", "fused"}
+    assert all("the teacher is recorded, so its own forward runs" in why for why in own.values())
+
+
+def test_bench_makes_labels_for_an_example_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"input_ids": torch.ones(4, 8, dtype=torch.int64), "attention_mask": torch.ones(4, 8)}
+    own_module(monkeypatch, texts=lambda: texts, images=lambda: torch.rand(4, 1, 8, 8), mine=lambda *_: None)
+    for kind, name in (("texts", "texts"), ("tagged_texts", "texts"), ("squares", "images")):
+        result = lit_fast_command("bench", *pair_of(kind), "--example", f"mine:{name}", *BENCH)
+        assert result.exit_code == 0, result.output
+        assert "plain     " in result.stdout
+    assert "expected a batch with labels" in refused(
+        "bench", *pair_of("texts"), "--targets", "mine:mine", "--example", "mine:texts", *BENCH
+    )
+
+
+def test_bench_takes_no_dataset_by_name() -> None:
+    message = "--dataset: expected module:function of a dataset of yours, got 'digits'"
+    assert message in refused("bench", *pair_of("texts"), "--dataset", "digits")
+
+
 # -- from Python -----------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +455,16 @@ def test_what_a_network_cannot_be_cut_by_names_the_network(tmp_path: Path) -> No
             run_dir=tmp_path / "run",
             overrides=[*SHORT, "student.blocks=layers"],
         )
+
+
+def test_blocks_start_as_the_teachers(tmp_path: Path) -> None:
+    still = ("student.copy_blocks=spread", "phases.lit.lr=1e-12", "optimizer.weight_decay=0.0", "epochs=1")
+    run_experiment(experiment("texts", *still), tmp_path / "run", console=quiet())
+    trained = weights(tmp_path / "run", "toy_tasks.bert_student-lit-seed0")
+    teacher = toy_tasks.bert_teacher().state_dict()
+    for ours, theirs in ((0, 0), (1, 2)):
+        name = "encoder.layer.{}.query.weight"
+        torch.testing.assert_close(trained[name.format(ours)], teacher[name.format(theirs)])
 
 
 def test_copying_blocks_is_one_of_three_ways_or_a_list() -> None:

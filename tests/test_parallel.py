@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from lit_fast.data.tables import share
 from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
 from lit_fast.runs.checkpoint import CheckpointStore
 from lit_fast.step import parallel
-from lit_fast.step.parallel import GradientMean, Workers, check_batches, join
+from lit_fast.step.parallel import SharedGradients, Workers, check_batches, join
 
 WORKER = Path(parallel_worker.__file__)
 NAME = parallel_worker.NAME
@@ -115,7 +114,7 @@ def pairs(count: int) -> list[Pair]:
 def steps(workers: Workers, pair: Pair, data: Batches, **options: Any) -> tuple[list[list[float]], dict[str, Tensor]]:
     """Loss parts of each step, and the weights after the last."""
     teacher, student = pair
-    criterion = lf.LITLoss(beta=options.pop("beta", 0.5))
+    criterion = options.pop("criterion", None) or lf.LITLoss(beta=options.pop("beta", 0.5))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     step = lf.LITStep(teacher, student, criterion, optimizer, workers=workers, engine="eager", **options)
     logged = []
@@ -145,6 +144,30 @@ def test_steps_on_shares_are_steps_on_the_whole_batch(size: int, sizes: tuple[in
     assert torch.equal(expected["last.weight"], before["last.weight"]) == (beta == 0.0)
 
 
+@pytest.mark.parametrize("ignored", [(), (0, 1, 2, 3), (0, 5, 9)])
+def test_class_weights_and_ignored_labels_count_over_all_workers(ignored: tuple[int, ...]) -> None:
+    """Also where a worker has none but ignored labels."""
+    weight = torch.tensor([1.0, 2.0, 0.5, 4.0, 0.25], dtype=torch.float64)
+    data, (alone, *copies) = batches(8, 7), pairs(3)
+    for _, labels in data:
+        labels[[i for i in ignored if i < len(labels)]] = -100
+    criterion = lf.LITLoss(beta=0.5, class_weight=weight)
+    logged, expected = steps(Workers(), alone, data, criterion=criterion)
+    for parts, found in together(
+        2, lambda workers: steps(workers, copies[workers.rank], data, criterion=deepcopy(criterion))
+    ):
+        torch.testing.assert_close(parts, logged, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_workers_accumulate() -> None:
+    data, (alone, *copies) = batches(8, 8, 8, 3), pairs(3)
+    logged, expected = steps(Workers(), alone, data, accumulate=2)
+    for parts, found in together(2, lambda workers: steps(workers, copies[workers.rank], data, accumulate=2)):
+        torch.testing.assert_close(parts, logged, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_all_workers_skip_the_step_in_which_one_overflows() -> None:
     """A gradient that is not finite anywhere halves every worker's loss scale, and no update is made."""
     copies, data = pairs(2), batches(8)
@@ -165,12 +188,12 @@ def test_a_gradient_that_comes_late_is_refused() -> None:
     used, late = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
 
     def work(workers: Workers) -> str:
-        mean = GradientMean(workers, [used, late], 1)
+        mean = SharedGradients(workers, [used, late], 1)
         used.grad = torch.ones(2)
-        mean(torch.ones(1), 1)
+        mean.mean(torch.ones(1), 1)
         late.grad = torch.ones(2)
         try:
-            mean(torch.ones(1), 1)
+            mean.mean(torch.ones(1), 1)
         except RuntimeError as error:
             return str(error)
         finally:
@@ -293,14 +316,14 @@ def test_two_processes_are_one_at_twice_the_batch(whole: Path, tmp_path: Path) -
 
 @exhaustive
 @pytest.mark.parametrize(
-    ("number", "message"),
+    ("number", "message", "resumed_by"),
     [
-        (signal.SIGKILL, "error: another process of this run has ended ("),
-        (signal.SIGTERM, "error: net-lit-seed0: stopped by a signal to another process after step 7;"),
+        (signal.SIGKILL, "error: another process of this run has ended (", 2),
+        (signal.SIGTERM, "error: net-lit-seed0: stopped by a signal to another process after step 7;", 1),
     ],
 )
-def test_a_run_that_lost_a_process_resumes_with_another_number(
-    whole: Path, tmp_path: Path, number: signal.Signals, message: str
+def test_a_run_that_lost_a_process_resumes_with_as_many_or_another_number(
+    whole: Path, tmp_path: Path, number: signal.Signals, message: str, resumed_by: int
 ) -> None:
     failed = torchrun(2, str(WORKER), str(tmp_path / "two"), FAIL=f"1 7 {number.value}", SAVE="1")
     assert failed.returncode == 1
@@ -313,11 +336,11 @@ def test_a_run_that_lost_a_process_resumes_with_another_number(
     assert saved is not None
     assert saved.step == (6 if number == signal.SIGKILL else 7)
 
-    shutil.copytree(tmp_path / "two", tmp_path / "one")
-    parallel_worker.run(tmp_path / "one")
-    assert_same_run(tmp_path / "one", whole)
-    resumed = torchrun(2, str(WORKER), str(tmp_path / "two"))
-    assert resumed.returncode == 0, resumed.stderr
+    if resumed_by == 1:
+        parallel_worker.run(tmp_path / "two")
+    else:
+        resumed = torchrun(resumed_by, str(WORKER), str(tmp_path / "two"))
+        assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "two", whole)
 
 
@@ -378,14 +401,6 @@ def test_texts_are_shared_as_images_are(tmp_path: Path) -> None:
     assert epoch["images"] == 28  # of the batches of 8, 8, 8 and 4, each once
     assert all(value > 0 for value in (epoch["loss"], *epoch["ir"]))
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", "vdcnn9-lit-seed0").values())
-
-
-@exhaustive
-def test_a_setting_that_cannot_work_is_told_once(tmp_path: Path) -> None:
-    failed = torchrun(2, *distill(tmp_path / "run", "step.device=cpu", "batch_size=33"))
-    assert failed.returncode == 1
-    assert failed.stderr.count("batch_size: it counts the images of all processes, so expected a multiple of 2") == 1
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import lit_fast as lf
 from lit_fast.errors import LoweringError
 from lit_fast.extension import EXTENSION
 from lit_fast.settings.variants import VARIANTS
-from lit_fast.teacher import frozen as teacher_module
+from lit_fast.teacher import programs
 
 ALPHA, BETA, TAU = 0.9, 0.6, 3.0
 
@@ -467,7 +467,7 @@ def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked
     def unavailable(x: Tensor) -> Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    monkeypatch.setattr(teacher_module, "_program", lambda steps, output, dtype: unavailable)
+    monkeypatch.setattr(programs, "_program", lambda steps, output: unavailable)
     images, labels = batch(torch.float32)
     losses = []
     for engine in ("auto", "eager"):
@@ -486,3 +486,67 @@ def test_a_part_without_an_engine_runs_as_its_module_unless_the_runner_was_asked
     step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")
     with pytest.raises(LoweringError, match=r"teacher, stem: lowered, it fails .*unable to find an engine"):
         step(images, labels)
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+@pytest.mark.parametrize("beta", [0.0, BETA, 1.0])
+def test_steps_that_share_a_frozen_teacher_do_what_those_with_their_own_do(
+    monkeypatch: pytest.MonkeyPatch, beta: float
+) -> None:
+    lowered = []
+    lower = programs.lower
+    monkeypatch.setattr(programs, "lower", lambda part, x: lowered.append(part.name) or lower(part, x))
+    images, labels = batch(torch.float32)
+    teacher, _ = pair(torch.float32)
+    shared = lf.FrozenTeacher(teacher)
+    losses: list[list[Tensor]] = [[], []]
+    for totals, frozen in zip(losses, (shared, None)):
+        _, student = pair(torch.float32)
+        for options in ({"beta": beta}, {"beta": BETA}):
+            step = lf.LITStep(teacher, student, criterion(**options), sgd(student), engine="runner", frozen=frozen)
+            totals.append(step(images, labels).total)
+    assert losses[0] == losses[1]
+    assert len(lowered) == 3 * 5
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+class TestASharedFrozenTeacher:
+    """What does not do for a step is refused when the step is built."""
+
+    def refused(self, message: str, engine: str = "runner", **how: object) -> None:
+        teacher, student = pair(torch.float32)
+        frozen = how.pop("frozen", None) or lf.FrozenTeacher(teacher, **how)
+        with pytest.raises((TypeError, ValueError), match=message):
+            lf.LITStep(teacher, student, criterion(), sgd(student), engine=engine, frozen=frozen)
+
+    def test_of_another_teacher(self) -> None:
+        self.refused("frozen: it was made from another teacher", frozen=lf.FrozenTeacher(pair(torch.float32)[0]))
+
+    def test_of_another_dtype(self) -> None:
+        self.refused("frozen: expected torch.float32 for the step's precision, got torch.float16", dtype=torch.float16)
+
+    def test_without_logits(self) -> None:
+        self.refused("frozen: it leaves the head out, and the loss needs logits", logits=False)
+
+    @pytest.mark.parametrize("engine", ["runner", "auto"])
+    def test_that_raises_where_another_would_not(self, engine: str) -> None:
+        self.refused(f"frozen: expected strict={engine == 'runner'}", engine=engine, strict=engine == "auto")
+
+    def test_of_no_such_kind(self) -> None:
+        self.refused("frozen: expected a FrozenTeacher, got Linear", frozen=nn.Linear(1, 1))
+
+    def test_of_a_teacher_that_changed(self) -> None:
+        teacher, student = pair(torch.float32)
+        frozen = lf.FrozenTeacher(teacher, strict=False)
+        lf.LITStep(teacher, student, criterion(), sgd(student), frozen=frozen)(*batch(torch.float32))
+        lf.LITStep(teacher, student, criterion(), sgd(student), frozen=frozen)
+        teacher.model.linear.bias.data.add_(1)
+        with pytest.raises(ValueError, match="frozen: the teacher's parameters have changed"):
+            lf.LITStep(teacher, student, criterion(), sgd(student), frozen=frozen)
+
+    def test_that_modules_do_not_need(self) -> None:
+        teacher, student = pair(torch.float32)
+        frozen = lf.FrozenTeacher(teacher)
+        step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="eager", frozen=frozen)
+        step(*batch(torch.float32))
+        assert not frozen.parts

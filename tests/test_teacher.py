@@ -20,7 +20,7 @@ from lit_fast.errors import LoweringError, NotLowerable
 from lit_fast.float32 import tf32
 from lit_fast.loss.backends import native
 from lit_fast.teacher import frozen as teacher_module
-from lit_fast.teacher import lowering
+from lit_fast.teacher import lowering, programs
 from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.teacher.instruction import FUSED, Instruction
 from lit_fast.teacher.lowering import lower
@@ -269,13 +269,18 @@ def test_a_teacher_is_built_and_checked_without_tf32(monkeypatch, mended):
 
 def broken(monkeypatch, wrong: Callable[[list[Instruction], torch.dtype, Tensor], Tensor]) -> None:
     """Programs whose results go through ``wrong``, which may raise."""
-    program = teacher_module._program
+    program = programs._program
 
-    def make(steps, output, dtype):
-        run = program(steps, output, dtype)
-        return lambda x: wrong(steps, dtype, run(x))
+    def make(steps, output):
+        run = program(steps, output)
 
-    monkeypatch.setattr(teacher_module, "_program", make)
+        def run_wrong(x):
+            out = run(x)
+            return wrong(steps, out.dtype, out)
+
+        return run_wrong
+
+    monkeypatch.setattr(programs, "_program", make)
 
 
 def unavailable(steps, dtype, out):
@@ -323,7 +328,7 @@ def test_what_a_fused_convolution_reads_of_dirty_memory_is_found(monkeypatch):
     """As an engine that multiplies what lies in its output with zero: right until that is NaN."""
     model, images = network("resnet20")
     dirty = []
-    monkeypatch.setattr(teacher_module, "_poison", lambda steps, device, dtype: dirty.append(dtype))
+    monkeypatch.setattr(programs, "_poison", lambda shapes, device, dtype: dirty.append(dtype))
     broken(monkeypatch, lambda steps, dtype, out: out * torch.nan if dirty and fused(steps) else out)
     teacher = FrozenTeacher(model, torch.bfloat16)
     assert teacher.run(images)[1].isfinite().all()
@@ -335,7 +340,7 @@ def test_what_a_fused_convolution_reads_of_dirty_memory_is_found(monkeypatch):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_unfused_convolutions_give_what_the_module_gives(monkeypatch, name):
     model, images = network(name)
-    monkeypatch.setattr(teacher_module, "lower", lambda part, x: _unfused(*lower(part, x)))
+    monkeypatch.setattr(programs, "lower", lambda part, x: _unfused(*lower(part, x)))
     teacher = FrozenTeacher(model)
     close(teacher.run(images)[1], model.run(images)[1], 1e-5)
     assert all(plan.lowered for plan in teacher.parts)

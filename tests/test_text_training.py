@@ -13,6 +13,7 @@ from training_helpers import before_step, differing, interrupt, quiet, weights, 
 from typer.testing import CliRunner, Result
 
 from lit_fast import models
+from lit_fast.bench import pairing
 from lit_fast.cli import app
 from lit_fast.errors import ConfigError, Interrupted
 from lit_fast.runs.weights import read_info
@@ -156,7 +157,8 @@ def test_inspect_refuses_a_network_of_images_beside_one_of_texts() -> None:
 
 
 @exhaustive
-def test_bench_measures_a_step_on_random_texts() -> None:
+def test_bench_measures_a_step_on_random_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairing, "FEWEST", 1)
     pair = ["--teacher", "vdcnn17", "--student", "vdcnn9", "--num-classes", "2", "--length", "64", "--batch-size", "4"]
     done = command("bench", *pair, "--seconds", "0.1", "--no-compile", "--device", "cpu")
     assert done.exit_code == 0, done.output

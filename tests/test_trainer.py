@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from recorded_graphs import RecordedGraphs
 from training_helpers import TINY, before_step, differing, interrupt, quiet, tiny, weights, without_times
 
 from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
+from lit_fast.extension import EXTENSION
 from lit_fast.runs.checkpoint import CheckpointStore
 from lit_fast.step import capture
 from lit_fast.step.lit_step import LITStep
+from lit_fast.teacher import programs
 from lit_fast.training import classifier
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training.experiment import run_experiment, train_model
@@ -155,8 +158,20 @@ def test_a_kill_while_a_run_ends_is_harmless(
     assert results[1]["accuracy"] == before["accuracy"]
 
 
+LONGER = ("epochs=12", "teacher.epochs=3")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `launch` has it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def launch(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
-    sets = [part for override in (*TINY, "epochs=12", *extra) for part in ("--set", override)]
+    sets = [part for override in (*TINY, *LONGER, *extra) for part in ("--set", override)]
     command = [sys.executable, "-m", "lit_fast", "distill", "--recipe", "digits", "--run-dir", str(run_dir), *sets]
     if run_dir.exists():
         command.append("--resume")
@@ -174,10 +189,10 @@ def wait_for_steps(log: Path, steps: int, process: subprocess.Popen[str]) -> Non
 
 
 @exhaustive
+@pytest.mark.usefixtures("one_thread")
 def test_a_process_killed_twice_ends_with_the_same_weights(tmp_path: Path) -> None:
     """The real thing: SIGKILL to a process, at two moments drawn at random, then resumed to the end."""
-    straight = launch(tmp_path / "straight")
-    assert straight.wait(timeout=300) == 0, straight.communicate()
+    run_experiment(tiny(*LONGER), tmp_path / "straight", console=quiet())
     log = tmp_path / "killed" / "runs" / NAME / "log.jsonl"
     done = 0
     for _ in range(2):
@@ -321,6 +336,45 @@ def test_variants_share_initial_weights_and_data_order(tmp_path: Path) -> None:
     assert [len(result["history"][0]["ir"]) for result in results[1:]] == [0, 0, 1, 3, 1]
     assert results[1]["teacher"] is None
     assert results[1]["history"][0]["kl"] == 0.0
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+def test_the_teacher_is_lowered_once_for_all_students_and_phases(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered = []
+    lower = programs.lower
+    monkeypatch.setattr(programs, "lower", lambda part, x: lowered.append(part.name) or lower(part, x))
+    checkpoint = whole / "runs" / "teacher-resnet20" / "last.safetensors"
+    experiment = tiny(
+        {"teacher": {"checkpoint": str(checkpoint)}}, "variants=[lit,kd]", "epochs=2", "logging.sections_every=0"
+    )
+    run_experiment(experiment, tmp_path / "shared", console=quiet())
+    assert lowered == ["stem", "section1", "section2", "section3", "head"]
+    monkeypatch.setattr(experiment_module, "frozen_teacher", lambda model, step: None)
+    run_experiment(experiment, tmp_path / "own", console=quiet())
+    assert len(lowered) == 5 * (1 + 3)  # a step for each phase: two of lit, one of kd
+    for name in ("resnet20-lit-seed0", "resnet20-kd-seed0"):
+        assert not differing(weights(tmp_path / "shared", name), weights(tmp_path / "own", name))
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+def test_a_teacher_that_is_trained_in_the_experiment_is_frozen_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    make = experiment_module.frozen_teacher
+
+    def making(model, step):
+        given.append({name: tensor.clone() for name, tensor in model.model.state_dict().items()})
+        return make(model, step)
+
+    monkeypatch.setattr(experiment_module, "frozen_teacher", making)
+    experiment = tiny("student={models: [resnet32, resnet20], sequence: true}", "epochs=1")
+    run_experiment(experiment, tmp_path / "r", console=quiet())
+    names = ["teacher-resnet20", "resnet32-lit-seed0", "resnet20-lit-seed0"]
+    for name, at_the_time in zip(names, given[-3:], strict=True):
+        assert not differing(weights(tmp_path / "r", name), at_the_time)
 
 
 def test_a_sequence_hands_the_student_on_as_teacher(tmp_path: Path) -> None:

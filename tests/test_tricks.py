@@ -43,11 +43,12 @@ def test_modules_are_as_they_were_after_a_joined_pass() -> None:
 
 @exhaustive
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_trick_trains_the_same(precision: str) -> None:
-    from lit_fast.bench import step
+def test_every_trick_trains_the_same(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_fast.bench import pairing, step
 
+    monkeypatch.setattr(pairing, "FEWEST", 1)  # what is measured is of no interest
     one = problem(precision)
-    found = step.measured(one, tricks.tricks(one, compiled=False), against=tricks.LADDER, seconds=0.1)
+    found = step.measured(one, tricks.tricks(one, compiled=False), against=tricks.LADDER, seconds=0.0)
     assert {row["status"] for row in found} == {"measured"}, found
     names = {row["variant"] for row in found}
     assert {"plain", "channels-last", "lowered", "runner", "prefetch", "teacher-batch", "joined", "fused-sgd"} <= names

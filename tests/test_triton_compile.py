@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,31 @@ def compiled_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
 
 
 def loss_launches(
-    dtype: torch.dtype, *, sections: int = 3, classes: int = 10, offset: int = 0, **changes: Any
+    dtype: torch.dtype, *, sections: int = 3, classes: int = 10, offset: int = 0, counted: bool = False, **changes: Any
 ) -> list[launch.Launch]:
-    """The launches of a loss of IRs [8192], logits [8, classes], all options on; `offset`: elements into the memory."""
+    """The launches of a loss of IRs [8192], logits [8, classes], all options on; `offset`: elements into the memory.
+
+    counted: with soft labels, and rows that do not count.
+    """
 
     def tensor(*shape: int) -> Tensor:
         return torch.zeros(offset + torch.Size(shape).numel(), dtype=dtype)[offset:].view(shape)
 
     irs = [tensor(8192) for _ in range(2 * sections)]
-    pairs = [launch.Section(s, t, tensor(8192)) for s, t in zip(irs[:sections], irs[sections:])]
+    ir_rows = torch.ones(64, dtype=torch.uint8) if counted else None
+    pairs = [launch.Section(s, t, tensor(8192), ir_rows) for s, t in zip(irs[:sections], irs[sections:])]
     labels, weight = torch.zeros(8, dtype=torch.long), torch.ones(classes)
     rows = loss.Rows(*(tensor(8, classes) for _ in range(2)), labels, weight, tensor(8, classes))
+    counts = None
+    if counted:
+        soft_labels, counts = tensor(8, classes), torch.ones(2 + sections, dtype=torch.float64)
+        rows = replace(rows, labels=None, soft_labels=soft_labels, counted=torch.ones(8, dtype=torch.uint8))
     settings = loss.Settings(**{
         "section_weights": (1.0,) * sections, "ir_kind": 0, "alpha": 0.9, "beta": 0.5, "tau": 6.0, "tau_squared": True,
         "ignore_index": -100, "label_smoothing": 0.1, **changes,
     })  # fmt: skip
     parts = torch.zeros(3 + sections, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    return loss.loss_launches(pairs, rows, parts, torch.tensor(1.0), settings)
+    return loss.loss_launches(pairs, rows, parts, torch.tensor(1.0), settings, counts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -106,6 +115,16 @@ def test_every_element_loss_compiles(ir_kind: int, compiled_for: Any) -> None:
     stage_one, _ = loss_launches(torch.float16, ir_kind=ir_kind)
     ptx, _ = compiled_for(stage_one, 90)
     assert re.search(WIDE_LOAD, ptx)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", but_first(CAPABILITIES))
+def test_soft_labels_and_rows_that_do_not_count_compile_and_nothing_spills(
+    capability: int, dtype: torch.dtype, compiled_for: Any
+) -> None:
+    for one in loss_launches(dtype, counted=True):
+        _, report = compiled_for(one, capability)
+        assert max(int(count) for count in re.findall(r"(\d+) bytes spill", report)) <= FEW_BYTES, report
 
 
 def test_irs_that_are_not_aligned_are_not_read_as_if_they_were(compiled_for: Any) -> None:

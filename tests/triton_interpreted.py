@@ -6,6 +6,7 @@ interpreter is chosen once per process.
 
 from __future__ import annotations
 
+import linear_cases
 import loss_cases
 import pytest
 import torch
@@ -128,6 +129,29 @@ def test_gradient_keeps_the_students_layout() -> None:
     assert grad.is_contiguous(memory_format=torch.channels_last)
     assert logits_grad.is_contiguous()
     torch.testing.assert_close(grad, 0.25 * 2 * (student - teacher).detach() / student.numel())
+
+
+# --- of hidden states and heads
+
+
+@pytest.mark.parametrize("dtype", but_first([F32, F64, F16, BF16]), ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 0.5, "label_smoothing": 0.1, "class_weight": torch.linspace(0, 2, 31)},
+        {"alpha": 0.4, "rows": torch.arange(13) % 4 != 1, "normalizer": linear_cases.Counts(20, 30)},
+        {"alpha": 1.0},
+        {"alpha": 0.0},
+    ],
+    ids=lambda settings: ", ".join(settings),
+)
+def test_chunks_of_hidden_states_and_heads(settings: dict, dtype: torch.dtype) -> None:
+    problem = linear_cases.build(dtype)
+    found = problem.result(backend="triton", chunk=4, **settings)
+    linear_cases.assert_right(found, linear_cases.oracle(problem, **settings), dtype, problem.leaves())
+    loss = problem.loss(backend="triton", chunk=4, **settings)
+    for grad, right in zip(torch.autograd.grad(loss, problem.leaves(), torch.tensor(2.0, dtype=loss.dtype)), found[1:]):
+        torch.testing.assert_close(grad, 2 * right)
 
 
 # --- labels
@@ -313,8 +337,8 @@ def test_rescale_refuses_what_is_not_dense() -> None:
 
 def op_arguments(problem: loss_cases.Problem, options: LossOptions, need_grad: bool) -> tuple:
     detached = [[t.detach() for t in side] for side in (problem.student_irs, problem.teacher_irs)]
-    others = [t if t is None else t.detach() for t in problem.inputs()[2:]]
-    return (*arguments(Inputs(*detached, *others), options), need_grad)
+    others = [t if t is None else t.detach() for t in problem.inputs()[2:-1]]
+    return (*arguments(Inputs(*detached, *others, problem.ir_rows), options), need_grad)
 
 
 @pytest.mark.parametrize("need_grad", [True, False])
@@ -324,6 +348,7 @@ def op_arguments(problem: loss_cases.Problem, options: LossOptions, need_grad: b
         Case("all", F16, layout="channels_last", class_weight=True, grad_scale=8.0, settings={"label_smoothing": 0.1}),
         Case("IRs", F64, layout="expanded", settings={"beta": 0.0}),
         Case("logits", F32, shapes=(), settings={"beta": 1.0}),
+        Case("soft labels, rows", F16, labels="soft", batch=9, rows=True, ir_rows=1),
     ],
     ids=str,
 )

@@ -40,12 +40,12 @@ def test_every_result_is_torchs(case: Case) -> None:
 
 @exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 16, 9, 7), (5, 3, 13, 11), (2, 70, 5, 5), (3, 64, 9, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 16, 9, 7), (5, 3, 11, 10), (2, 70, 5, 5), (3, 64, 5, 5)], ids=str)
 @pytest.mark.usefixtures("small_tiles")
 def test_many_programs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     norm_cases.check(Case("many", shape, dtype))
-    norm_cases.check(Case("many, large mean", shape, dtype, residual=False, mean=1000.0))
-    norm_cases.check(Case("many, cumulative", shape, dtype, options={"momentum": None}))
+    averaged = {"momentum": None}
+    norm_cases.check(Case("many, large mean, cumulative", shape, dtype, residual=False, mean=1000.0, options=averaged))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -55,9 +55,11 @@ def test_many_programs_in_float32() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_the_launches_in_between_are_among_those_tested() -> None:
-    plans = [batch_norm.plan_for(torch.empty(rows, channels)) for rows, channels in ((189, 16), (715, 3), (243, 64))]
-    assert [plan.few for plan in plans] == [True, True, False]
-    assert max(plan.steps for plan in plans) > 1
+    shapes = ((189, 16), (550, 3), (50, 70), (75, 64))
+    plans = [batch_norm.plan_for(torch.empty(rows, channels)) for rows, channels in shapes]
+    assert [plan.few for plan in plans] == [True, True, False, False]
+    assert [plan.blocks for plan in plans] == [1, 1, 2, 1]
+    assert [plan.steps for plan in plans] == [1, 2, 2, 2]
 
 
 @exhaustive
@@ -107,7 +109,7 @@ def test_repeats_are_equal_bit_for_bit() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck(residual: bool, relu: bool) -> None:
-    problem = norm_cases.build(Case("double", (2, 3, 2, 3), torch.float64, residual, relu, options={"momentum": 0.0}))
+    problem = norm_cases.build(Case("double", (2, 2, 1, 3), torch.float64, residual, relu, options={"momentum": 0.0}))
     leaves = problem.leaves()
 
     def call(*_: torch.Tensor) -> torch.Tensor:
@@ -250,10 +252,10 @@ def test_a_step_trains_the_same(dtype: torch.dtype, bn_policy: str, monkeypatch:
     monkeypatch.setattr(fused_norm, "_fused", lambda *inputs: taken.append(1) or apply(*inputs))
     for fused in (True, False):
         torch.manual_seed(0)
-        teacher, student = lf.split(lf.models.resnet32().to(dtype)), lf.split(lf.models.resnet20().to(dtype)).train()
+        teacher, student = (lf.split(lf.models.ResNet(depth).to(dtype)) for depth in (14, 8))
         for network in (teacher, student):
             network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(student.parameters(), lr=2**-6, momentum=0.9)
+        optimizer = torch.optim.SGD(student.train().parameters(), lr=2**-6, momentum=0.9)
         step = lf.LITStep(
             teacher, student, lf.LITLoss(backend="eager"), optimizer, engine="eager", bn_policy=bn_policy,
             fused_norm=fused,
@@ -261,7 +263,7 @@ def test_a_step_trains_the_same(dtype: torch.dtype, bn_policy: str, monkeypatch:
         images = torch.randn(4, 3, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
         losses.append(torch.stack([step(images, torch.arange(4)).total for _ in range(2)]))
         states.append(student.model.state_dict())
-    assert len(taken) == 2 * (18 + 12)  # of two steps: 9 blocks, and those of sections 2 and 3 again
+    assert len(taken) == 2 * (6 + 4)  # of two steps: 3 blocks, and those of sections 2 and 3 again
     assert not fused_norm._on
     rounding = 1e-8 if dtype == torch.float64 else 2e-2
     torch.testing.assert_close(losses[0], losses[1], rtol=rounding, atol=0)

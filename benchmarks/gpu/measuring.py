@@ -45,6 +45,10 @@ def teacher(session: Session, limit: float) -> Fields:
     return _suite(session, "teacher", limit, ("eager", "runner"), rounds=2)
 
 
+def linear(session: Session, limit: float) -> Fields:
+    return _suite(session, "linear", limit, rounds=3)
+
+
 def compiled(session: Session, limit: float) -> Fields:
     """torch.compile beside all others, in the settings of the bars.
 

@@ -152,6 +152,7 @@ STAGES = (
     Stage("loss", 60, measuring.loss),
     Stage("overhead", 20, measuring.overhead),
     Stage("data", 40, measuring.data),
+    Stage("linear", 30, measuring.linear),
     Stage("compiled", 150, measuring.compiled),
     Stage("tricks", 60, measuring.tricks),
     Stage("teacher", 40, measuring.teacher),

@@ -11,18 +11,16 @@ from benchmarks.gpu.session import Done, Session
 Fields = dict[str, Any]
 GPU_TESTS = "tests/gpu"
 PROCESSES = 12  # each takes a context of the GPU; compiling Triton's kernels takes a core
-# In a dry run tests/gpu skips itself; these run instead, so that counting is tried as well.
-DRY_RUN = ("tests/test_matrix.py", "float32-l2-contiguous or bfloat16-l1-mixed or a_wrong_loss")
+# In a dry run tests/gpu skips itself; these run as well, so that counting is tried.
+DRY_RUN = ("tests/test_matrix.py", "gpu or float32-l2-contiguous or bfloat16-l1-mixed or a_wrong_loss")
 
 
 def everything(session: Session, limit: float) -> Fields:
     parallel = []  # where pytest-xdist is there, several at a time
     if session.facts().get("versions", {}).get("pytest-xdist") and not session.dry_run:
         parallel = ["-p", "xdist", "-n", str(max(1, min(PROCESSES, os.cpu_count() or 1))), "--dist", "worksteal"]
-    done = run_pytest(session, limit, [*parallel, GPU_TESTS])
-    if session.dry_run:
-        instead = run_pytest(session, limit - done.seconds, [DRY_RUN[0]], DRY_RUN[1])
-        done = instead if done.status in (0, 5) else done
+    more, only = ([DRY_RUN[0]], DRY_RUN[1]) if session.dry_run else ([], "")
+    done = run_pytest(session, limit, [*parallel, GPU_TESTS, *more], only)
     return outcome(done, session.entries("test"))
 
 

@@ -27,9 +27,12 @@ constexpr int64_t kRow = 100;
 Source source(const at::Tensor& tensor) { return {tensor.const_data_ptr(), tensor.scalar_type()}; }
 Target target(const at::Tensor& tensor) { return {tensor.mutable_data_ptr(), tensor.scalar_type()}; }
 
+double count_of(const LitLossArgs& args, size_t term) { return args.counts->const_data_ptr<double>()[term]; }
+
 template <typename T>
 struct IrProblem {
   std::vector<Section<T>> sections;
+  std::vector<double> count;      // what each section's sum is divided by
   std::vector<at::Tensor> grads;  // one per section, or none
   std::vector<at::Tensor> inputs;
 
@@ -42,8 +45,14 @@ struct IrProblem {
       const Source student = source(inputs.back());
       inputs.push_back(laid_out_as(model, args.teacher_irs[i]));
       const Source teacher = source(inputs.back());
-      const double slope = (1 - args.beta) * args.section_weights[i] * grad_scale / static_cast<double>(model.numel());
-      sections.push_back({student, teacher, Target(), model.numel(), static_cast<T>(slope)});
+      count.push_back(args.counts ? count_of(args, 2 + i) : static_cast<double>(model.numel()));
+      const double slope = (1 - args.beta) * args.section_weights[i] * grad_scale / count[i];
+      sections.push_back({student, teacher, Target(), model.numel(), static_cast<T>(slope), nullptr, 1});
+      if (!args.ir_rows.empty()) {
+        inputs.push_back(args.ir_rows[i].contiguous());
+        sections.back().rows = inputs.back().const_data_ptr<bool>();
+        sections.back().of_row = elements_of_row(args, i);
+      }
       if (args.need_grad) {
         grads.push_back(model);
         sections.back().grad = target(model);
@@ -56,7 +65,8 @@ template <typename T>
 struct KdProblem {
   Rows<T> rows{};
   double labels_weight = 0;  // sum of the class weights of all labels that count: what the cross-entropy is divided by
-  at::Tensor student, teacher, labels, class_weight, grad;  // undefined where not given
+  double count = 0;          // of rows: what the KL is divided by
+  at::Tensor student, teacher, labels, class_weight, counted, grad;  // undefined where not given
 
   KdProblem(const LitLossArgs& args, double grad_scale) {
     if (!args.student_logits) {
@@ -67,9 +77,14 @@ struct KdProblem {
     rows.batch = student.size(0);
     rows.classes = student.size(1);
     rows.inverse_tau = 1 / args.tau;
+    if (args.rows) {
+      counted = args.rows->contiguous();
+      rows.counted = counted.const_data_ptr<bool>();
+    }
     if (args.labels) {
       add_labels(args);
     }
+    count = args.counts ? count_of(args, 1) : static_cast<double>(rows.batch);
     if (args.teacher_logits) {
       teacher = args.teacher_logits->contiguous();
       rows.teacher = source(teacher);
@@ -80,13 +95,18 @@ struct KdProblem {
     }
     const double soft = args.tau_squared ? args.tau : 1 / args.tau;  // tau^2 of eq. 2 times d(z / tau) / d z
     rows.ce_scale = static_cast<T>(args.beta * args.alpha * grad_scale / labels_weight);
-    rows.kl_scale = static_cast<T>(args.beta * (1 - args.alpha) * soft * grad_scale / static_cast<double>(rows.batch));
+    rows.kl_scale = static_cast<T>(args.beta * (1 - args.alpha) * soft * grad_scale / count);
   }
 
  private:
   void add_labels(const LitLossArgs& args) {
-    labels = args.labels->to(at::kLong).contiguous();
-    rows.labels = labels.const_data_ptr<int64_t>();
+    if (has_soft_labels(args)) {
+      labels = args.labels->contiguous();
+      rows.soft_labels = source(labels);
+    } else {
+      labels = args.labels->to(at::kLong).contiguous();
+      rows.labels = labels.const_data_ptr<int64_t>();
+    }
     rows.ignore_index = args.ignore_index;
     rows.label_smoothing = args.label_smoothing;
     rows.class_weight_sum = static_cast<double>(rows.classes);
@@ -94,6 +114,14 @@ struct KdProblem {
       class_weight = args.class_weight->to(c10::CppTypeToScalarType<T>::value).contiguous();
       rows.class_weight = class_weight.const_data_ptr<T>();
       rows.class_weight_sum = std::accumulate(rows.class_weight, rows.class_weight + rows.classes, 0.0);
+    }
+    if (args.counts) {
+      labels_weight = count_of(args, 0);
+      return;
+    }
+    if (rows.labels == nullptr) {
+      labels_weight = static_cast<double>(rows.batch);
+      return;
     }
     for (int64_t row = 0; row < rows.batch; ++row) {
       if (rows.labels[row] != args.ignore_index) {
@@ -176,11 +204,11 @@ LitLossResult compute(const LitLossArgs& args) {
   T* parts = parts_tensor.template mutable_data_ptr<T>();
   // A mean over nothing is 0 / 0 = NaN, as in torch.
   const double ce = kd.labels.defined() ? sums.rows.ce / kd.labels_weight : 0.0;
-  const double kl_mean = kd.teacher.defined() ? sums.rows.kl / static_cast<double>(kd.rows.batch) : 0.0;
+  const double kl_mean = kd.teacher.defined() ? sums.rows.kl / kd.count : 0.0;
   const double kl = kl_mean * (args.tau_squared ? args.tau * args.tau : 1.0);
   double ir_total = 0;
   for (int64_t i = 0; i < sections; ++i) {
-    const double mean = sums.ir[i] / static_cast<double>(ir.sections[i].numel);
+    const double mean = sums.ir[i] / ir.count[i];
     ir_total += args.section_weights[i] * mean;
     parts[3 + i] = static_cast<T>(mean);
   }

@@ -33,7 +33,9 @@ struct Section {
   Source teacher;  // [numel]
   Target grad;     // [numel], or none
   int64_t numel;
-  T slope_scale;  // d total / d element = slope_scale * l'(student - teacher)
+  T slope_scale;     // d total / d element = slope_scale * l'(student - teacher)
+  const bool* rows;  // which count, or null: all
+  int64_t of_row;    // elements for each of them
 };
 
 // The logits (paper eq. 2).
@@ -42,7 +44,8 @@ struct Rows {
   Source student;           // [batch, classes]
   Source teacher;           // [batch, classes], or none: no KL
   Target grad;              // [batch, classes], or none
-  const int64_t* labels;    // [batch], or null: no cross-entropy
+  Source soft_labels;       // [batch, classes], or none
+  const int64_t* labels;    // [batch], or null: no cross-entropy but with soft labels
   const T* class_weight;    // [classes], or null: 1 each
   double class_weight_sum;  // of all classes
   int64_t batch, classes;
@@ -50,6 +53,7 @@ struct Rows {
   double label_smoothing;
   double inverse_tau;
   T ce_scale, kl_scale;  // d total / d logit = ce_scale * cross_entropy_slope + kl_scale * (q - p)
+  const bool* counted;   // [batch]: which rows count, or null: all
 };
 
 // Sums over rows, before any mean.

@@ -23,6 +23,7 @@ constexpr int64_t kMaxClasses = int64_t{1} << 30;
 // which the stream's order does.
 struct Inputs {
   std::vector<Section> sections;
+  std::vector<CountedRows> ir_rows;  // one per section, or none
   Rows rows{};
   std::vector<at::Tensor> ir_grads;  // one per section, or none
   at::Tensor logits_grad;            // undefined without gradient or logits
@@ -60,6 +61,9 @@ struct Inputs {
       ir_grads.push_back(model);
     }
     sections.push_back(section);
+    if (!args.ir_rows.empty()) {
+      ir_rows.push_back({static_cast<const bool*>(keep(args.ir_rows[i].contiguous())), elements_of_row(args, i)});
+    }
   }
 
   void add_rows(const LitLossArgs& args) {
@@ -75,9 +79,19 @@ struct Inputs {
       rows.teacher = keep(args.teacher_logits->contiguous());
       rows.teacher_dtype = dtype_of(*args.teacher_logits);
     }
-    rows.has_labels = args.labels.has_value();
+    if (args.rows) {
+      rows.counted = static_cast<const bool*>(keep(args.rows->contiguous()));
+    }
+    rows.has_soft_labels = has_soft_labels(args);
+    rows.has_labels = args.labels && !rows.has_soft_labels;
+    if (rows.has_soft_labels) {
+      rows.soft_labels = keep(args.labels->contiguous());
+      rows.soft_labels_dtype = dtype_of(*args.labels);
+    }
     if (rows.has_labels) {
       rows.labels = static_cast<const Index*>(keep(args.labels->to(at::kLong).contiguous()));
+    }
+    if (args.labels) {
       rows.ignore_index = args.ignore_index;
       rows.label_smoothing = args.label_smoothing;
       if (args.class_weight) {
@@ -106,6 +120,9 @@ LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
     problem.grad_scale = args.grad_scale->const_data_ptr();
     problem.grad_scale_dtype = dtype_of(*args.grad_scale);
   }
+  if (args.counts) {
+    problem.counts = args.counts->const_data_ptr<double>();
+  }
   problem.alpha = args.alpha;
   problem.beta = args.beta;
   problem.tau = args.tau;
@@ -115,7 +132,7 @@ LitLossResult lit_loss_on_cuda(const LitLossArgs& args) {
 
   Limits limits{};
   C10_CUDA_CHECK(limits_of_loss(kernel, &limits));
-  std::vector<Launch> launches = plan(inputs.sections, problem, limits);
+  std::vector<Launch> launches = plan(inputs.sections, inputs.ir_rows, problem, limits);
   const at::Tensor workspace = at::empty({static_cast<int64_t>(workspace_bytes(launches))}, options.dtype(at::kByte));
   C10_CUDA_CHECK(run(launches, kernel, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return {parts, std::move(inputs.ir_grads),

@@ -102,6 +102,65 @@ __device__ __forceinline__ double ir_single(Student student, Teacher teacher, St
   return sum;
 }
 
+// The same of all elements of those rows that count; the others' gradient is 0.
+template <IrKind kind, typename C, typename Student, typename Teacher>
+__device__ __forceinline__ double ir_single_counted(Student student, Teacher teacher, Student grad, CountedRows rows,
+                                                    Index numel, C scale, Place place) {
+  double sum = 0;
+#pragma unroll 1
+  for (Index i = place.thread; i < numel; i += place.threads) {
+    C slope = C(0);
+    if (rows.counted[i / rows.of_row]) {
+      const auto element = ir_element<kind>(student.template read<C>(i) - teacher.template read<C>(i));
+      sum += element.loss;
+      slope = scale * element.slope;
+    }
+    if (grad.data != nullptr) {
+      grad.write(i, slope);
+    }
+  }
+  return sum;
+}
+
+// The same of tensors of one type S that are aligned, where every piece of 16 bytes is of one row.
+template <IrKind kind, typename S, typename C>
+__device__ __forceinline__ double ir_aligned_counted(const Section& section, CountedRows rows, C scale, Place place) {
+  constexpr int width = Walk<S, S>::width;
+  const Words* student = static_cast<const Words*>(section.student);
+  const Words* teacher = static_cast<const Words*>(section.teacher);
+  Words* grad = static_cast<Words*>(section.grad);
+  const Index pieces = section.numel / width, of_row = rows.of_row / width;
+  double sum = 0;
+#pragma unroll 1
+  for (Index piece = place.thread; piece < pieces; piece += place.threads) {
+    if (rows.counted[piece / of_row]) {
+      sum +=
+          ir_pieces<kind, 1, S, S>(student + piece, teacher + piece, grad == nullptr ? nullptr : grad + piece, scale);
+    } else if (grad != nullptr) {
+      grad[piece] = Words{};
+    }
+  }
+  return sum;
+}
+
+// The thread's share of a section of which some rows do not count. S: the type of all tensors, or Any.
+template <IrKind kind, typename S, typename C>
+__device__ __forceinline__ double ir_counted(const Section& section, CountedRows rows, C scale, Place place) {
+  void *student = const_cast<void*>(section.student), *teacher = const_cast<void*>(section.teacher);
+  if constexpr (!is_any<S>) {
+    const bool aligned = is_aligned(student) && is_aligned(teacher) && is_aligned(section.grad);
+    if (aligned && rows.of_row % Walk<S, S>::width == 0) {
+      return ir_aligned_counted<kind, S>(section, rows, scale, place);
+    }
+    const auto typed = [](void* data) { return Typed<S>{static_cast<S*>(data)}; };
+    return ir_single_counted<kind>(typed(student), typed(teacher), typed(section.grad), rows, section.numel, scale,
+                                   place);
+  } else {
+    return ir_single_counted<kind>(Untyped{student, section.student_dtype}, Untyped{teacher, section.teacher_dtype},
+                                   Untyped{section.grad, section.student_dtype}, rows, section.numel, scale, place);
+  }
+}
+
 // The thread's share of a section of tensors of any types.
 template <IrKind kind, typename C>
 __device__ __forceinline__ double ir_any(const Section& section, C scale, Place place) {
@@ -163,8 +222,20 @@ __device__ __forceinline__ double ir_of_kind(const Section& section, C scale, Pl
   return ir_any<kind>(section, scale, place);
 }
 
+// rows: which of the section's rows count; with a null pointer, all.
 template <typename S, typename C>
-__device__ __forceinline__ double ir_section(const Section& section, IrKind kind, C scale, Place place) {
+__device__ __forceinline__ double ir_section(const Section& section, CountedRows rows, IrKind kind, C scale,
+                                             Place place) {
+  if (rows.counted != nullptr) {
+    switch (kind) {
+      case IrKind::l2:
+        return ir_counted<IrKind::l2, S>(section, rows, scale, place);
+      case IrKind::l1:
+        return ir_counted<IrKind::l1, S>(section, rows, scale, place);
+      default:
+        return ir_counted<IrKind::smooth_l1, S>(section, rows, scale, place);
+    }
+  }
   switch (kind) {
     case IrKind::l2:
       return ir_of_kind<IrKind::l2, S>(section, scale, place);

@@ -2,7 +2,8 @@
 //
 // A row belongs to a group of threads: some lanes of a warp, a warp, or a block. Where they can, its threads hold all
 // of its logits in registers (kd_held.cuh); else they read it twice (kd_walked.cuh): for the softmax states at
-// temperatures 1 and tau, then for losses and gradient. Sums over rows are float64.
+// temperatures 1 and tau, then for losses and gradient. Rows with soft labels are read twice. Sums over rows are
+// float64.
 #pragma once
 
 #include "kernels/cuda/kd_held.cuh"
@@ -18,12 +19,12 @@ __device__ __forceinline__ RowSums kd_rows(const Problem& problem, double grad_s
   const Rows& rows = problem.rows;
   const int lanes = lanes_of_row(rows.classes, static_cast<int>(blockDim.x));
   if constexpr (held >= kStrip) {
-    if (lanes <= kWarp && rows.classes <= lanes * kStrip) {
+    if (!rows.has_soft_labels && lanes <= kWarp && rows.classes <= lanes * kStrip) {
       return kd_held<C, kStrip>(problem, grad_scale, logits, lanes, scratch);
     }
   }
   if constexpr (held > kStrip) {
-    if (rows.classes <= lanes * held && rows.class_weight == nullptr) {
+    if (!rows.has_soft_labels && rows.classes <= lanes * held && rows.class_weight == nullptr) {
       return kd_held<C, held>(problem, grad_scale, logits, lanes, scratch);
     }
   }

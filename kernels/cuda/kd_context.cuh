@@ -49,16 +49,29 @@ struct KdContext {
   }
 };
 
+// What a term's sum is divided by: the count that is given for it, or its own.
+__device__ __forceinline__ double count_or(const Problem& problem, int term, Index own) {
+  return problem.counts == nullptr ? static_cast<double>(own) : problem.counts[term];
+}
+
+// The same of a slope, from which its own count is divided already.
+__device__ __forceinline__ double over_count(const Problem& problem, double slope, int term) {
+  return problem.counts == nullptr ? slope : slope / problem.counts[term];
+}
+
 // All threads of the block come here. Also notes the sum of the labels' weights for whoever takes the mean.
 template <typename C>
 __device__ __forceinline__ KdContext<C> kd_context(const Problem& problem, double grad_scale, int lanes,
                                                    Scratch& scratch) {
   const Rows& rows = problem.rows;
   double labels = 1, classes = 0;
-  if (rows.has_labels) {
-    labels = labels_weight(rows, scratch);
+  if (rows.has_labels || rows.has_soft_labels) {
+    labels = rows.has_labels ? labels_weight(rows, scratch) : static_cast<double>(rows.batch);
     if (rows.label_smoothing > 0) {
       classes = classes_weight(rows, scratch);
+    }
+    if (problem.counts != nullptr) {
+      labels = problem.counts[0];
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       problem.carried->labels_weight = labels;
@@ -70,7 +83,7 @@ __device__ __forceinline__ KdContext<C> kd_context(const Problem& problem, doubl
           static_cast<C>(classes),
           static_cast<C>(rows.inverse_tau),
           static_cast<C>(rows.ce_slope * grad_scale / labels),
-          static_cast<C>(rows.kl_slope * grad_scale),
+          static_cast<C>(over_count(problem, rows.kl_slope * grad_scale, 1)),
           static_cast<C>(1 - rows.label_smoothing),
           static_cast<C>(rows.at_all)};
 }
@@ -115,6 +128,11 @@ __device__ __forceinline__ HardTargets<C> hard_targets(const KdContext<C>& kd, I
   }
   const C label_target = kd.at_label * class_weight_of<C>(kd.rows, label);
   return {static_cast<int>(label), label_target, kd.at_all, label_target + kd.at_all * kd.class_weight_sum};
+}
+
+// Whether a row, from 0 to the last, counts.
+__device__ __forceinline__ bool counts(const Rows& rows, Index row) {
+  return rows.counted == nullptr || rows.counted[row];
 }
 
 // The classes first, first + lanes, ... of a row; -inf, which counts for nothing, beyond its end.

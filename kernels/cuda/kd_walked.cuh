@@ -9,6 +9,7 @@ namespace lit_fast::cuda {
 template <typename Array>
 struct Row {
   Logits<Array> logits;  // from the row's first class on
+  Untyped soft_labels;   // likewise, or none
   int classes;           // 0: the group has no row, and only takes part in what the warp does together
 };
 
@@ -118,7 +119,25 @@ __device__ __forceinline__ Softmaxes<C> softmaxes(const KdContext<C>& kd, const 
           kd.inverse_tau};
 }
 
-// --- second reading: losses and gradient
+// --- soft labels
+
+// The target of a class of a row with soft labels.
+template <typename C, typename Array>
+__device__ __forceinline__ C soft_target(const KdContext<C>& kd, const Row<Array>& row, int c) {
+  return class_weight_of<C>(kd.rows, c) * (kd.at_label * row.soft_labels.template read<C>(c) + kd.at_all);
+}
+
+// The targets of a row with soft labels: none at a label.
+template <typename C, typename Array>
+__device__ __forceinline__ HardTargets<C> soft_targets(const KdContext<C>& kd, const Row<Array>& row) {
+  double mass[1] = {0};
+#pragma unroll 1
+  for (int c = kd.lane(); c < row.classes; c += kd.lanes) {
+    mass[0] += soft_target(kd, row, c);
+  }
+  kd.reduce(mass, Add());
+  return {kd.rows.classes, 0, 0, static_cast<C>(mass[0])};
+}
 
 // --- second reading: losses and gradient
 
@@ -144,7 +163,12 @@ __device__ __forceinline__ void kd_row(const KdContext<C>& kd, const Row<Array>&
       C slope = 0;
       if (hard) {
         const C weight = class_weight_of<C>(rows, c);
-        slope = kd.ce_scale * cross_entropy_slope(softmax.probability(z_s[i]), targets.mass, targets.every * weight);
+        C target = targets.every * weight;
+        if (rows.has_soft_labels) {
+          target = soft_target(kd, row, c);
+          ce += weighted_log(target, softmax.log_probability(z_s[i]));
+        }
+        slope = kd.ce_scale * cross_entropy_slope(softmax.probability(z_s[i]), targets.mass, target);
         if (c == targets.label) {
           slope -= label_slope;
           ce = weighted_log(targets.label_target, softmax.log_probability(z_s[i]));
@@ -172,10 +196,19 @@ template <typename C, typename Array>
 __device__ __forceinline__ RowSums kd_walked(const KdContext<C>& kd, const Logits<Array>& logits) {
   RowSums sums{0, 0};
   for (Turns turns = turns_of(kd.rows, kd.lanes); turns.first < kd.rows.batch; turns.next()) {
-    const bool is_row = turns.number < kd.rows.batch;
-    const Row<Array> row{logits.from(turns.number * kd.rows.classes), is_row ? kd.rows.classes : 0};
-    const Index label = is_row && kd.rows.has_labels ? kd.rows.labels[turns.number] : kd.rows.ignore_index;
-    kd_row(kd, row, hard_targets(kd, label), sums);
+    const Rows& rows = kd.rows;
+    const Index start = turns.number * rows.classes;
+    const bool exists = turns.number < rows.batch, is_row = exists && counts(rows, turns.number);
+    const Untyped soft_labels{const_cast<void*>(rows.soft_labels), rows.soft_labels_dtype};
+    const Row<Array> row{logits.from(start), soft_labels.from(start), is_row ? rows.classes : 0};
+    const Index label = is_row && rows.has_labels ? rows.labels[turns.number] : rows.ignore_index;
+    kd_row(kd, row, rows.has_soft_labels ? soft_targets(kd, row) : hard_targets(kd, label), sums);
+    if (exists && !is_row && row.logits.grad.data != nullptr) {
+#pragma unroll 1
+      for (int c = kd.lane(); c < rows.classes; c += kd.lanes) {
+        row.logits.grad.write(c, C(0));
+      }
+    }
   }
   return sums;
 }

@@ -46,7 +46,12 @@ __device__ __forceinline__ void block_sums(const Problem& problem, Scratch& scra
     const Section& section = problem.sections[number];
     const Index threads = static_cast<Index>(end - section.first_block) * blockDim.x;
     const Place place{static_cast<Index>(block - section.first_block) * blockDim.x + threadIdx.x, threads};
-    sums[0] = ir_section<S>(section, problem.ir_kind, static_cast<C>(section.slope * grad_scale), place);
+    CountedRows rows{nullptr, 1};  // a copy: who takes the address of an argument has all arguments in local memory
+    if (problem.has_ir_rows) {
+      rows = problem.counted.rows[number];
+    }
+    const double slope = over_count(problem, section.slope * grad_scale, 2 + problem.first_section + number);
+    sums[0] = ir_section<S>(section, rows, problem.ir_kind, static_cast<C>(slope), place);
   }
   reduce_block(sums, Add(), scratch);
 }
@@ -101,14 +106,17 @@ __device__ __forceinline__ void take_means(const Problem& problem, Scratch& scra
           problem.rows.blocks > 0 ? written_by_another_block(&problem.carried->labels_weight) : 0.0;
       const double kl_scale = problem.tau_squared ? problem.tau * problem.tau : 1.0;
       if (lane_of_thread() == 0) {
-        scratch.rows[0] = problem.rows.has_labels ? sums[0] / labels_weight : 0.0;
-        scratch.rows[1] = problem.rows.has_teacher ? sums[1] / static_cast<double>(problem.rows.batch) * kl_scale : 0.0;
+        const bool hard = problem.rows.has_labels || problem.rows.has_soft_labels;
+        scratch.rows[0] = hard ? sums[0] / labels_weight : 0.0;
+        scratch.rows[1] =
+            problem.rows.has_teacher ? sums[1] / count_or(problem, 1, problem.rows.batch) * kl_scale : 0.0;
       }
     } else {
       const int end = number + 1 < problem.section_count ? problem.sections[number + 1].first_block : problem.blocks;
       add_partials(problem, problem.sections[number].first_block, end, sums);
       if (lane_of_thread() == 0) {
-        scratch.means[number] = sums[0] / static_cast<double>(problem.sections[number].numel);
+        const int term = 2 + problem.first_section + number;
+        scratch.means[number] = sums[0] / count_or(problem, term, problem.sections[number].numel);
       }
     }
   }

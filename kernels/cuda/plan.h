@@ -139,32 +139,41 @@ inline Kernel kernel_of(const std::vector<Section>& sections, const Rows& rows, 
 inline void work_out_slopes(Problem& problem) {
   for (int i = 0; i < problem.section_count; ++i) {
     Section& section = problem.sections[i];
-    section.slope = (1 - problem.beta) * section.weight / static_cast<double>(section.numel);
+    const double count = problem.counts == nullptr ? static_cast<double>(section.numel) : 1.0;
+    section.slope = (1 - problem.beta) * section.weight / count;
   }
   Rows& rows = problem.rows;
   const double soft = problem.tau_squared ? problem.tau : 1 / problem.tau;  // tau^2 of eq. 2 times d(z / tau) / d z
   rows.inverse_tau = 1 / problem.tau;
   rows.ce_slope = problem.beta * problem.alpha;
-  rows.kl_slope = problem.beta * (1 - problem.alpha) * soft / static_cast<double>(rows.batch);
+  const double count = problem.counts == nullptr ? static_cast<double>(rows.batch) : 1.0;
+  rows.kl_slope = problem.beta * (1 - problem.alpha) * soft / count;
   rows.at_all = rows.label_smoothing / rows.classes;
 }
 
 // The launches of one call, each with up to kMaxSections sections; the last has the rows too.
 //
-// common: everything but the sections, the shares of blocks and what lies in the workspace.
-inline std::vector<Launch> plan(const std::vector<Section>& sections, const Problem& common, Limits limits) {
+// ir_rows: of each section, or none. common: everything but the sections, the shares of blocks and what lies in the
+// workspace.
+inline std::vector<Launch> plan(const std::vector<Section>& sections, const std::vector<CountedRows>& ir_rows,
+                                const Problem& common, Limits limits) {
+  const std::size_t most = ir_rows.empty() ? kMaxSections : kMaxCountedSections;
   std::vector<Launch> launches;
   std::size_t first = 0;
   do {
     launches.push_back({common, 0});
     Problem& problem = launches.back().problem;
     problem.first_section = static_cast<int>(first);
-    problem.section_count = static_cast<int>(std::min<std::size_t>(kMaxSections, sections.size() - first));
+    problem.section_count = static_cast<int>(std::min(most, sections.size() - first));
     problem.is_last = first + problem.section_count == sections.size();
     if (!problem.is_last) {
       problem.rows = {};
     }
     std::copy_n(sections.begin() + static_cast<std::ptrdiff_t>(first), problem.section_count, problem.sections);
+    problem.has_ir_rows = !ir_rows.empty();
+    if (problem.has_ir_rows) {
+      std::copy_n(ir_rows.begin() + static_cast<std::ptrdiff_t>(first), problem.section_count, problem.counted.rows);
+    }
     work_out_slopes(problem);
     share_launch(problem, limits);
     launches.back().blocks = std::max(1, problem.blocks);  // an empty grid is an error

@@ -10,6 +10,7 @@ using Index = long long;  // int64_t, for which there would have to be a header
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;  // of a block; the kernels work with any multiple of a warp up to this
 constexpr int kMaxSections = 64;
+constexpr int kMaxCountedSections = 32;  // of a launch where rows of the IRs count or do not
 constexpr int kMaxTensors = 64;          // of a rescaling
 constexpr int kMaxArgumentBytes = 4096;  // what a kernel takes before compute capability 7.0
 constexpr int kClassesOfAWarp = 256;     // longer rows of logits are shared by a block
@@ -50,7 +51,18 @@ struct Section {
   double weight;
   int first_block;
   DType student_dtype, teacher_dtype;
-  double slope;  // d total / d l of one element, before the gradients' scale
+  double slope;  // d total / d l of one element, before the gradients' scale and a given count
+};
+
+// Which rows of a section's IR count: its memory is one row after the other.
+struct CountedRows {
+  const bool* counted;  // [numel / of_row]
+  Index of_row;         // elements for each
+};
+
+struct SectionsAndRows {
+  Section sections[kMaxCountedSections];
+  CountedRows rows[kMaxCountedSections];
 };
 
 // The logits, worked on by the first `blocks` blocks.
@@ -60,14 +72,17 @@ struct Rows {
   void* grad;                // [batch, classes] of student_dtype, or null
   const Index* labels;       // [batch]
   const void* class_weight;  // [classes], or null: 1 each
+  const void* soft_labels;   // [batch, classes]
+  const bool* counted;       // [batch]: which rows count, or null: all
   Index batch, ignore_index;
   double label_smoothing;
   int classes;
   int blocks;
-  DType student_dtype, teacher_dtype, class_weight_dtype;
-  bool has_labels, has_teacher;  // an empty tensor has no pointer to tell by
+  DType student_dtype, teacher_dtype, class_weight_dtype, soft_labels_dtype;
+  bool has_labels, has_teacher, has_soft_labels;  // an empty tensor has no pointer to tell by
   double inverse_tau;
-  double ce_slope, kl_slope;  // d total / d row's loss, before the gradients' scale and, of ce, the labels' weight
+  double ce_slope, kl_slope;  // d total / d row's loss, before the gradients' scale and, of ce, the labels' weight; of
+                              // both before the count, where counts are given
   double at_all;              // the share of its weight that every class is a target with
 };
 
@@ -79,9 +94,13 @@ struct Carried {
 
 // One launch: up to kMaxSections sections, and the logits in the last launch of a call.
 struct Problem {
-  Section sections[kMaxSections];
+  union {  // a kernel's arguments have no room for both
+    Section sections[kMaxSections];
+    SectionsAndRows counted;  // if has_ir_rows
+  };
   Rows rows;
   const void* grad_scale;  // one number that multiplies every gradient before it is rounded, or null
+  const double* counts;    // [2 + k] what the sums of ce, kl and each section are divided by, or null: their own counts
   double alpha, beta, tau;
   void* parts;        // [3 + k] float32 or float64: total, ce, kl, ir_1 .. ir_k
   Carried* carried;   // one
@@ -94,6 +113,7 @@ struct Problem {
   DType grad_scale_dtype;
   bool tau_squared;
   bool is_last;  // launch of the call
+  bool has_ir_rows;
 };
 
 static_assert(sizeof(Problem) < kMaxArgumentBytes, "kernel arguments");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,7 @@ from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.sections.cutting import split
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.training.run import Outcome
-from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, frozen_teacher, opened, specs
 from lit_fast.training.task import RunSpec
 
 __all__ = ["run_gan_experiment"]
@@ -107,7 +108,7 @@ class GanSession(BaseSession[GanExperiment]):
         pair.generator.eval().requires_grad_(False)
         pair.discriminator.eval().requires_grad_(False)
         self.shown = {"teacher": pair.generator.model}
-        return name, pair
+        return name, replace(pair, frozen=frozen_teacher(pair.generator, self.experiment.step, logits=False))
 
     def train(
         self, spec: RunSpec, model: str, pair: Pair, teacher: tuple[str, Pair] | None, *, role: str = "student"

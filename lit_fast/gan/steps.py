@@ -13,8 +13,10 @@ from lit_fast.loss.modules import LITLoss
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
-from lit_fast.step.lit_step import PRECISIONS, LITStep
-from lit_fast.step.parallel import ALONE, GradientMean, Workers
+from lit_fast.step.lit_model import PRECISIONS
+from lit_fast.step.lit_step import LITStep
+from lit_fast.step.parallel import ALONE, SharedGradients, Workers
+from lit_fast.teacher.frozen import FrozenTeacher
 
 __all__ = ["PARTS", "AdversarialStep", "BottleneckStep"]
 
@@ -64,10 +66,10 @@ class AdversarialStep:
         self.scalers: Mapping[str, torch.amp.GradScaler] = (
             {name: torch.amp.GradScaler(self.device.type) for name in networks} if scaled else {}
         )
-        self._means: dict[str, GradientMean] = {}
+        self._means: dict[str, SharedGradients] = {}
         if workers.size > 1:
             self._means = {
-                name: GradientMean(workers, optimizer.param_groups[0]["params"], len(PARTS[_KINDS[name]]))
+                name: SharedGradients(workers, optimizer.param_groups[0]["params"], len(PARTS[_KINDS[name]]))
                 for name, optimizer in self.optimizers.items()
             }
 
@@ -119,7 +121,7 @@ class AdversarialStep:
         self.optimizers[name].zero_grad(set_to_none=True)
         (loss if scaler is None else scaler.scale(loss)).backward()
         mean = self._means.get(name)
-        parts = parts.detach() if mean is None else mean(parts.detach(), rows)
+        parts = parts.detach() if mean is None else mean.mean(parts.detach(), rows)
         self._apply(name)
         return parts
 
@@ -129,7 +131,7 @@ class AdversarialStep:
         optimizer.zero_grad(set_to_none=True)
         if scaler is not None:
             scaler.scale(torch.ones((), device=self.device))  # makes its state, should this be the first step
-        parts = self._means[name](None, 0)
+        parts = self._means[name].mean(None, 0)
         self._apply(name)
         return parts
 
@@ -146,16 +148,33 @@ class AdversarialStep:
 
 
 class BottleneckStep:
-    """LIT with beta = 0: the student's bottleneck learns the teacher's, on every batch, without a discriminator."""
+    """LIT with beta = 0: the student's bottleneck learns the teacher's, on every batch, without a discriminator.
+
+    Args:
+        frozen: what runs the teacher, for several steps to share; as of `LITStep`.
+    """
 
     def __init__(
-        self, teacher: SplitModel, student: SplitModel, settings: GanExperiment, *, workers: Workers = ALONE
+        self,
+        teacher: SplitModel,
+        student: SplitModel,
+        settings: GanExperiment,
+        *,
+        workers: Workers = ALONE,
+        frozen: FrozenTeacher | None = None,
     ) -> None:
         criterion = LITLoss(beta=0.0, ir=settings.loss.ir)
         step = settings.step
         optimizer = _adam(student, settings)
         self.step = LITStep(
-            teacher, student, criterion, optimizer, precision=step.precision, engine=step.engine, workers=workers
+            teacher,
+            student,
+            criterion,
+            optimizer,
+            precision=step.precision,
+            engine=step.engine,
+            workers=workers,
+            frozen=frozen,
         )
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"generator": optimizer}
         self.scalers: Mapping[str, torch.amp.GradScaler] = (

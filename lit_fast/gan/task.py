@@ -27,6 +27,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.settings.schedule import Phase
 from lit_fast.step.parallel import ALONE, Workers
+from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.run_state import Position
 from lit_fast.training.task import Rows, RunSpec, Task
 
@@ -38,10 +39,15 @@ _EVAL_BATCH = 64
 
 @dataclass(frozen=True)
 class Pair:
-    """A split generator and the discriminator it is trained against, on one device."""
+    """A split generator and the discriminator it is trained against, on one device.
+
+    Attributes:
+        frozen: what runs the generator in the steps of all its students; ``None`` where its modules do.
+    """
 
     generator: SplitModel
     discriminator: Discriminator
+    frozen: FrozenTeacher | None = None
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator.model, "discriminator": self.discriminator}
@@ -88,7 +94,9 @@ class GanTask(Task):
             if self.teacher is None:
                 raise ValueError(f"{self.spec.name}: the LIT phase needs a teacher")
             generator.freeze(*_COPIED)
-            self.step = BottleneckStep(self.teacher.generator, generator, self.settings, workers=self.workers)
+            self.step = BottleneckStep(
+                self.teacher.generator, generator, self.settings, workers=self.workers, frozen=self.teacher.frozen
+            )
         else:
             fixed = phase.name == "finetune" and self.settings.discriminator_in_finetune == "fixed"
             self.step = AdversarialStep(generator, discriminator, self.settings, fixed=fixed, workers=self.workers)

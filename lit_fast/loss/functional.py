@@ -14,14 +14,17 @@ from torch import Tensor
 from lit_fast.loss import backends
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts
 from lit_fast.loss.backends.checks import check_inputs
+from lit_fast.loss.backends.counts import LossCounts, with_counts
 from lit_fast.loss.backends.options import device_of
+from lit_fast.loss.linear_kd import linear_kd_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["compute", "ir_loss", "kd_loss", "lit_loss"]
+__all__ = ["compute", "ir_loss", "kd_loss", "linear_kd_loss", "lit_loss"]
 
 IRs = Sequence[Tensor] | None
+IRRows = Tensor | Sequence[Tensor | None] | None
 
 
 class _Settings(TypedDict, total=False):
@@ -34,7 +37,11 @@ class _Settings(TypedDict, total=False):
     class_weight: Tensor | None
     ignore_index: int
     label_smoothing: float
+    reduction: str
     grad_scale: Tensor | None
+    rows: Tensor | None
+    ir_rows: IRRows
+    normalizer: LossCounts | None
     backend: str
 
 
@@ -76,7 +83,11 @@ def lit_loss(
     class_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    reduction: str = "mean",
     grad_scale: Tensor | None = None,
+    rows: Tensor | None = None,
+    ir_rows: IRRows = None,
+    normalizer: LossCounts | None = None,
     backend: str = "auto",
     return_parts: bool = False,
 ) -> Tensor | LossParts:
@@ -87,8 +98,9 @@ def lit_loss(
         l    = d^2 ("l2") | |d| ("l1") | smooth l1 with threshold 1 ("smooth_l1")
 
     CE is ``torch.nn.functional.cross_entropy``'s mean over the rows that are not ignored; KL is the mean over ALL rows
-    (labels play no role in it). The factor tau^2 keeps the soft gradient's size independent of tau (Hinton
-    et al. 2014): the gradient is ``beta * (1 - alpha) * tau * (p_s - p_t) / B``. ``tau_squared=False`` leaves it out.
+    (labels play no role in it) but those that ``rows`` takes out of both. The factor tau^2 keeps the soft gradient's
+    size independent of tau (Hinton et al. 2014): the gradient is ``beta * (1 - alpha) * tau * (p_s - p_t) / B``.
+    ``tau_squared=False`` leaves it out.
 
     Floating tensors may be float16, bfloat16, float32 or float64, mixed as autocast leaves them. Arithmetic and result
     are float32, float64 if any IR or logits tensor that is used is float64; each gradient has its input's dtype.
@@ -99,7 +111,9 @@ def lit_loss(
         teacher_irs: outputs T_i of the teacher's k sections, of the same shapes. None if beta is 1.
         student_logits: z_s, [B, C]. None if beta is 0.
         teacher_logits: z_t, [B, C]. None if beta is 0 or alpha is 1.
-        labels: y, class indices [B], int64 or int32. None if beta or alpha is 0.
+        labels: y, class indices [B], int64 or int32; or probabilities of the classes [B, C], floating, as mixup and
+            cutmix make them: CE is then ``-sum_c class_weight_c y_c log softmax(z_s)_c``, averaged over the rows.
+            None if beta or alpha is 0.
         alpha: in [0, 1], weight of the HARD label loss against the soft one.
         beta: in [0, 1], weight of the KD loss against the IR loss. 0 needs no logits, 1 needs no IRs.
         tau: temperature, > 0.
@@ -109,13 +123,19 @@ def lit_loss(
         class_weight: weights of the classes in CE, [C], floating.
         ignore_index: rows with this label give no CE.
         label_smoothing: in [0, 1], of CE.
+        reduction: ``"mean"``, or ``"sum"`` for the sums in place of all means.
         grad_scale: the loss scale, 0-d, if the loss will be multiplied by one (``GradScaler``). The result is the same
             without it, but a fused backend that knows it saves a float32 copy of every float16 student tensor.
+        rows: which rows of the logits count, [B], bool; None for all. The others are in neither CE nor KL.
+        ir_rows: which elements of the IRs count, bool, by their first dimensions: [B] or [B, T] of an IR [B, T, H].
+            One tensor for all sections, or a sequence with a tensor or None for each. None for all elements.
+        normalizer: what the sums are divided by in place of their own counts: those of a whole of which this is a part.
         backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; see ``lit_fast.loss.backends``.
         return_parts: return ``LossParts`` instead; its ``total`` is the loss.
 
     Returns:
-        The loss, 0-d. As in torch, an empty batch, an empty IR or labels that are all ignored give NaN; NaN gives NaN.
+        The loss, 0-d. As in torch, an empty batch, an empty IR or labels that are all ignored give NaN, and so does a
+        batch of which nothing counts; NaN gives NaN, but not where it does not count.
         Classes masked with -inf logits in the teacher, or in both, add nothing to the soft loss.
 
     Raises:
@@ -133,10 +153,19 @@ def lit_loss(
         >>> print(f"{loss:.4f}")  # 0.75 * 0.95 * log(10) + 0.25 * 1
         1.8906
     """
-    options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing)
-    # IRs that are None are refused, or not looked at, by check_inputs.
-    inputs = Inputs(student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale)  # type: ignore[arg-type]
-    parts = compute(inputs, options, backend)
+    options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing, reduction)
+    inputs = Inputs(  # IRs that are None are refused, or not looked at, by check_inputs
+        student_irs,  # type: ignore[arg-type]
+        teacher_irs,  # type: ignore[arg-type]
+        student_logits,
+        teacher_logits,
+        labels,
+        class_weight,
+        grad_scale,
+        rows,
+        ir_rows=ir_rows,  # type: ignore[arg-type]
+    )
+    parts = compute(inputs, options, backend, normalizer)
     return parts if return_parts else parts.total
 
 
@@ -151,7 +180,10 @@ def kd_loss(
     class_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    reduction: str = "mean",
     grad_scale: Tensor | None = None,
+    rows: Tensor | None = None,
+    normalizer: LossCounts | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The KD loss (paper eq. 2), ``lit_loss`` with beta = 1: ``alpha * CE + (1 - alpha) * tau^2 * KL``.
@@ -175,9 +207,10 @@ def kd_loss(
         tau_squared=tau_squared,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
+        reduction=reduction,
     )
-    inputs = Inputs((), (), student_logits, teacher_logits, labels, class_weight, grad_scale)
-    return compute(inputs, options, backend).total
+    inputs = Inputs((), (), student_logits, teacher_logits, labels, class_weight, grad_scale, rows)
+    return compute(inputs, options, backend, normalizer).total
 
 
 def ir_loss(
@@ -186,7 +219,10 @@ def ir_loss(
     *,
     ir: str = "l2",
     section_weights: Sequence[float] | None = None,
+    reduction: str = "mean",
     grad_scale: Tensor | None = None,
+    ir_rows: IRRows = None,
+    normalizer: LossCounts | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The IR loss (paper eq. 3), ``lit_loss`` with beta = 0: ``sum_i w_i * mean(l(student_irs[i] - teacher_irs[i]))``.
@@ -202,20 +238,37 @@ def ir_loss(
         >>> ir_loss([torch.zeros(2, 3), torch.zeros(5)], [torch.full((2, 3), 2.0), torch.ones(5)])  # 4 + 1
         tensor(5.)
     """
-    options = LossOptions(ir=ir, beta=0.0, section_weights=section_weights)
-    return compute(Inputs(student_irs, teacher_irs, grad_scale=grad_scale), options, backend).total
+    options = LossOptions(ir=ir, beta=0.0, section_weights=section_weights, reduction=reduction)
+    inputs = Inputs(student_irs, teacher_irs, grad_scale=grad_scale, ir_rows=ir_rows)  # type: ignore[arg-type]
+    return compute(inputs, options, backend, normalizer).total
 
 
-def compute(inputs: Inputs, options: LossOptions, backend: str = "auto") -> LossParts:
+def compute(
+    inputs: Inputs, options: LossOptions, backend: str = "auto", normalizer: LossCounts | None = None
+) -> LossParts:
     """Check the tensors, pick the backend for their device and compute: what the functions and modules share.
 
     Results and errors are those of ``lit_loss``.
     """
-    inputs = check_inputs(inputs, options)
+    inputs = with_counts(check_inputs(inputs, options), options, normalizer)
     choice = backends.select(device_of(inputs), backend)
-    if choice.name != "eager" and inputs.grad_scale is None:
-        inputs = _with_float32_gradients(inputs)
+    if choice.name != "eager":
+        if inputs.ir_rows:
+            inputs = _with_rows_in_order(inputs)
+        if inputs.grad_scale is None:
+            inputs = _with_float32_gradients(inputs)
     return choice.lit_loss(inputs, options)
+
+
+def _with_rows_in_order(inputs: Inputs) -> Inputs:
+    """Copy the student's IRs that do not lie in memory one of the rows that count, or do not, after the other."""
+
+    def in_order(ir: Tensor, rows: Tensor) -> Tensor:
+        if rows.dim() == 1 and ir.dim() == 4 and ir.is_contiguous(memory_format=torch.channels_last):
+            return ir
+        return ir.contiguous()
+
+    return Inputs([in_order(ir, rows) for ir, rows in zip(inputs.student_irs, inputs.ir_rows)], *inputs[1:])
 
 
 def _with_float32_gradients(inputs: Inputs) -> Inputs:
@@ -228,6 +281,6 @@ def _with_float32_gradients(inputs: Inputs) -> Inputs:
     def widened(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype == torch.float16 and tensor.requires_grad else tensor
 
-    student_irs, teacher_irs, logits, *others = inputs
+    logits = inputs.student_logits
     logits = None if logits is None else widened(logits)
-    return Inputs([widened(ir) for ir in student_irs], teacher_irs, logits, *others)
+    return Inputs([widened(ir) for ir in inputs.student_irs], inputs.teacher_irs, logits, *inputs[3:])

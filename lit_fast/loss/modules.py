@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lit_fast.loss import backends
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts
-from lit_fast.loss.functional import IRs, compute
+from lit_fast.loss.backends.counts import LossCounts, count
+from lit_fast.loss.functional import IRRows, IRs, compute
 
 __all__ = ["IRLoss", "KDLoss", "LITLoss"]
 
@@ -35,6 +36,8 @@ class _Loss(nn.Module):
 
     def _repr(self, *settings: str) -> str:
         shown = [f"{name}={getattr(self.options, name)!r}" for name in settings]
+        if self.options.reduction != "mean":
+            shown.append(f"reduction={self.options.reduction!r}")
         if self.class_weight is not None:
             shown.append(f"class_weight=[{self.class_weight.numel()}]")
         return ", ".join([*shown, f"backend={self.backend!r}"])
@@ -52,8 +55,8 @@ class _Loss(nn.Module):
         """Take ``parts`` for those of the last call: a graph that is replayed repeats the call without making it."""
         object.__setattr__(self, "_parts", parts)
 
-    def _compute(self, inputs: Inputs) -> Tensor:
-        total, ce, kl, ir = compute(inputs, self.options, self.backend)
+    def _compute(self, inputs: Inputs, normalizer: LossCounts | None) -> Tensor:
+        total, ce, kl, ir = compute(inputs, self.options, self.backend, normalizer)
         # clone: `loss /= steps` must not change it. object's: Module looks for parameters in all that is set, for 5 us.
         object.__setattr__(self, "_parts", LossParts(total.detach().clone(), ce, kl, ir))
         return total
@@ -95,6 +98,7 @@ class LITLoss(_Loss):
         ignore_index: rows with this label give no CE.
         label_smoothing: in [0, 1], of CE.
         backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; see ``lit_fast.loss.backends``.
+        reduction: ``"mean"``, or ``"sum"`` for the sums in place of all means.
 
     Raises:
         TypeError, ValueError: a setting is wrong; the message names it.
@@ -124,8 +128,11 @@ class LITLoss(_Loss):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         backend: str = "auto",
+        reduction: str = "mean",
     ) -> None:
-        options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing)
+        options = LossOptions(
+            ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing, reduction
+        )
         super().__init__(options, class_weight, backend)
 
     def forward(
@@ -137,10 +144,46 @@ class LITLoss(_Loss):
         labels: Tensor | None = None,
         *,
         grad_scale: Tensor | None = None,
+        rows: Tensor | None = None,
+        ir_rows: IRRows = None,
+        normalizer: LossCounts | None = None,
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.loss.functional.lit_loss``."""
-        inputs = Inputs(student_irs, teacher_irs, student_logits, teacher_logits, labels, self.class_weight, grad_scale)  # type: ignore[arg-type]
-        return self._compute(inputs)
+        inputs = Inputs(
+            student_irs,  # type: ignore[arg-type]
+            teacher_irs,  # type: ignore[arg-type]
+            student_logits,
+            teacher_logits,
+            labels,
+            self.class_weight,
+            grad_scale,
+            rows,
+            ir_rows=ir_rows,  # type: ignore[arg-type]
+        )
+        return self._compute(inputs, normalizer)
+
+    def count(
+        self,
+        student_irs: Sequence[Tensor | Sequence[int]] | None,
+        labels: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        ir_rows: IRRows = None,
+    ) -> LossCounts:
+        """What counts in a batch: what this loss divides its sums by, to be added up and given as ``normalizer=``.
+
+        Nothing waits for the device. Before there are IRs, their shapes do: ``[(B, T, H)] * sections``.
+
+        Args:
+            student_irs: the IRs, or their shapes. None if beta is 1.
+            labels: as in a call; they, or rows, tell the number of rows. None if beta is 0.
+            rows: as in a call.
+            ir_rows: as in a call.
+
+        Raises:
+            TypeError, ValueError: something is missing or does not fit; the message names it.
+        """
+        return count(self.options, self.class_weight, student_irs, labels, rows, ir_rows)
 
     def extra_repr(self) -> str:
         return self._repr("alpha", "beta", "tau", "ir", "tau_squared", "section_weights", *_CE_SETTINGS)
@@ -173,6 +216,7 @@ class KDLoss(_Loss):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         backend: str = "auto",
+        reduction: str = "mean",
     ) -> None:
         options = LossOptions(
             alpha=alpha,
@@ -181,6 +225,7 @@ class KDLoss(_Loss):
             tau_squared=tau_squared,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            reduction=reduction,
         )
         super().__init__(options, class_weight, backend)
 
@@ -191,9 +236,16 @@ class KDLoss(_Loss):
         labels: Tensor | None = None,
         *,
         grad_scale: Tensor | None = None,
+        rows: Tensor | None = None,
+        normalizer: LossCounts | None = None,
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.loss.functional.kd_loss``."""
-        return self._compute(Inputs((), (), student_logits, teacher_logits, labels, self.class_weight, grad_scale))
+        inputs = Inputs((), (), student_logits, teacher_logits, labels, self.class_weight, grad_scale, rows)
+        return self._compute(inputs, normalizer)
+
+    def count(self, labels: Tensor | None = None, *, rows: Tensor | None = None) -> LossCounts:
+        """What counts in a batch, as ``LITLoss.count``."""
+        return count(self.options, self.class_weight, None, labels, rows, None)
 
     def extra_repr(self) -> str:
         return self._repr("alpha", "tau", "tau_squared", *_CE_SETTINGS)
@@ -216,14 +268,32 @@ class IRLoss(_Loss):
         tensor(2.5000)
     """
 
-    def __init__(self, ir: str = "l2", section_weights: Sequence[float] | None = None, backend: str = "auto") -> None:
-        super().__init__(LossOptions(ir=ir, beta=0.0, section_weights=section_weights), None, backend)
+    def __init__(
+        self,
+        ir: str = "l2",
+        section_weights: Sequence[float] | None = None,
+        backend: str = "auto",
+        reduction: str = "mean",
+    ) -> None:
+        options = LossOptions(ir=ir, beta=0.0, section_weights=section_weights, reduction=reduction)
+        super().__init__(options, None, backend)
 
     def forward(
-        self, student_irs: Sequence[Tensor], teacher_irs: Sequence[Tensor], *, grad_scale: Tensor | None = None
+        self,
+        student_irs: Sequence[Tensor],
+        teacher_irs: Sequence[Tensor],
+        *,
+        grad_scale: Tensor | None = None,
+        ir_rows: IRRows = None,
+        normalizer: LossCounts | None = None,
     ) -> Tensor:
         """Return the loss, 0-d; arguments and errors as ``lit_fast.loss.functional.ir_loss``."""
-        return self._compute(Inputs(student_irs, teacher_irs, grad_scale=grad_scale))
+        inputs = Inputs(student_irs, teacher_irs, grad_scale=grad_scale, ir_rows=ir_rows)  # type: ignore[arg-type]
+        return self._compute(inputs, normalizer)
+
+    def count(self, student_irs: Sequence[Tensor | Sequence[int]], *, ir_rows: IRRows = None) -> LossCounts:
+        """What counts in a batch, as ``LITLoss.count``."""
+        return count(self.options, None, student_irs, None, None, ir_rows)
 
     def extra_repr(self) -> str:
         return self._repr("ir", "section_weights")

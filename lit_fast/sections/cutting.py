@@ -79,7 +79,9 @@ def split(
         if at is not None or stem is not None:
             raise SplitError("blocks, at: expected one of the two ways to name the cuts, got both")
         runs = _chain_of_blocks(model, blocks, sections, cuts)
-        return _cut(model, Cuts(runs.at, start=runs.modules[0]), lambda: runs, how, example, SplitError)
+        split_model = _cut(model, Cuts(runs.at, start=runs.modules[0]), lambda: runs, how, example, SplitError)
+        split_model.blocks = runs.sections
+        return split_model
     if sections is not None or cuts is not None:
         raise SplitError("sections, cuts: they divide a stack of blocks; name it: blocks=...")
     names = _check_names(model, at, stem)

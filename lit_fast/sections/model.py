@@ -33,9 +33,11 @@ class SplitModel(nn.Module):
         how: "traced": its parts are pieces of its forward and run alone. "recorded": its own forward runs, and
             sections run again with the arguments that they had in it.
         why: why it was cut so, where that was left open.
+        blocks: names of the blocks of each section, where a stack was cut; else None.
     """
 
     how: ClassVar[str]
+    blocks: tuple[tuple[str, ...], ...] | None = None
 
     def __init__(self, model: nn.Module, at: tuple[str, ...], why: str = "") -> None:
         super().__init__()

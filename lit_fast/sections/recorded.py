@@ -8,7 +8,8 @@ between the modules, as long as it does not change the hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.errors import SplitError
+from lit_fast.sections.calls import Run, in_place_of_calls, uncompiled
 from lit_fast.sections.inputs import Inputs, call, first_tensor, replaced, tensors_of
 from lit_fast.sections.model import After, Around, SplitModel
 from lit_fast.sections.parts import Part, part_names
@@ -65,7 +67,7 @@ class RecordedModel(SplitModel):
     how = "recorded"
 
     def __init__(self, model: nn.Module, chain: Chain, why: str = "") -> None:
-        self.chain = chain
+        self.chain, self.blocks = chain, chain.sections
         self._last = _Last()
         super().__init__(model, chain.at, why)
 
@@ -85,13 +87,15 @@ class RecordedModel(SplitModel):
         head: bool = True,
         copied: bool = False,
     ) -> tuple[list[Tensor], Any]:
+        return uncompiled(RecordedModel._run, self, inputs, _Recording(self.chain, after, around, head, copied))
+
+    def _run(self, inputs: Inputs, recording: _Recording) -> tuple[list[Tensor], Any]:
         self.release()
-        recording = _Recording(self.chain, after, around, head, copied)
-        with recording.of([self.model.get_submodule(name) for name in self.chain.modules]):
+        with recording.of(self.model):
             output = call(self.model, inputs)
         recording.check_complete()
         self._last.recording = recording
-        return recording.irs, output if head else None
+        return recording.irs, output if recording.head else None
 
     @property
     def entered(self) -> Tensor:
@@ -101,6 +105,11 @@ class RecordedModel(SplitModel):
             SplitError: there was none, or it has been released.
         """
         return self._last.of("section1").entered
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each module of the chain for itself: ``torch.compile`` with these options, where it is called."""
+        for name in self.chain.modules:
+            self.model.get_submodule(name).compile(**options)
 
     def release(self) -> None:
         self._last.recording = None
@@ -129,6 +138,9 @@ class RecordedPart(Part):
                 f"the {self.name} of a recorded model does not run alone: only its own forward knows what it does; "
                 "call the model, or its run(...)"
             )
+        return uncompiled(RecordedPart._again, self, hidden)
+
+    def _again(self, hidden: Tensor) -> Tensor:
         calls = self._last.of(self.name).calls
         for name in self._targets:
             result = calls[name].again(self.owner.get_submodule(name), hidden)
@@ -181,35 +193,23 @@ class _Recording:
         self._names = chain.modules
         self._section = {names[0]: i for i, names in enumerate(chain.sections)}
         self._ends = {names[-1]: i for i, names in enumerate(chain.sections)}
-        self._after, self._around, self._head, self._copied = after, around, head, copied
+        self._after, self._around, self.head, self._copied = after, around, head, copied
         self._contexts = ExitStack()
         self._hidden: Tensor | None = None  # what the module at hand is to be given
         self._second: list[Tensor] = []  # what the module before it made beside the hidden state
 
     @contextmanager
-    def of(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """While the context is open, the calls of these modules are written down.
-
-        A module's ``__call__`` goes through its ``_compiled_call_impl`` where it has one (``Module.compile`` puts it
-        there), so this stands outside of compiled code, hooks and what a subclass of the module does.
-        """
-        before = [(module.__dict__, module.__dict__.get("_compiled_call_impl")) for module in modules]
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """While the context is open, the calls of the chain's modules are written down."""
+        watched = [(model.get_submodule(name), functools.partial(self._watched, name)) for name in self._names]
         try:
-            for name, module in zip(self._names, modules):
-                module.__dict__["_compiled_call_impl"] = self._watched(name, module)
-            with self._contexts:
+            with in_place_of_calls(watched), self._contexts:
                 yield
         finally:
-            for attributes, compiled in before:
-                attributes.pop("_compiled_call_impl", None)
-                if compiled is not None:
-                    attributes["_compiled_call_impl"] = compiled
             self._hidden, self._second = None, []
             self._after = self._around = None
 
-    def _watched(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        run = module.__dict__.get("_compiled_call_impl") or module._call_impl
-
+    def _watched(self, name: str, run: Run) -> Run:
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._begins(name, args, kwargs)
             return self._ended(name, run(*args, **kwargs), (args, kwargs))
@@ -258,7 +258,7 @@ class _Recording:
             if self._copied:
                 original, hidden = hidden, hidden.clone()
                 result = replaced(result, lambda value: hidden if value is original else value)
-            if name == self._names[-1] and not self._head:
+            if name == self._names[-1] and not self.head:
                 self._contexts.enter_context(torch.no_grad())
         self._hidden = hidden
         return result

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, cast, get_args
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
 from lit_fast.errors import ConfigError
-from lit_fast.literals import IRKind, StatsPolicy, TargetsKind
+from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, TargetsKind
 from lit_fast.runs.results import percent
 from lit_fast.settings.base import (
     AnyExperiment,
@@ -119,7 +119,7 @@ class StudentConfig(BaseStudentConfig, CutConfig):
     copied: tuple[str, ...] = Field(default=("stem", "head"), description="parts that start as the teacher's")
     frozen_in_finetune: tuple[str, ...] = Field(default=(), description="copied parts that stay frozen to the end")
     projector: bool = False
-    copy_blocks: Literal["spread", "first", "last"] | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    copy_blocks: BlockChoice | tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
     FOR_OWN: ClassVar = (*CutConfig.FOR_OWN, "copy_blocks")
 

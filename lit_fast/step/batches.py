@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_fast.sections.inputs import Inputs, replaced, tensors_of
 
-__all__ = ["Batch", "FedBatch", "Feed", "GivenBatch", "laid_out"]
+__all__ = ["Batch", "FedBatch", "Feed", "GivenBatch", "laid_out", "signature"]
 
 
 def laid_out(inputs: Inputs, channels_last: bool) -> Inputs:
@@ -78,7 +78,7 @@ class GivenBatch:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return _signature(self.inputs), _signature(self.labels)
+        return signature(self.inputs), signature(self.labels)
 
     def read(self) -> tuple[Inputs, Tensor | None]:
         return self.inputs, self.labels
@@ -97,14 +97,14 @@ class GivenBatch:
             self.labels.copy_(other.labels, non_blocking=True)
 
 
-def _signature(value: Any) -> Any:
+def signature(value: Any) -> Any:
     """Equal for inputs that differ in the numbers of their tensors alone."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, Mapping):
-        return tuple((key, _signature(item)) for key, item in value.items())
+        return tuple((key, signature(item)) for key, item in value.items())
     if isinstance(value, (tuple, list)):
-        return tuple(map(_signature, value))
+        return tuple(map(signature, value))
     return repr(value)
 
 

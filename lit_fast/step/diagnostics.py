@@ -81,7 +81,7 @@ def section_diagnostics(step: LITStep, inputs: Inputs, labels: Tensor | None = N
             "section_diagnostics: the step has projectors, whose maps would be measured with the sections; it needs "
             "IRs of equal width"
         )
-    step.check_teacher_mode()
+    step.model.check_teacher_mode()
     inputs, labels = without_labels(inputs, labels)
     passes = StudentPasses(student, range(student.num_sections), copied=True)
     with untouched(teacher, student):
@@ -93,19 +93,23 @@ def section_diagnostics(step: LITStep, inputs: Inputs, labels: Tensor | None = N
             fed = [composed[0], *(passes.fed(i, target) for i, target in enumerate(targets[:-1], 1))]
             student.release()
             alone = dataclasses.replace(step.options, beta=0.0, section_weights=None)
-            errors = [compute(LossInputs(irs, targets), alone, "eager").ir for irs in (fed, composed)]
+            outputs = PassOutputs(fed, output, targets, teacher_output)
+            (*_, logits, teacher_logits, row_labels), masks = step.rows(outputs, (), inputs, labels)
+            rows = masks.get("rows")
+            ir_rows = masks.get("ir_rows") or [None] * len(fed)
+            errors = [compute(LossInputs(irs, targets, ir_rows=ir_rows), alone, "eager").ir for irs in (fed, composed)]
             cosines: list[float | None] = [None] * len(fed)
             cosine = None
             if step.ir_sections and step.options.beta > 0.0:
                 kd = dataclasses.replace(step.options, beta=1.0, section_weights=None)
-                outputs = PassOutputs(fed, output, targets, teacher_output)
-                (*_, logits, teacher_logits, row_labels), _ = step.rows(outputs, (), inputs, labels)
-                rows = LossInputs((), (), logits, teacher_logits, row_labels, step.criterion.class_weight)
-                kd_loss = compute(rows, kd, "eager").total
+                weight = step.criterion.class_weight
+                of_rows = LossInputs((), (), logits, teacher_logits, row_labels, weight, rows=rows)
+                kd_loss = compute(of_rows, kd, "eager").total
                 ir = dataclasses.replace(step.options, beta=0.0)
                 compared = fed if step.teacher_fed else composed
-                irs = LossInputs([compared[i] for i in step.ir_sections], [targets[i] for i in step.ir_sections])
-                ir_loss = compute(irs, ir, "eager").total
+                of_irs = ([tensors[i] for i in step.ir_sections] for tensors in (compared, targets, ir_rows))
+                ours, theirs, counted = of_irs
+                ir_loss = compute(LossInputs(ours, theirs, ir_rows=counted), ir, "eager").total
                 found, cosine = _cosines(kd_loss, ir_loss, [student.sections[i] for i in step.ir_sections])
                 for i, value in zip(step.ir_sections, found):
                     cosines[i] = value

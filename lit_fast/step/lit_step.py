@@ -1,41 +1,33 @@
-"""One LIT training step (method, "One training step"): teacher once, two student passes, one backward.
-
-The six variants of the paper's table 3 are two switches: which sections carry an IR loss, and what their input is.
-"""
+"""One LIT training step: `lit_fast.LITModel`, backward, update; captured or not, in one process or several."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_fast.errors import UnavailableError
-from lit_fast.extension import EXTENSION
-from lit_fast.literals import Engine, StudentInput, TargetsKind
+from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
-from lit_fast.loss.targets import TargetsOf
-from lit_fast.sections.inputs import Inputs, num_rows, only_tensor, without_labels
+from lit_fast.sections.calls import uncompiled
+from lit_fast.sections.inputs import Inputs, num_rows, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
-from lit_fast.step.parallel import ALONE, GradientMean, Workers
-from lit_fast.step.passes import StudentPasses
-from lit_fast.step.rows import LossRows
+from lit_fast.step.lit_model import LITModel, Normalizer
+from lit_fast.step.parallel import ALONE, SharedGradients, Workers
 from lit_fast.step.state import prepare_momentum
-from lit_fast.teacher.frozen import After, FrozenTeacher
 
 if TYPE_CHECKING:
-    from lit_fast.sections.projector import Projectors
+    from typing_extensions import Unpack
 
-__all__ = ["ENGINES", "PRECISIONS", "LITStep"]
+    from lit_fast.step.lit_model import ModelOptions
 
-ENGINES: tuple[Engine, ...] = get_args(Engine)
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["LITStep"]
 
 
 class LITStep:
@@ -46,7 +38,7 @@ class LITStep:
             needs none: ``alpha=1, beta=1`` (training from scratch).
         student: the split student, in the mode its caller sets (``train()`` for training).
         criterion: a `lit_fast.LITLoss`; ``beta=1`` is plain KD, ``beta=0`` needs no labels.
-        optimizer: any torch optimizer that holds the student's trainable parameters (and the projector's).
+        optimizer: any torch optimizer but LBFGS that holds the student's trainable parameters (and the projector's).
         ir_sections: ``"all"``, or the 1-based numbers of the sections that carry an IR loss (hint: the middle one).
             Frozen sections never do: copied from the teacher, their IR loss is zero.
         student_input: input of those sections: the ``"teacher"``'s previous section output (LIT), or the student's
@@ -71,7 +63,15 @@ class LITStep:
             backward passes likewise: for networks or batches too small to fill the GPU one after the other. Not with
             ``bn_policy="both"``, where two passes write the same running statistics. Same numbers.
         workers: the processes that share each batch (`lit_fast.step.parallel`): each calls the step on its own rows,
-            and the update is that of the whole batch.
+            and the update is that of the whole batch. None: this process alone; refused where torch.distributed has
+            several.
+        clip_grad_norm: scale the gradients of an update down to at most this norm over all parameters.
+        accumulate: so many calls make one update, each weighing the same, or, with a ``normalizer``, as its rows count
+            in it. `update` makes one of those that are left at the end.
+        scheduler: a learning-rate scheduler of the optimizer, stepped once after each update.
+        frozen: the `lit_fast.FrozenTeacher` that runs ``teacher`` under the engine ``runner``, for several steps to
+            share: it is lowered once for all of them. Of the step's precision; with ``strict=False`` under ``"auto"``.
+            Default: one of the step's own.
         fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls
             `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on
             a CUDA device. Results agree to rounding.
@@ -81,15 +81,21 @@ class LITStep:
             first), dicts, or objects with ``.logits``.
         skip_padding: leave out of every term of the loss, IRs [B, T, ...] included, the tokens that
             ``inputs["attention_mask"]`` says are padding; without a mask those whose label is ``ignore_index``.
+        fused_head: compute the KD loss from hidden states and heads (`lit_fast.functional.linear_kd_loss`), so that
+            logits are never there as a whole: for recorded models whose logits an ``nn.Linear`` makes. None: with
+            ``targets="causal_lm"`` where that can be, but not in a captured step.
 
     Attributes:
+        model: the `lit_fast.LITModel` that computes the loss.
+        updated: whether the last call updated the weights: the others of ``accumulate`` did not.
         rows: what makes the loss's rows of the models' outputs (`lit_fast.step.rows.LossRows`).
         passes: the student's two passes, which the step trains (`lit_fast.step.passes.StudentPasses`).
         nonfinite: 0-d bool on the device: whether the loss of any step was NaN or infinite. Reading it waits for the
             device, so do it rarely.
 
     Raises:
-        ValueError: pair, switches, precision, optimizer or workers that cannot work, naming the part and the mend.
+        ValueError: pair, switches, precision, optimizer, workers or frozen teacher that cannot work, naming the part
+            and the mend.
         UnavailableError: an engine, or ``fused_norm``, that this machine does not have.
 
     Source: paper, section 3 and table 3.
@@ -102,73 +108,61 @@ class LITStep:
         criterion: LITLoss,
         optimizer: torch.optim.Optimizer,
         *,
-        ir_sections: Literal["all"] | Sequence[int] = "all",
-        student_input: StudentInput = "teacher",
-        bn_policy: str = "composed",
-        precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
-        projector: Projectors | None = None,
-        engine: str = "auto",
         capture: bool = False,
-        side_by_side: bool = False,
-        workers: Workers = ALONE,
-        fused_norm: bool = False,
-        targets: TargetsKind | TargetsOf = "classification",
-        skip_padding: bool = False,
+        workers: Workers | None = None,
+        clip_grad_norm: float | None = None,
+        accumulate: int = 1,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        precision: str = "fp32",
+        fused_head: bool | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
+        if capture and fused_head is None:
+            fused_head = False
+        _check_student(student)
+        self.model = LITModel(teacher, student, criterion, precision=precision, fused_head=fused_head, **options)
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
-        self.projector = projector
+        self.projector, self.passes, self.rows = self.model.projector, self.model.passes, self.model.rows
+        self.ir_sections, self.teacher_fed = self.model.ir_sections, self.model.teacher_fed
         self.options = criterion.options
-        if student_input not in ("teacher", "composed"):
-            raise ValueError(f"student_input: expected 'teacher' or 'composed', got {student_input!r}")
-        self.teacher_fed = student_input == "teacher"
-        self.ir_sections = self._resolve_sections(ir_sections) if self.options.beta < 1.0 else ()
-        self._check_pair()
-        self._check_optimizer()
-        if teacher is not None:
-            teacher.eval().requires_grad_(False)
+        _check_optimizer(optimizer, student, self.projector)
+        self.workers = _workers(workers)
+        if accumulate < 1:
+            raise ValueError(f"accumulate: expected a number of calls for each update, 1 or more, got {accumulate}")
+        if capture and self.workers.size > 1:
+            raise ValueError("capture: the sum over several workers is not captured; use capture=False")
+        if capture and accumulate > 1:
+            raise ValueError("capture: a captured step is one whole update; use accumulate=1 or capture=False")
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise ValueError(f"clip_grad_norm: expected a norm > 0, or None, got {clip_grad_norm}")
+        self.clip_grad_norm, self.accumulate, self.scheduler = clip_grad_norm, accumulate, scheduler
 
         self.device = next(student.parameters()).device
-        amp_dtype = _amp_dtype(precision, self.device)
         self.scaler = scaler
         if precision == "fp16" and scaler is None:
             self.scaler = torch.amp.GradScaler(self.device.type)
         self._one = torch.ones((), device=self.device)
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.rows = LossRows(targets, self.options.ignore_index, skip_padding)
-        self.engine, self._engine_reason = _choose_engine(engine, teacher)
-        self._frozen: FrozenTeacher | None = None
-        if self.engine == "runner" and teacher is not None and self._needs_teacher:
-            self._frozen = FrozenTeacher(teacher, amp_dtype, logits=self.options.beta > 0, strict=engine == "runner")
-        self.passes = StudentPasses(
-            student,
-            self.ir_sections,
-            teacher_fed=self.teacher_fed,
-            logits=self.options.beta > 0.0,
-            bn_policy=bn_policy,
-            projector=projector,
-            amp_dtype=amp_dtype,
-            channels_last=self.engine == "runner",
-            side_by_side=side_by_side,
-            fused_norm=fused_norm,
-        )
-        if capture and workers.size > 1:
-            raise ValueError("capture: the sum over several workers is not captured; use capture=False")
+        self.updated = False
+        self._waiting = 0  # calls whose gradients wait for an update
         self._captured: CapturedSteps | None = None
         if capture:
-            modules = [module for module in (student.model, projector, criterion) if module is not None]
+            modules = [module for module in (student.model, self.projector, criterion) if module is not None]
             self._captured = CapturedSteps(modules, optimizer, self.scaler, self.nonfinite)
-        self._mean: GradientMean | None = None
-        if workers.size > 1:
-            trained = (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
-            self._mean = GradientMean(workers, trained, 3 + len(self.ir_sections))
+        self._shared: SharedGradients | None = None
+        if self.workers.size > 1:
+            self._shared = SharedGradients(self.workers, self._trained(), 3 + len(self.ir_sections))
+
+    @property
+    def engine(self) -> str:
+        """What runs the teacher: "runner" or "eager"."""
+        return self.model.engine
 
     @property
     def engine_reason(self) -> str:
         """Why this engine was taken; after the first batch also what parts of the teacher run as modules or unfused."""
-        parts = () if self._frozen is None else self._frozen.parts
-        notes = (f"{p.name}: {'' if p.lowered else 'runs as its modules: '}{p.reason}" for p in parts if p.reason)
-        return "; ".join((self._engine_reason, *notes))
+        return self.model.engine_reason
 
     @property
     def mark(self) -> Callable[[str], AbstractContextManager[Any]]:
@@ -189,70 +183,25 @@ class LITStep:
         """Why steps are replayed or not; after the first batch it says what came of it."""
         return "not requested" if self._captured is None else self._captured.reason
 
-    # -- construction ------------------------------------------------------------------------------------------------
-
-    def _resolve_sections(self, wanted: Literal["all"] | Sequence[int]) -> tuple[int, ...]:
-        """0-based indices of the sections with an IR loss; frozen ones are left out."""
-        count = self.student.num_sections
-        numbers = range(1, count + 1) if wanted == "all" else wanted
-        bad = [n for n in numbers if not 1 <= n <= count]
-        if bad or not list(numbers):
-            raise ValueError(f"ir_sections: expected numbers from 1 to {count}, got {wanted!r}")
-        kept = tuple(sorted({n - 1 for n in numbers if f"section{n}" not in self.student.frozen}))
-        if not kept and self.options.beta < 1.0:
-            raise ValueError(
-                f"ir_sections {wanted!r}: every one of them is frozen, so there is no IR loss to train on; "
-                "unfreeze a section or set beta=1"
-            )
-        weights = self.options.section_weights
-        if weights is not None and len(weights) != len(kept):
-            raise ValueError(
-                f"section_weights: expected {len(kept)} (one for each section with an IR loss), got {len(weights)}"
-            )
-        return kept
-
-    def _check_pair(self) -> None:
-        needs_teacher = bool(self.ir_sections) or (self.options.beta > 0.0 and self.options.alpha < 1.0)
-        if self.teacher is None:
-            if needs_teacher:
-                raise ValueError(
-                    "teacher: the loss needs one unless alpha=1 and beta=1 (training from scratch), got None"
-                )
-        elif self.teacher.num_sections != self.student.num_sections:
-            raise ValueError(
-                f"teacher has {self.teacher.num_sections} sections {list(self.teacher.at)}, the student "
-                f"{self.student.num_sections} {list(self.student.at)}: split both at the same number of places"
-            )
-        self._needs_teacher = needs_teacher
-
-    def _check_optimizer(self) -> None:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        modules: list[tuple[str, nn.Module]] = [("student", self.student.model)]
-        if self.projector is not None:
-            modules.append(("projector", self.projector))
-        for owner, module in modules:
-            missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
-            if missing:
-                raise ValueError(
-                    f"optimizer: it does not hold {len(missing)} trainable parameters of the {owner}, first "
-                    f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
-                )
-
-    # -- the step ----------------------------------------------------------------------------------------------------
-
-    def __call__(self, inputs: Inputs, labels: Tensor | None = None) -> LossParts:
+    def __call__(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Normalizer = None) -> LossParts:
         """Train on one batch.
 
         Args:
             inputs: what the models take, on the student's device: a tensor [B, ...], a tuple of arguments or a dict of
                 keyword arguments, whose ``labels`` are the labels. B may be 0 where other workers have rows.
             labels: class indices, int64, [B] or as the targets say; not needed with ``beta=0`` or ``alpha=0``.
+            normalizer: counts of all batches that make one update: their losses then add up to that of all their rows.
 
         Returns:
             The detached loss parts (total, ce, kl: 0-d; ir: [number of sections with an IR loss]); no host sync.
             With several workers, those over all their rows.
         """
-        return self._train(GivenBatch(*without_labels(inputs, labels), self.passes.channels_last))
+        inputs, labels = without_labels(inputs, labels)
+        if normalizer is not None:
+            if self._captured is not None:
+                raise ValueError("normalizer: a captured step has the counts of its first batch; use capture=False")
+            return self._finished(self._train_eagerly(inputs, labels, normalizer))
+        return self._train(GivenBatch(inputs, labels, self.passes.channels_last))
 
     def train_on(self, feed: Feed, rows: int) -> LossParts:
         """Train on the next rows of a dataset that lies on the device, and move it on by them.
@@ -271,12 +220,13 @@ class LITStep:
 
     def _train(self, batch: Batch) -> LossParts:
         if self._captured is not None and self._captured.active:
-            self.check_teacher_mode()
+            self.model.check_teacher_mode()
             parts = self._captured.replayed(batch, self._train_eagerly)
             if parts is not None:
                 self.criterion.keep(parts)
+                self._after_update()
                 return parts
-        return self._train_eagerly(*batch.read())
+        return self._finished(self._train_eagerly(*batch.read()))
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start the teacher on images of later calls, after those announced before, while the caller goes on.
@@ -295,97 +245,149 @@ class LITStep:
         Args:
             batches: the very tensors that later calls will be given, in their order; [B, ...] each.
         """
-        if self._frozen is not None and not self.captured:
-            self.check_teacher_mode()
-            self._frozen.prefetch(*batches)
+        if not self.captured:
+            self.model.prefetch(*batches)
 
-    def _train_eagerly(self, inputs: Inputs, labels: Tensor | None) -> LossParts:
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def loss(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Normalizer = None) -> Tensor:
+        """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
+        grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
+        return self.model(inputs, labels, normalizer=normalizer, grad_scale=grad_scale).loss
+
+    def update(self) -> None:
+        """Update the weights with what calls since the last update have accumulated, fewer than ``accumulate``.
+
+        With several workers, each must call it.
+        """
+        if self._waiting:
+            if self._shared is not None:
+                self._shared.sum(self._one.new_zeros(self._shared.parts))
+            self._update()
+            self._after_update()
+
+    def _train_eagerly(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer = None) -> LossParts:
         """One step without capture: what is captured, and what runs where nothing is."""
         prepare_momentum(self.optimizer)
-        parts = self._backward(inputs, labels)
-        if self._mean is not None:
-            parts = self._over_all_workers(self._mean, parts, num_rows(inputs))
+        parts = self._backward(inputs, labels, normalizer)
+        self._waiting += 1
+        if self._shared is not None:
+            parts = self._over_all_workers(self._shared, parts)
+        assert parts is not None
         with self.mark("update"):
-            if self.scaler is None:
-                self.optimizer.step()
-            else:
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-            assert parts is not None
+            if self._waiting == self.accumulate:
+                uncompiled(LITStep._update, self)
             self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
         return parts
 
-    def _backward(self, inputs: Inputs, labels: Tensor | None) -> LossParts | None:
+    def _backward(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer) -> LossParts | None:
         """Gradients and loss parts of these rows; ``None`` for the parts where there are no rows."""
-        if self._mean is not None and not num_rows(inputs):
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.scaler is not None:
-                self.scaler.scale(self._one)  # makes its state, should this be the first step
-            return None
-        loss = self.loss(inputs, labels)
-        with self.mark("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.passes.backward():
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        mean = normalizer is None
+        if self._shared is not None:
+            if not num_rows(inputs):
+                self._without_rows(mean)
+                return None
+            if mean:
+                normalizer = self._counts_of_all
+        loss = self.loss(inputs, labels) if normalizer is None else self.loss(inputs, labels, normalizer=normalizer)
+        if self.accumulate > 1 and mean:
+            loss = loss / self.accumulate
+        uncompiled(LITStep._differentiate, self, loss)
         return self.criterion.parts  # set by the call in `loss`
 
-    @staticmethod
-    def _over_all_workers(mean: GradientMean, parts: LossParts | None, rows: int) -> LossParts:
+    def _without_rows(self, mean: bool) -> None:
+        """What a process does whose share of the batch is empty."""
+        if mean:
+            self._counts_of_all(LossCounts(0, 0, [0] * len(self.ir_sections)))
+        if not self._waiting:
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.scale(self._one)  # makes its state, should this be the first step
+
+    def _counts_of_all(self, own: LossCounts) -> LossCounts:
+        counts = own.tensor(self.device)
+        self.workers.sum_(counts)
+        return LossCounts(counts[0], counts[1], counts[2:])
+
+    def _over_all_workers(self, shared: SharedGradients, parts: LossParts | None) -> LossParts:
+        """The loss parts of all workers' rows; with an update, their gradients too."""
         own = None if parts is None else torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
-        total, ce, kl, ir = mean(own, rows).split([1, 1, 1, mean.parts - 3])
+        if self._waiting == self.accumulate:
+            summed = shared.sum(own)
+        else:
+            summed = self._one.new_zeros(shared.parts) if own is None else own.clone()
+            self.workers.sum_(summed)
+        total, ce, kl, ir = summed.split([1, 1, 1, shared.parts - 3])
         return LossParts(total[0], ce[0], kl[0], ir)
 
-    def loss(self, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
-        """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        inputs, labels = without_labels(inputs, labels)
-        laid_out = self.passes.laid_out(inputs)
-        outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
-        with self.mark("loss"):
-            compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
-            grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
-            return self.criterion(*compared, grad_scale=grad_scale, **masks)
+    def _differentiate(self, loss: Tensor) -> None:
+        with self.mark("backward"):
+            if not self._waiting:
+                self.optimizer.zero_grad(set_to_none=True)
+            with self.passes.backward():
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def _run_teacher(self, inputs: Inputs, laid_out: Inputs, after: After | None) -> tuple[list[Tensor], Any]:
-        if self.teacher is None or not self._needs_teacher:
-            return [], None
-        self.check_teacher_mode()
-        if self._frozen is not None:
-            images = only_tensor(inputs)
-            return self._frozen.prefetched(images) or self._frozen.run(only_tensor(laid_out), after)
-        with torch.no_grad():
-            outputs = self.teacher.run(laid_out, after, head=self.options.beta > 0)
-        self.teacher.release()
-        return outputs
+    def _update(self) -> None:
+        self._waiting = 0  # also if this fails
+        if self.clip_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(list(self._trained()), self.clip_grad_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
-    def check_teacher_mode(self) -> None:
-        """Raises RuntimeError if the teacher was put back into train mode."""
-        if self.teacher is not None and self._needs_teacher and self.teacher.training:
-            raise RuntimeError(
-                "teacher: expected eval mode, got train mode since the step was built; call teacher.eval()"
+    def _finished(self, parts: LossParts) -> LossParts:
+        self.updated = not self._waiting
+        if self.updated:
+            self._after_update()
+        return parts
+
+    def _after_update(self) -> None:
+        self.updated = True
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
+
+
+def _check_student(student: Any) -> None:
+    if not isinstance(student, SplitModel):
+        wrapped = isinstance(student, nn.parallel.DistributedDataParallel)
+        mend = "wrap a LITModel in it instead, or pass workers=" if wrapped else "use split(student, ...)"
+        raise TypeError(f"student: expected a split model, got {type(student).__name__}; {mend}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, student: SplitModel, projector: nn.Module | None) -> None:
+    """Whether it can make a step, and holds what is to be trained."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer: LBFGS computes the loss several times for one update, a LITStep once; use another, or a loop "
+            "of your own around LITModel"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    modules: list[tuple[str, nn.Module]] = [("student", student.model)]
+    if projector is not None:
+        modules.append(("projector", projector))
+    for owner, module in modules:
+        missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+        if missing:
+            raise ValueError(
+                f"optimizer: it does not hold {len(missing)} trainable parameters of the {owner}, first "
+                f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
             )
 
 
-def _choose_engine(requested: str, teacher: SplitModel | None) -> tuple[str, str]:
-    """The engine, and why it was taken."""
-    if requested not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {requested!r}")
-    usable, reason, mend = EXTENSION.loaded, EXTENSION.reason, "build the extension or use engine='auto'"
-    if teacher is not None and teacher.how == "recorded":
-        usable, reason, mend = False, "the teacher is recorded, so its own forward runs", "use engine='auto'"
-    if requested == "runner" and not usable:
-        raise UnavailableError(f"engine 'runner' is not available: {reason}; {mend}")
-    if requested != "auto":
-        return requested, "requested"
-    return ("runner", "the compiled extension is there") if usable else ("eager", reason)
-
-
-def _amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
-    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        major, minor = torch.cuda.get_device_capability(device)
+def _workers(given: Workers | None) -> Workers:
+    """Those that share the batches; this process alone where none are given and there is no other."""
+    if given is not None:
+        return given
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ValueError(
-            f"precision: bf16 needs compute capability 8.0 or higher, got {major}.{minor} "
-            f"({torch.cuda.get_device_name(device)}); use precision='fp16'"
+            f"workers: there are {dist.get_world_size()} processes, and this step would train in each for itself; pass "
+            "workers= of lit_fast.step.parallel.join, or wrap a LITModel in DistributedDataParallel"
         )
-    return PRECISIONS[precision]
+    return ALONE

@@ -1,7 +1,8 @@
 """Data parallel training: one process per GPU (or several on CPUs), started by ``torchrun``.
 
 Every process takes its share of each global batch; one sum over one flat buffer per step turns gradients and loss parts
-into those of the whole batch. The teacher takes no part in it. The first process (rank 0) writes; the others train.
+into those of the whole batch, after one over a few counts of what each loss is a mean of. The teacher takes no part in
+it. The first process (rank 0) writes; the others train.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lit_fast.errors import FirstFailed, SharingError, UnavailableError, WorkerL
 
 __all__ = [
     "ALONE",
-    "GradientMean",
+    "SharedGradients",
     "Workers",
     "check_batches",
     "join",
@@ -203,12 +204,12 @@ def check_batches(workers: Workers, batch_size: int, images: int, *, sync_batchn
 # -- the step --------------------------------------------------------------------------------------------------------
 
 
-class GradientMean:
+class SharedGradients:
     """Turns gradients and loss parts of each process's rows into those of all rows, by one sum per call.
 
-    Every mean of the loss is a mean over rows, so that of the whole batch is the mean of the processes' own, weighted
-    by their rows. One buffer holds gradients x rows, parts x rows, and rows; divided by its last entry it is the mean.
-    Afterwards every gradient is a view of it.
+    One buffer holds gradients, loss parts and a weight. Where each process has a mean over its own rows, that of the
+    whole batch is the mean of these, weighted by their rows (`mean`). Where each has its share of the whole batch's
+    (a loss with a normalizer), it is their sum (`sum`). Afterwards every gradient is a view of the buffer.
 
     Args:
         workers: who takes part.
@@ -225,7 +226,18 @@ class GradientMean:
         self._unused: list[nn.Parameter] = []
         self._views: list[Tensor] = []
 
-    def __call__(self, parts: Tensor | None, rows: int) -> Tensor:
+    def sum(self, parts: Tensor | None) -> Tensor:
+        """Add ``.grad`` of the parameters up, in place.
+
+        Args:
+            parts: loss parts of this process, [parts]; ``None`` where it has no rows.
+
+        Returns:
+            The sum of the loss parts, [parts].
+        """
+        return self._summed(parts, None)
+
+    def mean(self, parts: Tensor | None, rows: int) -> Tensor:
         """Average ``.grad`` of the parameters in place.
 
         Args:
@@ -235,22 +247,27 @@ class GradientMean:
         Returns:
             The loss parts over all rows, [parts].
         """
+        return self._summed(parts if rows else None, rows)
+
+    def _summed(self, parts: Tensor | None, rows: int | None) -> Tensor:
         if self._flat is None:
             self._lay_out()
         flat = self._flat
         assert flat is not None
         if any(p.grad is not None for p in self._unused):
             raise RuntimeError("a parameter that had no gradient in the first step has one now: build a new LITStep")
-        if parts is None or rows == 0:
+        if parts is None:
             flat.zero_()
         else:
             given = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._used]
             torch._foreach_copy_(self._views, given)
             flat[-1 - self.parts : -1].copy_(parts)
             flat[-1] = 1.0
-            flat.mul_(rows)
+            if rows is not None:
+                flat.mul_(rows)
         self._workers.sum_(flat)
-        flat.div_(flat[-1].clone())
+        if rows is not None:
+            flat.div_(flat[-1].clone())
         for parameter, view in zip(self._used, self._views, strict=True):
             parameter.grad = view.to(parameter.dtype)
         return flat[-1 - self.parts : -1].clone()

@@ -45,6 +45,10 @@ class PassOutputs(NamedTuple):
     teacher_output: Any
 
 
+def _unmarked(name: str) -> AbstractContextManager[None]:
+    return nullcontext()  # nullcontext(name) would be one that torch.compile cannot break its graph in
+
+
 class StudentPasses:
     """``outputs = passes(passes.laid_out(inputs), run_teacher)``: teacher, composed pass, teacher-fed sections.
 
@@ -88,8 +92,7 @@ class StudentPasses:
     ) -> None:
         self.student, self.compared, self.teacher_fed = student, tuple(compared), teacher_fed
         self.projector, self.amp_dtype = projector, amp_dtype
-        self.device = next(student.parameters()).device
-        self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.mark: Callable[[str], AbstractContextManager[Any]] = _unmarked
         self._logits, self._copied = logits, copied
         self._inputs_checked = copied
         if fused_norm:
@@ -118,6 +121,11 @@ class StudentPasses:
         if self.device.type != "cuda" or not any(map(self._is_fed, self.compared)):
             return None
         return SideStreams(self.device, self.student.num_sections)
+
+    @property
+    def device(self) -> torch.device:
+        """The student's."""
+        return next(self.student.parameters()).device
 
     def laid_out(self, inputs: Inputs) -> Inputs:
         """The inputs in the layout that the student runs in."""

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf, padding_of, resolve
 from lit_fast.sections.inputs import Inputs
+from lit_fast.step.batches import signature
 from lit_fast.step.passes import PassOutputs
 
-__all__ = ["LossRows"]
+__all__ = ["LossRows", "OutputShapes"]
+
+MAX_SHAPES = 256  # of inputs, whose outputs' shapes are kept
+
+
+class OutputShapes:
+    """Outputs without numbers, on torch's meta device, by the shapes of the inputs that they are made of."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, PassOutputs] = {}
+
+    def of(self, inputs: Inputs, run: Callable[[Inputs], PassOutputs]) -> PassOutputs:
+        """What ``run`` gives for these inputs, in shape; it is called for shapes that are new."""
+        key = signature(inputs)
+        if key not in self._known:
+            if len(self._known) >= MAX_SHAPES:
+                del self._known[next(iter(self._known))]
+            irs, output, *_ = run(inputs)
+            shapes = [torch.empty_like(ir, device="meta") for ir in irs]
+            logits = None if output is None else torch.empty_like(output, device="meta")
+            self._known[key] = PassOutputs(shapes, logits, [], None)
+        return self._known[key]
 
 
 class LossRows:

@@ -2,71 +2,44 @@
 
 Each part (stem, sections, head) is lowered to a program of the C++ runner (``lit_fast.teacher.lowering``, csrc/teacher)
 and checked against the module it comes from, in full precision and in the dtype that it will run in. A part that cannot
-be lowered runs as that module; ``parts`` says which and why.
+be lowered runs as that module; ``parts`` says which and why. Inputs of further sizes run the same program where a part
+does the same to them, after a check of their own.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lit_fast.errors import CheckFailed, LoweringError, NotLowerable
-from lit_fast.extension import EXTENSION
 from lit_fast.float32 import full_float32
-from lit_fast.loss.targets import logits_of
-from lit_fast.sections.dryrun import first_line, untouched
+from lit_fast.sections.dryrun import untouched
 from lit_fast.sections.model import SplitModel
-from lit_fast.sections.parts import Part
-from lit_fast.teacher.instruction import Instruction
-from lit_fast.teacher.lowering import lower
+from lit_fast.teacher.programs import HALVES, Example, PartPlan, PartPrograms, Run
 
-__all__ = ["FrozenTeacher", "PartPlan"]
+__all__ = ["FrozenTeacher", "frozen_for"]
 
-_HALVES = (torch.bfloat16, torch.float16)
-_DTYPES = (torch.float32, torch.float64, *_HALVES)
-# Largest difference of a lowered part from its module, relative to the module's largest number. Folding changes the
-# order of the roundings; a few float32 roundings per layer add up over a section of a hundred layers.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-# In half precision, in which the module under autocast is wrong too: at most so much, and four times its own error.
-HALF_TOLERANCE = {torch.bfloat16: 0.02, torch.float16: 0.005}
+_DTYPES = (torch.float32, torch.float64, *HALVES)
+MAX_SIZES = 256  # of input, that are known to be right; another is checked again when it comes back
 
 Outputs = tuple[list[Tensor], Tensor | None]  # the IRs, the logits
-Run = Callable[[Tensor], Tensor]
 After = Callable[[int, Tensor], None]  # of a section, from 0, with its output
-
-
-class PartPlan(NamedTuple):
-    """How a part of the teacher runs.
-
-    Attributes:
-        name: "stem", "section<i>" or "head".
-        lowered: whether the C++ runner runs it, else the module itself does.
-        instructions: how many it was lowered to; 0 also for a part that does nothing.
-        reason: why it was not lowered, or lowered without convolutions that a library fuses; empty if neither.
-        error: largest difference from the module's output in float32 (float64 for a float64 teacher), relative to its
-            largest number.
-    """
-
-    name: str
-    lowered: bool
-    instructions: int
-    reason: str
-    error: float
 
 
 class FrozenTeacher:
     """A split teacher, frozen and lowered: ``run`` gives what the split model's ``run`` gives, faster.
 
-    The parameters are copied when the first batch of a shape of images arrives: later changes to the module's are not
-    seen. The module itself is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it
-    is.
+    The parameters are copied when the first batch arrives: later changes to the module's are not seen. The module
+    itself is put into eval mode and its parameters stop requiring gradients; otherwise it stays as it is.
+
+    Images may have any number of sizes. A part has one program for all at which it does the same operations with the
+    same numbers, as convolutional networks do; each new size costs a check on two images. A part whose numbers depend
+    on the size has a program for each of at most 8, which share their weights, and runs as its module at others.
 
     Args:
         teacher: the split teacher.
@@ -99,14 +72,15 @@ class FrozenTeacher:
                 "teacher: expected a traced model, whose parts can be lowered, got a recorded one; its own forward is "
                 "what runs it: teacher.run(...)"
             )
-        own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
-        self.dtype = own if dtype is None else dtype
+        self.dtype = _dtype_of(teacher) if dtype is None else dtype
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
         self.module = teacher.eval().requires_grad_(False)
         self.parts: tuple[PartPlan, ...] = ()
         self._logits, self._strict = logits, strict
-        self._built: dict[torch.Size, list[Run]] = {}  # by the shape of an image
+        self._programs = [PartPrograms(self.dtype, strict) for _ in teacher.part_names]
+        self._sizes: OrderedDict[torch.Size, list[Run]] = OrderedDict()  # by the shape of an image, the last used last
+        self._values: list[int] | None = None  # of the parameters when they were copied
         self._worker: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._ahead: deque[tuple[Tensor, Callable[[], Outputs]]] = deque()
@@ -124,7 +98,7 @@ class FrozenTeacher:
             after: called with the number of each section, from 0, and its output, before the next one is begun; not
                 for results that were waited for.
         """
-        return self.prefetched(images) or self._forward(images, after)
+        return self.prefetched(images) or self._forward(images, self._prepare(images), after)
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start on batches that ``run`` will be given, after those announced before, while the caller goes on.
@@ -136,8 +110,8 @@ class FrozenTeacher:
         ``run``, up to the rounding of another batch size.
         """
         images = batches[0] if len(batches) == 1 else torch.cat(batches)
-        self._prepare(images)
-        wait = self._on_own_stream(images) if images.is_cuda else self._in_thread(images)
+        runs = self._prepare(images)
+        wait = self._on_own_stream(images, runs) if images.is_cuda else self._in_thread(images, runs)
         if len(batches) > 1:
             wait = _Shares(wait, [len(batch) for batch in batches])
         self._ahead.extend((batch, wait) for batch in batches)
@@ -169,20 +143,41 @@ class FrozenTeacher:
             lines.append(f"{plan.name}: {how}: {plan.reason}" if plan.reason else f"{plan.name}: {how}")
         return "\n".join(lines) or "not built yet: the first batch shows what the parts do"
 
+    def check_shared(self, teacher: SplitModel, dtype: torch.dtype | None, *, logits: bool, strict: bool) -> None:
+        """Whether it does what a new one of these arguments would.
+
+        Raises:
+            ValueError: it does not, or the teacher's parameters have changed since they were copied.
+        """
+        if teacher is not self.module:
+            raise ValueError("frozen: it was made from another teacher than the step is given")
+        wanted = _dtype_of(teacher) if dtype is None else dtype
+        if wanted != self.dtype:
+            raise ValueError(f"frozen: expected {wanted} for the step's precision, got {self.dtype}")
+        if logits and not self._logits:
+            raise ValueError("frozen: it leaves the head out, and the loss needs logits; make it with logits=True")
+        if strict != self._strict:
+            raise ValueError(
+                f"frozen: expected strict={strict} for the step's engine, got strict={self._strict}: 'runner' raises "
+                "where a lowered part fails its check, 'auto' runs its module"
+            )
+        if self._values is not None and self._values != _sums(teacher):
+            raise ValueError("frozen: the teacher's parameters have changed since it copied them; make a new one")
+
     # -- ahead -------------------------------------------------------------------------------------------------------
 
-    def _in_thread(self, images: Tensor) -> Callable[[], Outputs]:
+    def _in_thread(self, images: Tensor, runs: list[Run]) -> Callable[[], Outputs]:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "lit_fast-teacher")
-        return self._worker.submit(self._forward, images).result
+        return self._worker.submit(self._forward, images, runs).result
 
-    def _on_own_stream(self, images: Tensor) -> Callable[[], Outputs]:
+    def _on_own_stream(self, images: Tensor, runs: list[Run]) -> Callable[[], Outputs]:
         if self._stream is None:
             self._stream = torch.cuda.Stream(images.device)
         own = self._stream
         own.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(own):
-            irs, logits = self._forward(images)
+            irs, logits = self._forward(images, runs)
         images.record_stream(own)
 
         def wait() -> Outputs:
@@ -196,8 +191,8 @@ class FrozenTeacher:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def _forward(self, images: Tensor, after: After | None = None) -> Outputs:
-        stem, *sections, head = self._prepare(images)
+    def _forward(self, images: Tensor, runs: list[Run], after: After | None = None) -> Outputs:
+        stem, *sections, head = runs
         out = stem(self._converted(images))
         irs = []
         for i, section in enumerate(sections):
@@ -216,75 +211,38 @@ class FrozenTeacher:
     # -- building ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, images: Tensor) -> list[Run]:
-        """The parts for images of this shape; a trace holds numbers that were computed from it."""
-        runs = self._built.get(images.shape[1:])
-        if runs is None:
+        """What runs the parts for images of this shape; a trace holds numbers that were computed from it."""
+        size = images.shape[1:]
+        if size not in self._sizes:
+            if self._worker is not None:  # which may be running modules
+                self._worker.submit(lambda: None).result()
             plain = torch.autocast(images.device.type, enabled=False)
             with untouched(self.module), full_float32(), torch.no_grad(), plain:
-                runs = self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
-            self._built[images.shape[1:]] = runs
-        return runs
+                self._sizes[size] = self._build(images[:2] if len(images) > 1 else torch.cat((images, images)))
+            if self._values is None:
+                self._values = _sums(self.module)
+            if len(self._sizes) > MAX_SIZES:
+                self._sizes.popitem(last=False)
+        self._sizes.move_to_end(size)
+        return self._sizes[size]
 
     def _build(self, example: Tensor) -> list[Run]:
-        plans, runs = [], []
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         x = example.to(exact) if example.is_floating_point() else example
         # What is not lowered from: a trace may hold numbers that were computed from the values of its example.
         other = x.max() - x
         # Lowered and checked in full precision, also where the module itself is kept in half.
-        half = any(p.dtype in _HALVES for p in self.module.parameters())
-        for part in (copy.deepcopy(self.module).to(exact) if half else self.module).parts:
-            examples = [_Example.of(part, batch, self.dtype) for batch in (x, other)]
-            plan, run = self._planned(part, examples)
+        half = any(p.dtype in HALVES for p in self.module.parameters())
+        parts = (copy.deepcopy(self.module).to(exact) if half else self.module).parts
+        plans, runs = [], []
+        for part, programs in zip(parts, self._programs, strict=True):
+            examples = [Example.of(part, batch, self.dtype) for batch in (x, other)]
+            plan, run = programs.fitting(part, examples)
             plans.append(plan)
             runs.append(run)
             x, other = (example.exact for example in examples)
         self.parts = tuple(plans)
         return runs
-
-    def _planned(self, part: Part, examples: list[_Example]) -> tuple[PartPlan, Run]:
-        """How a part runs, lowered from the first example and checked on all of them."""
-        try:
-            if not EXTENSION.loaded:
-                raise NotLowerable(EXTENSION.reason)
-            steps, output = lower(part, examples[0].input.clone())
-            return self._lowered(part, steps, output, examples)
-        except NotLowerable as error:
-            reason = str(error)
-        except CheckFailed as error:
-            reason = str(error)
-            if self._strict:
-                raise LoweringError(
-                    f"teacher, {part.name}: lowered, {reason}; run it as it is (engine='eager') and report this network"
-                ) from error
-            warnings.warn(f"lit_fast: teacher, {part.name}: lowered, {reason}; it runs as its modules", stacklevel=2)
-        return PartPlan(part.name, False, 0, reason, 0.0), self._module_run(part)
-
-    def _lowered(
-        self, part: Part, steps: list[Instruction], output: int, examples: list[_Example]
-    ) -> tuple[PartPlan, Run]:
-        """A part's program that passed its check: with convolutions that a library fuses, else without them."""
-        try:
-            run, error = _checked_program(steps, output, self.dtype, examples)
-            return PartPlan(part.name, True, len(steps), "", error), run
-        except CheckFailed as failed:
-            if not any(step.op == "convolution" for step in steps):
-                raise
-            reason = f"convolutions are not fused: fused, {failed}"
-        run, error = _checked_program([step.unfused() for step in steps], output, self.dtype, examples)
-        return PartPlan(part.name, True, len(steps), reason, error), run
-
-    def _module_run(self, part: Part) -> Run:
-        """A part that could not be lowered; under autocast, because its parameters stay as they are."""
-
-        def run(x: Tensor) -> Tensor:
-            wanted = next((p.dtype for p in part.parameters() if p.is_floating_point()), x.dtype)
-            half = self.dtype in _HALVES
-            with torch.no_grad(), torch.autocast(x.device.type, self.dtype, enabled=half):
-                out = logits_of(part(x if half or not x.is_floating_point() else x.to(wanted)))
-            return out.to(self.dtype)
-
-        return run
 
 
 class _Shares:
@@ -304,98 +262,34 @@ class _Shares:
         return next(self._rest)
 
 
-def _program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Run:
-    """The C++ program of a part, with weights in `dtype`."""
-    specs = []
-    for step in steps:
-        op, registers, numbers, floats, tensors = step.spec()
-        specs.append((op, registers, numbers, floats, [_weight(tensor, dtype) for tensor in tensors]))
-    program: Any = torch.classes.lit_fast.Program(specs, output)
-    return program.run
-
-
-def _weight(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dim() == 4 and tensor.is_cuda:
-        return tensor.to(dtype, memory_format=torch.channels_last)
-    return tensor.to(dtype)
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-class _Example(NamedTuple):
-    """An input of a part, and what the module makes of it: in full precision, and as it would run in `dtype`."""
-
-    input: Tensor
-    exact: Tensor
-    own: Tensor
-
-    @classmethod
-    def of(cls, part: Part, x: Tensor, dtype: torch.dtype) -> _Example:
-        exact = logits_of(part(x.clone()))
-        if dtype not in _HALVES:
-            return cls(x, exact, exact)
-        with torch.autocast(x.device.type, dtype):
-            return cls(x, exact, logits_of(part(x.clone())))
-
-
-def _checked_program(
-    steps: list[Instruction], output: int, dtype: torch.dtype, examples: list[_Example]
-) -> tuple[Run, float]:
-    """A part's program in `dtype`, and its largest error in full precision.
+def frozen_for(
+    teacher: SplitModel, dtype: torch.dtype | None, shared: FrozenTeacher | None, *, logits: bool, strict: bool
+) -> FrozenTeacher:
+    """What runs the teacher of a step: one that it shares with others, or one of its own.
 
     Raises:
-        CheckFailed: it gives other numbers than the module, in full precision or in `dtype`, or cannot run.
+        TypeError, ValueError: what is to be shared does not do what the step needs.
     """
-    exact = torch.float32 if dtype in _HALVES else dtype
-    try:
-        program = _program(steps, output, exact)
-        error = max(_checked(program, steps, example, exact) for example in examples)
-        if dtype != exact:
-            program = _program(steps, output, dtype)
-            for example in examples:
-                _checked(program, steps, example, dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as failed:  # such as a convolution that cuDNN has no engine for
-        raise CheckFailed(f"it fails ({first_line(failed)})") from failed
-    return program, error
+    if shared is None:
+        return FrozenTeacher(teacher, dtype, logits=logits, strict=strict)
+    if not isinstance(shared, FrozenTeacher):
+        raise TypeError(f"frozen: expected a FrozenTeacher, got {type(shared).__name__}")
+    shared.check_shared(teacher, dtype, logits=logits, strict=strict)
+    return shared
 
 
-def _checked(program: Run, steps: list[Instruction], example: _Example, dtype: torch.dtype) -> float:
-    """The error of a program on an example, relative to the module's largest number.
-
-    Raises:
-        CheckFailed: it is not small.
-    """
-    x = example.input.to(dtype) if example.input.is_floating_point() else example.input
-    _poison(steps, x.device, dtype)
-    ours = program(_dense(x))
-    if ours.shape != example.exact.shape:
-        raise CheckFailed(f"it gives {tuple(ours.shape)}, the module {tuple(example.exact.shape)}")
-    compared = example.exact.isfinite() & example.own.isfinite()  # a module may overflow in half precision
-    right = example.exact[compared]
-    if not right.numel():
-        return 0.0
-    scale = right.abs().max().clamp(min=torch.finfo(right.dtype).tiny)
-    error = ((ours[compared] - right).abs().max() / scale).item()
-    limit = TOLERANCE.get(dtype, 0.0)
-    if dtype in _HALVES:
-        limit = HALF_TOLERANCE[dtype] + 4 * ((example.own[compared] - right).abs().max() / scale).item()
-    if not error <= limit:  # NaN is not
-        raise CheckFailed(
-            f"it differs from the module by {error:.2g} of the largest output in {_name(dtype)}, more than {limit:.1g}"
-        )
-    return error
+def _dtype_of(teacher: SplitModel) -> torch.dtype:
+    return next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _poison(steps: list[Instruction], device: torch.device, dtype: torch.dtype) -> None:
-    """Fill the memory that the allocator hands out next with NaN: a fused convolution may read what it is to write."""
-    if device.type == "cuda":
-        held = [torch.full(step.shape, torch.nan, dtype=dtype, device=device) for step in steps for _ in range(2)]
-        held.clear()
+def _sums(module: nn.Module) -> list[int]:
+    """Of the bits of every parameter and buffer: others where a value has changed."""
+    tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+    sums = [_bits(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    return torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return _bits(torch.view_as_real(tensor))
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

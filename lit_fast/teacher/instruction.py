@@ -18,10 +18,7 @@ RELU, OVERWRITE, FUSED = 0, 1, 4
 
 @dataclass
 class Instruction:
-    """One step of a program; `numbers` and `floats` as csrc/teacher/program.cpp documents them for each op.
-
-    ``shape``: of its output, for the example that was traced.
-    """
+    """One step of a program; `numbers` and `floats` as csrc/teacher/program.cpp documents them for each op."""
 
     op: str
     input: int
@@ -30,7 +27,6 @@ class Instruction:
     numbers: list[int] = field(default_factory=list)
     floats: list[float] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
 
     def unfused(self) -> Instruction:
         """The same with bias, residual and ReLU of a convolution as calls of their own."""

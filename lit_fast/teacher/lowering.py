@@ -85,7 +85,6 @@ class _Lowering:
 
     def _emit(self, node: fx.Node, op: str, source: Any, other: Any = None, **fields: Any) -> None:
         step = Instruction(op, self._of(source), len(self.steps) + 1, NONE if other is None else self._of(other))
-        step.shape = tuple(getattr(node.meta["val"], "shape", ()))
         step.numbers = list(fields.get("numbers", ()))
         step.floats = list(fields.get("floats", ()))
         step.tensors = [tensor.detach() for tensor in fields.get("tensors", ()) if tensor is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,12 @@ from torch import Tensor
 
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
-from lit_fast.errors import SplitError, UnavailableError
+from lit_fast.errors import SplitError
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, resolve
-from lit_fast.sections import copying
-from lit_fast.sections.copying import copy_parts
+from lit_fast.sections.copying import copy_blocks, copy_parts
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors
 from lit_fast.settings.classifier import Experiment
@@ -27,6 +27,7 @@ from lit_fast.settings.variants import VARIANTS
 from lit_fast.step.lit_step import LITStep
 from lit_fast.step.parallel import ALONE, Workers
 from lit_fast.step.running_stats import recalibrate
+from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.progress import describe
 from lit_fast.training.pruning import Pruning
@@ -39,6 +40,23 @@ __all__ = ["ClassifierTask", "LITPhase"]
 _EVAL_BATCH = 256
 _LEAST_ROWS = 2  # that BatchNorm can train on
 _FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained, split network in the role of teacher.
+
+    Attributes:
+        name, label: of its run, of the network.
+        parameters: their number, for the compression factor.
+        frozen: what runs it in the steps of all students and phases; ``None`` where its modules do.
+    """
+
+    name: str
+    label: str
+    split: SplitModel
+    parameters: int
+    frozen: FrozenTeacher | None
 
 
 class LITPhase:
@@ -56,7 +74,7 @@ class ClassifierTask(Task):
     Args:
         spec, settings, loader, workers: as of `Task`.
         student: the split student, on its device, freshly initialised; of a spec with a sparsity the trained one.
-        teacher: the split teacher; ``None`` for the variant ``scratch``.
+        teacher: ``None`` for the variant ``scratch``.
         projector: where the widths differ.
         targets: as for `LITStep`.
     """
@@ -69,7 +87,7 @@ class ClassifierTask(Task):
         settings: Experiment,
         loader: Loader,
         student: SplitModel,
-        teacher: SplitModel | None,
+        teacher: Teacher | None,
         *,
         projector: Projectors | None = None,
         targets: TargetsKind | TargetsOf = "classification",
@@ -91,7 +109,7 @@ class ClassifierTask(Task):
         if self.pruning is not None:
             self.pruning.prune()
         elif self.teacher is not None and self.switches.ir != "none":
-            self.copied = copy_fitting(self.teacher, self.student, self.settings)
+            self.copied = copy_fitting(self.teacher.split, self.student, self.settings)
 
     def begin(self) -> None:
         """Who looks at the sections: nobody without a teacher, past a projector, or where the student is pruned."""
@@ -133,7 +151,7 @@ class ClassifierTask(Task):
             fused=self.device.type in _FUSED_SGD,
         )
         return LITStep(
-            self.teacher if switches.needs_teacher else None,
+            None if self.teacher is None else self.teacher.split,
             self.student,
             criterion,
             optimizer,
@@ -148,6 +166,7 @@ class ClassifierTask(Task):
             workers=self.workers,
             targets=self.targets,
             skip_padding=self.settings.skip_padding,
+            frozen=None if self.teacher is None else self.teacher.frozen,
         )
 
     def _criterion(self, sections: tuple[int, ...], in_lit: bool) -> LITLoss:
@@ -245,9 +264,6 @@ def copy_fitting(teacher: SplitModel, student: SplitModel, settings: Experiment)
     else:
         copy_parts(teacher, student, copied)
     if chosen.copy_blocks is not None:
-        copy_blocks = getattr(copying, "copy_blocks", None)
-        if copy_blocks is None:
-            raise UnavailableError("student.copy_blocks: this build has no lit_fast.copy_blocks; leave it out")
         copy_blocks(teacher, student, chosen.copy_blocks)
     return tuple(copied)
 

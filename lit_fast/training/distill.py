@@ -17,13 +17,12 @@ from lit_fast.errors import ConfigError
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf
 from lit_fast.models.own import cut, digest, structure
-from lit_fast.pair.counting import count_parameters
 from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.results import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import ModelConfig, load_experiment
-from lit_fast.training.experiment import Teacher, open_session
+from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]
@@ -123,8 +122,7 @@ def distill(
         example = next(session.loader.eval_batches("val", batch_size=2))[0]
         projector = make_projectors(teacher_split, student_split, example) if experiment.student.projector else None
         check_pair(teacher_split, student_split, example, projector=projector)
-        name = f"teacher-{labels['teacher']}"
-        given = Teacher(name, labels["teacher"], teacher_split, count_parameters(teacher_split.model))
+        given = session.as_teacher(f"teacher-{labels['teacher']}", labels["teacher"], teacher_split)
         session.record_given_teacher(given)
         spec = RunSpec(
             f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0])

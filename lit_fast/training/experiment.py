@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,25 +32,15 @@ from lit_fast.sections.projector import Projectors, make_projectors
 from lit_fast.settings.classifier import Experiment, ModelConfig
 from lit_fast.settings.given import known_weights, open_experiment_data
 from lit_fast.settings.variants import VARIANTS
-from lit_fast.training.classifier import ClassifierTask, perplexity
+from lit_fast.training.classifier import ClassifierTask, Teacher, perplexity
 from lit_fast.training.evaluation import Scores, evaluate, refuse_chance
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
-from lit_fast.training.session import UNTRAINED, BaseSession, cost, opened, specs
+from lit_fast.training.session import UNTRAINED, BaseSession, cost, frozen_teacher, opened, specs
 from lit_fast.training.task import RunSpec
 
-__all__ = ["Session", "Teacher", "run_experiment", "train_model"]
-
-
-@dataclass
-class Teacher:
-    """A split network in the role of teacher: its run, its label, and its size for the compression factor."""
-
-    name: str
-    label: str
-    split: SplitModel
-    parameters: int
+__all__ = ["Session", "run_experiment", "train_model"]
 
 
 class Session(BaseSession[Experiment]):
@@ -126,7 +116,7 @@ class Session(BaseSession[Experiment]):
         model = self.build(config, config.seed)
         if config.checkpoint is not None:
             models.load_checkpoint(model.model, config.checkpoint)
-        teacher = self._as_teacher(f"teacher-{config.label}", config, model)
+        teacher = self.as_teacher(f"teacher-{config.label}", config.label, model)
         self.record_given_teacher(teacher)
         return teacher
 
@@ -136,7 +126,7 @@ class Session(BaseSession[Experiment]):
         spec = RunSpec(f"teacher-{config.label}", "scratch", config.seed, self.experiment.teacher_plan())
         model = self.build(config, config.seed)
         self.train(spec, model, None, config, role="teacher")
-        return self._as_teacher(spec.name, config, model)
+        return self.as_teacher(spec.name, config.label, model)
 
     def record_given_teacher(self, teacher: Teacher) -> None:
         """Measure and record a teacher that was not trained here.
@@ -183,7 +173,7 @@ class Session(BaseSession[Experiment]):
             for variant in self.experiment.variants:
                 student = self.build(config, 0)
                 spec = RunSpec(f"{config.label}-{variant}", variant, 0, self.experiment.plan(variant))
-                given = self._as_teacher(f"teacher-{teacher_config.label}", teacher_config, teacher)
+                given = self.as_teacher(f"teacher-{teacher_config.label}", teacher_config.label, teacher)
                 task = self._task(spec, student, given)
                 if VARIANTS[variant].needs_teacher:
                     check_pair(teacher, student, example, projector=task.projector)
@@ -210,7 +200,7 @@ class Session(BaseSession[Experiment]):
             self.experiment,
             self.loader,
             student,
-            teacher.split if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
+            teacher if VARIANTS[spec.variant].needs_teacher else None,
             projector=self._projector(spec, student, teacher),
             targets=self.targets,
             workers=self.workers,
@@ -284,8 +274,10 @@ class Session(BaseSession[Experiment]):
         write_json(folder / "result.json", result)
         return cast(RunResult, result)
 
-    def _as_teacher(self, name: str, config: ModelConfig, model: SplitModel) -> Teacher:
-        return Teacher(name, config.label, model, count_parameters(model.model))
+    def as_teacher(self, name: str, label: str, model: SplitModel) -> Teacher:
+        """A network that has its last weights."""
+        frozen = frozen_teacher(model, self.experiment.step)
+        return Teacher(name, label, model, count_parameters(model.model), frozen)
 
     def _size(self, model: nn.Module, teacher_parameters: int | None, sparsity: float | None = None) -> Size:
         parameters = left = count_parameters(model)
@@ -361,8 +353,8 @@ def run_experiment(
             session.train(spec, student, teachers[spec.seed], config)
             session.prune(spec, student, teachers[spec.seed], config)
             if experiment.student.sequence:
-                next_teacher = Teacher(spec.name, config.label, student, teacher.parameters)
-                teachers[spec.seed] = next_teacher
+                following = session.as_teacher(spec.name, config.label, student)
+                teachers[spec.seed] = replace(following, parameters=teacher.parameters)
     return session.results
 
 

@@ -16,13 +16,16 @@ from lit_fast.errors import ConfigError
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.results import RunResult, write_results
-from lit_fast.settings.base import AnyExperiment
+from lit_fast.sections.model import SplitModel
+from lit_fast.settings.base import AnyExperiment, BaseStepConfig
+from lit_fast.step.lit_model import PRECISIONS
 from lit_fast.step.parallel import ALONE, Workers, check_batches, join
+from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run import Outcome, Run
 from lit_fast.training.task import RunSpec, Task
 
-__all__ = ["UNTRAINED", "BaseSession", "cost", "opened", "specs"]
+__all__ = ["UNTRAINED", "BaseSession", "cost", "frozen_teacher", "opened", "specs"]
 
 E = TypeVar("E", bound=AnyExperiment)
 T = TypeVar("T", bound=Task)
@@ -118,6 +121,13 @@ class BaseSession(Generic[E]):
                 "results": self.results,
             },
         )
+
+
+def frozen_teacher(model: SplitModel, step: BaseStepConfig, *, logits: bool = True) -> FrozenTeacher | None:
+    """What runs a network that has its last weights in the steps of all its students; ``None`` where its modules do."""
+    if step.engine == "eager" or model.how != "traced":
+        return None
+    return FrozenTeacher(model, PRECISIONS[step.precision], logits=logits, strict=step.engine == "runner")
 
 
 def cost(spec: RunSpec, outcome: Outcome, files: dict[str, str]) -> dict[str, Any]:

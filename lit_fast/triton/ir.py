@@ -60,3 +60,35 @@ def ir_blocks(
             value = rounded(slope * derivative, grad.dtype.element_ty)
             tl.store(grad + rest, value, inside)
     return tl.sum(sums)
+
+
+@triton.jit
+def ir_counted_blocks(
+    student,  # [numel]
+    teacher,  # [numel]
+    grad,  # [numel], or None
+    counted,  # [numel / of_row], uint8: 0 where a row does not count
+    of_row,  # elements of each row
+    numel,
+    slope,
+    first,  # block
+    steps,  # blocks
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``ir_blocks`` of the rows that count; the others are not read, and their gradient is 0."""
+    sums = tl.zeros([BLOCK], DTYPE)
+    end = tl.minimum(first + steps, tl.cdiv(numel, BLOCK))
+    for block in range(first, end):
+        element = block * BLOCK + tl.arange(0, BLOCK)
+        inside = element < numel
+        counts = tl.load(counted + element // of_row, inside, other=0) != 0
+        s = widened(tl.load(student + element, counts, other=0.0), DTYPE)
+        t = widened(tl.load(teacher + element, counts, other=0.0), DTYPE)
+        loss, derivative = ir_element(s - t, KIND)
+        sums += loss  # l(0) = 0 elsewhere
+        if grad is not None:
+            value = tl.where(counts, slope * derivative, 0.0)
+            tl.store(grad + element, rounded(value, grad.dtype.element_ty), inside)
+    return tl.sum(sums)

@@ -62,6 +62,7 @@ def cross_entropy_scale(
     labels,  # [batch]
     class_weight,  # [classes], or None
     label_sums,  # [label_programs] float64, sums of the labels' weights, or None: they are summed here
+    counts,  # [2 + sections] float64: the first is the sum to take, or None
     label_programs,
     batch,
     classes,
@@ -71,7 +72,11 @@ def cross_entropy_scale(
     BLOCK: tl.constexpr,
 ):
     """d total / d logit = this * the slope of a row's cross-entropy: its mean is over the labels' weights."""
-    if label_sums is None:
+    if counts is not None:
+        total = tl.load(counts).to(DTYPE)
+    elif labels is None:  # soft ones
+        total = tl.cast(batch, DTYPE)
+    elif label_sums is None:
         total = labels_weight(labels, class_weight, 0, 1, batch, classes, ignore_index, DTYPE, BLOCK)
     else:
         partial = tl.arange(0, BLOCK)
@@ -80,11 +85,31 @@ def cross_entropy_scale(
 
 
 @triton.jit
+def soft_target(
+    labels,  # pointers [ROWS, CLASSES]
+    inside,
+    class_weight,  # [classes], or None
+    c,
+    classes,
+    at_label,
+    at_all,
+    DTYPE: tl.constexpr,
+):
+    """What classes c are targets with in rows of soft labels, [ROWS, CLASSES]; 0 outside."""
+    target = at_label * widened(tl.load(labels, inside, other=0.0), DTYPE) + at_all
+    if class_weight is not None:
+        target *= widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE)[None, :]
+    return tl.where(inside, target, 0.0)
+
+
+@triton.jit
 def kd_tile(
     student,  # [batch, classes]
     teacher,  # [batch, classes], or None: no KL
     grad,  # [batch, classes], or None
-    labels,  # [batch], or None: no cross-entropy
+    labels,  # [batch], or None: no cross-entropy but with soft labels
+    soft_labels,  # [batch, classes], or None
+    counted,  # [batch], uint8: 0 where a row does not count; None if all do
     class_weight,  # [classes], or None
     batch,
     classes,
@@ -104,6 +129,9 @@ def kd_tile(
     """Sums of cross-entropy, KL and label weights over ROWS rows; writes their gradient."""
     row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
     in_batch = row < batch
+    counts = in_batch
+    if counted is not None:
+        counts &= tl.load(counted + row, in_batch, other=0) != 0
     row_start = row * classes
     lane = tl.arange(0, CLASSES)
 
@@ -116,13 +144,14 @@ def kd_tile(
     soft_s = zeros
     soft_t = zeros
     weights = tl.zeros([CLASSES], DTYPE)
+    soft_mass = zeros
     for first in range(0, classes, CLASSES):
         c = first + lane
-        inside = in_batch[:, None] & (c < classes)[None, :]
+        inside = counts[:, None] & (c < classes)[None, :]
         place = row_start[:, None] + c[None, :]
         z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE)
         new_max = tl.maximum(max_s, tl.max(z, 1))
-        if labels is not None:
+        if (labels is not None) or (soft_labels is not None):
             hard_s = grown(hard_s, max_s, new_max, z, 1.0)
         if teacher is not None:
             soft_s = grown(soft_s, max_s, new_max, z, inverse_tau)
@@ -132,7 +161,9 @@ def kd_tile(
             new_max_t = tl.maximum(max_t, tl.max(z_t, 1))
             soft_t = grown(soft_t, max_t, new_max_t, z_t, inverse_tau)
             max_t = new_max_t
-        if SMOOTHING and class_weight is not None:
+        if soft_labels is not None:
+            soft_mass += soft_target(soft_labels + place, inside, class_weight, c, classes, at_label, at_all, DTYPE)
+        elif SMOOTHING and class_weight is not None:
             weights += widened(tl.load(class_weight + c, c < classes, other=0.0), DTYPE)
     sum_soft_s = tl.sum(soft_s, 1)
     sum_soft_t = tl.sum(soft_t, 1)
@@ -144,6 +175,13 @@ def kd_tile(
     # The targets of a row's cross-entropy: `at_all` times the weight of every class, and `label_target` at its label.
     ce = tl.zeros([ROWS], DTYPE)
     weight = tl.zeros([ROWS], DTYPE)
+    if (labels is not None) or (soft_labels is not None):
+        sum_hard = tl.sum(hard_s, 1)
+        inverse_hard = 1.0 / sum_hard
+        log_hard = tl.log(sum_hard)
+    if soft_labels is not None:
+        mass = tl.sum(soft_mass, 1)
+        weight = tl.where(counts, 1.0, 0.0).to(DTYPE)
     if labels is not None:
         label = tl.load(labels + row, in_batch, other=0).to(tl.int64)
         given = in_batch & (label != ignore_index)
@@ -152,9 +190,6 @@ def kd_tile(
         mass = label_target
         if SMOOTHING:
             mass += at_all * (classes * 1.0 if class_weight is None else tl.sum(weights))
-        sum_hard = tl.sum(hard_s, 1)
-        inverse_hard = 1.0 / sum_hard
-        log_hard = tl.log(sum_hard)
         readable = given & (label >= 0) & (label < classes)
         z_label = widened(tl.load(student + row_start + label, readable, other=0.0), DTYPE)
         ce = -weighted_log(label_target, (z_label - max_s) - log_hard)
@@ -162,13 +197,18 @@ def kd_tile(
     # Second walk: losses and gradient.
     kl = zeros
     smooth = zeros
-    if (grad is not None) or (teacher is not None) or SMOOTHING:
+    if (grad is not None) or (teacher is not None) or (soft_labels is not None) or SMOOTHING:
         for first in range(0, classes, CLASSES):
             c = first + lane
-            inside = in_batch[:, None] & (c < classes)[None, :]
+            inside = counts[:, None] & (c < classes)[None, :]
             place = row_start[:, None] + c[None, :]
             z = widened(tl.load(student + place, inside, other=float("-inf")), DTYPE)
             slope = zeros
+            if soft_labels is not None:
+                targets = soft_target(soft_labels + place, inside, class_weight, c, classes, at_label, at_all, DTYPE)
+                below = z - max_s[:, None]
+                smooth += weighted_log(targets, below - log_hard[:, None])
+                slope = ce_scale * (tl.exp(below) * inverse_hard[:, None] * mass[:, None] - targets)
             if labels is not None:
                 target = tl.zeros([CLASSES], DTYPE)
                 if SMOOTHING:
@@ -192,12 +232,17 @@ def kd_tile(
                 kl += tl.where(inside, share, 0.0)
                 slope += kl_scale * difference
             if grad is not None:
-                tl.store(grad + place, rounded(slope, grad.dtype.element_ty), inside)
+                if counted is not None:
+                    slope = tl.where(counts[:, None], slope, 0.0)
+                stored = in_batch[:, None] & (c < classes)[None, :]
+                tl.store(grad + place, rounded(slope, grad.dtype.element_ty), stored)
+    if soft_labels is not None:
+        ce = tl.where(counts, -tl.sum(smooth, 1), 0.0)
     if labels is not None:
         if SMOOTHING:
             ce -= tl.sum(smooth, 1)
         ce = tl.where(given, ce, 0.0)
-    return tl.sum(ce), tl.sum(tl.where(in_batch, tl.sum(kl, 1), 0.0)), tl.sum(weight)
+    return tl.sum(ce), tl.sum(tl.where(counts, tl.sum(kl, 1), 0.0)), tl.sum(weight)
 
 
 @triton.jit
@@ -206,8 +251,11 @@ def kd_rows(
     teacher,
     grad,
     labels,
+    soft_labels,
+    counted,
     class_weight,
     label_sums,
+    counts,
     label_programs,
     batch,
     classes,
@@ -229,10 +277,22 @@ def kd_rows(
     ce_weight = exact(settings[6], settings[7], settings[8]) * scale
     at_label = exact(settings[9], settings[10], settings[11]).to(DTYPE)
     at_all = exact(settings[12], settings[13], settings[14]).to(DTYPE)
+    if counts is not None:
+        kl_scale = (exact(settings[3], settings[4], settings[5]) * scale / tl.load(counts + 1)).to(DTYPE)
     ce_scale = kl_scale
-    if (labels is not None) and (grad is not None):
+    if ((labels is not None) or (soft_labels is not None)) and (grad is not None):
         ce_scale = cross_entropy_scale(
-            labels, class_weight, label_sums, label_programs, batch, classes, ignore_index, ce_weight, DTYPE, BLOCK
+            labels,
+            class_weight,
+            label_sums,
+            counts,
+            label_programs,
+            batch,
+            classes,
+            ignore_index,
+            ce_weight,
+            DTYPE,
+            BLOCK,
         )
     ce = tl.cast(0.0, DTYPE)
     kl = ce
@@ -243,6 +303,8 @@ def kd_rows(
             teacher,
             grad,
             labels,
+            soft_labels,
+            counted,
             class_weight,
             batch,
             classes,

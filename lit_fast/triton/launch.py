@@ -34,6 +34,7 @@ class Section(NamedTuple):
     student: Tensor
     teacher: Tensor
     grad: Tensor | None
+    rows: Tensor | None = None  # uint8: 0 where one of its rows, which are its memory in this order, does not count
 
 
 def shares(blocks: Sequence[int]) -> tuple[int, list[int]]:

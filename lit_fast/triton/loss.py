@@ -60,6 +60,8 @@ class Rows:
     labels: Tensor | None  # [batch]
     class_weight: Tensor | None  # [classes]
     grad: Tensor | None  # [batch, classes]
+    soft_labels: Tensor | None = None  # [batch, classes]
+    counted: Tensor | None = None  # [batch], uint8: 0 where a row does not count
 
 
 def loss_launches(
@@ -68,6 +70,7 @@ def loss_launches(
     parts: Tensor,
     grad_scale: Tensor | None,
     settings: Settings,
+    counts: Tensor | None = None,
 ) -> list[Launch]:
     """The launches that compute `parts` and every gradient; they must run in order, on one stream.
 
@@ -76,6 +79,7 @@ def loss_launches(
         rows: the logits, or None where beta is 0.
         parts: [3 + k], float32 or float64, to be written.
         grad_scale: 0-d, multiplies every gradient before it is rounded; None for 1.
+        counts: [2 + k] float64, what the sums are divided by; None for their own counts.
     """
     blocks = [ceil_div(section.student.numel(), BLOCK) for section in sections]
     steps, programs = shares(blocks)
@@ -85,7 +89,8 @@ def loss_launches(
     of_sections, partials, of_rows, label_sums = _workspace(sizes, parts.device)
 
     common = {"DTYPE": triton_dtype(parts.dtype)}
-    logits = _row_arguments(rows, settings, label_sums, label_programs)
+    own = counts is None
+    logits = _row_arguments(rows, settings, own, label_sums, label_programs)
     launches = []
     if label_programs > 0:
         names = ("labels", "class_weight", "label_sums", "batch", "classes", "ignore_index")
@@ -101,13 +106,14 @@ def loss_launches(
         with_rows = rows is not None and number == 0
         count = sum(programs[first : first + len(group)])
         arguments = {
-            **_section_arguments(group, programs[first : first + len(group)], settings, first),
+            **_section_arguments(group, programs[first : first + len(group)], settings, own, first),
             "steps": steps,
             "first_section": coded(first),
             "first_partial": coded(first_partial),
             "sections": of_sections,
             "partials": partials,
             **logits,
+            "counts": counts,
             "rows": of_rows,
             "row_programs": row_programs if with_rows else 0,
             "tiles": tiles,
@@ -123,7 +129,7 @@ def loss_launches(
         first += len(group)
         first_partial += count
         if len(groups) > number + 1:  # the first launch has done the rows
-            logits = _row_arguments(None, settings, label_sums, 0)
+            logits = _row_arguments(None, settings, own, label_sums, 0)
 
     width = _power_of_2(len(sections)) if sections else 0
     arguments = {
@@ -131,12 +137,13 @@ def loss_launches(
         "sections": of_sections,
         "partials": partials,
         "rows": of_rows,
+        "counts": counts,
         "count": len(sections),
         "most": max(programs, default=0),
         "row_programs": row_programs,
         "batch": 0 if rows is None else rows.student.shape[0],
         "weights": _part_weights(settings),
-        "HARD": rows is not None and rows.labels is not None,
+        "HARD": rows is not None and (rows.labels is not None or rows.soft_labels is not None),
         "SOFT": rows is not None and rows.teacher is not None,
         "SECTIONS": width,
         "WIDTH": max(1, 2 * LANES // max(width, 1)),
@@ -149,12 +156,13 @@ def loss_launches(
 
 
 def _section_arguments(
-    group: Sequence[Section], programs: Sequence[int], settings: Settings, first: int
+    group: Sequence[Section], programs: Sequence[int], settings: Settings, own: bool, first: int
 ) -> dict[str, Any]:
-    arguments = dict.fromkeys(("students", "teachers", "grads", "numels", "programs", "slopes"))
+    names = ("students", "teachers", "grads", "numels", "programs", "slopes", "ir_rows", "of_rows")
+    arguments = dict.fromkeys(names)
     if group:
         slopes = [
-            _over((1 - settings.beta) * settings.section_weights[first + i], section.student.numel())
+            _over((1 - settings.beta) * settings.section_weights[first + i], section.student.numel() if own else 1)
             for i, section in enumerate(group)
         ]
         arguments = {
@@ -164,6 +172,8 @@ def _section_arguments(
             "numels": tuple(coded(section.student.numel()) for section in group),
             "programs": tuple(map(coded, programs)),
             "slopes": _floats(*slopes),
+            "ir_rows": None if group[0].rows is None else tuple(section.rows for section in group),
+            "of_rows": None if group[0].rows is None else tuple(map(_elements_of_row, group)),
         }
     return {
         **arguments,
@@ -172,6 +182,11 @@ def _section_arguments(
         "ALIGNED": bool(group) and is_aligned(group[0]),
         "BLOCK": BLOCK,
     }
+
+
+def _elements_of_row(section: Section) -> int:
+    assert section.rows is not None
+    return coded(section.student.numel() // max(1, section.rows.numel()))
 
 
 # --- rows
@@ -202,31 +217,35 @@ def _row_programs(rows: Rows, tile: _Tile) -> tuple[int, int, int]:
     return tiles, programs, min(ceil_div(batch, FEW_LABELS), LABELS)
 
 
-def _row_arguments(rows: Rows | None, settings: Settings, label_sums: Tensor, label_programs: int) -> dict[str, Any]:
+def _row_arguments(
+    rows: Rows | None, settings: Settings, own: bool, label_sums: Tensor, label_programs: int
+) -> dict[str, Any]:
     batch, classes = (0, 1) if rows is None else rows.student.shape
     return {
         "student_logits": None if rows is None else rows.student,
         "teacher_logits": None if rows is None else rows.teacher,
         "logits_grad": None if rows is None else rows.grad,
         "labels": None if rows is None else rows.labels,
+        "soft_labels": None if rows is None else rows.soft_labels,
+        "counted": None if rows is None else rows.counted,
         "class_weight": None if rows is None else rows.class_weight,
         "label_sums": label_sums if label_programs > 0 else None,
         "label_programs": label_programs,
         "batch": batch,
         "classes": classes,
         "ignore_index": settings.ignore_index,
-        "settings": None if rows is None else _row_settings(settings, batch, classes),
+        "settings": None if rows is None else _row_settings(settings, batch if own else 1, classes),
         "SMOOTHING": rows is not None and rows.labels is not None and settings.label_smoothing > 0,
     }
 
 
 @functools.lru_cache(maxsize=256)
-def _row_settings(settings: Settings, batch: int, classes: int) -> tuple[float, ...]:
+def _row_settings(settings: Settings, count: int, classes: int) -> tuple[float, ...]:
     """What ``kd.kd_rows`` reads: 1 / tau; the scales of the slopes, soft and hard; targets at the label, at all."""
     soft = settings.tau if settings.tau_squared else 1 / settings.tau  # tau^2 of eq. 2 times d(z / tau) / d z
     return _floats(
         1 / settings.tau,
-        _over(settings.beta * (1 - settings.alpha) * soft, batch),
+        _over(settings.beta * (1 - settings.alpha) * soft, count),
         settings.beta * settings.alpha,
         1 - settings.label_smoothing,
         settings.label_smoothing / classes,

@@ -95,6 +95,15 @@ def find_section(program, numels, programs, COUNT: tl.constexpr):
 
 
 @triton.jit
+def pick_integer(codes, index, COUNT: tl.constexpr):
+    """The int64 number `index` of COUNT coded ones."""
+    number = integer(codes[0])
+    for i in tl.static_range(1, COUNT):
+        number = tl.where(index == i, integer(codes[i]), number)
+    return number
+
+
+@triton.jit
 def pick_exact(floats, index, COUNT: tl.constexpr):
     """The float64 number `index` of COUNT in ``three_floats``."""
     high = floats[0]

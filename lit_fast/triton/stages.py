@@ -7,7 +7,7 @@ rows takes a launch more, before stage one, for the cross-entropy's denominator.
 
 The workspace is float64:
 
-    sections: 4 for each: its first program, its number of programs, its number of elements, its slope
+    sections: 4 for each: its first program, its number of programs, its number of elements or count, its slope
     partials: 1 for each program with IRs: its sum of l(d)
     rows:     3 for each program with logits: its sums of cross-entropy, KL and label weights
     labels:   1 for each program of ``label_kernel``
@@ -18,10 +18,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lit_fast.triton.ir import ir_blocks
+from lit_fast.triton.ir import ir_blocks, ir_counted_blocks
 from lit_fast.triton.kd import kd_rows, labels_weight
 from lit_fast.triton.maths import widened
-from lit_fast.triton.scalars import exact, find_section, integer, pick, pick_exact
+from lit_fast.triton.scalars import exact, find_section, integer, pick, pick_exact, pick_integer
 
 
 @triton.jit(do_not_specialize=["batch", "ignore_index"])
@@ -50,7 +50,9 @@ def loss_kernel(
     grads,  # COUNT pointers to [numel_i], or None
     numels,  # COUNT integers, coded
     programs,  # COUNT integers, coded: how many programs share each section
-    slopes,  # 3 * COUNT floats: d total / d element of section i = slope_i * l'(student - teacher)
+    slopes,  # 3 * COUNT floats: d total / d element of section i = slope_i * l'(student - teacher), or that * its count
+    ir_rows,  # COUNT pointers to [numel_i / of_rows_i], uint8, or None
+    of_rows,  # COUNT integers, coded: elements of each row; or None
     steps,  # blocks of each program
     first_section,  # coded: sections and programs of the launches before this one
     first_partial,  # coded
@@ -60,8 +62,11 @@ def loss_kernel(
     teacher_logits,  # [batch, classes], or None
     logits_grad,  # [batch, classes], or None
     labels,  # [batch], or None
+    soft_labels,  # [batch, classes], or None
+    counted,  # [batch], uint8, or None
     class_weight,  # [classes], or None
     label_sums,  # [label_programs] of the workspace, or None
+    counts,  # [2 + all sections] float64, or None
     label_programs,
     batch,
     classes,
@@ -94,8 +99,11 @@ def loss_kernel(
                 teacher_logits,
                 logits_grad,
                 labels,
+                soft_labels,
+                counted,
                 class_weight,
                 label_sums,
+                counts,
                 label_programs,
                 batch,
                 classes,
@@ -119,28 +127,48 @@ def loss_kernel(
         mine = (program - row_programs).to(tl.int64)
         section, first, count, numel = find_section(mine, numels, programs, COUNT)
         slope = pick_exact(slopes, section, COUNT)
+        own = numel.to(tl.float64)
+        if counts is not None:
+            own = tl.load(counts + 2 + integer(first_section) + section)
+            slope /= own
         grad = None
         if grads is not None:
             grad = pick(grads, section, COUNT)
-        total = ir_blocks(
-            pick(students, section, COUNT),
-            pick(teachers, section, COUNT),
-            grad,
-            numel,
-            (slope * scale).to(DTYPE),
-            (mine - first) * steps,
-            steps,
-            KIND,
-            ALIGNED,
-            DTYPE,
-            BLOCK,
-        )
+        if ir_rows is not None:
+            total = ir_counted_blocks(
+                pick(students, section, COUNT),
+                pick(teachers, section, COUNT),
+                grad,
+                pick(ir_rows, section, COUNT),
+                pick_integer(of_rows, section, COUNT),
+                numel,
+                (slope * scale).to(DTYPE),
+                (mine - first) * steps,
+                steps,
+                KIND,
+                DTYPE,
+                BLOCK,
+            )
+        else:
+            total = ir_blocks(
+                pick(students, section, COUNT),
+                pick(teachers, section, COUNT),
+                grad,
+                numel,
+                (slope * scale).to(DTYPE),
+                (mine - first) * steps,
+                steps,
+                KIND,
+                ALIGNED,
+                DTYPE,
+                BLOCK,
+            )
         tl.store(partials + integer(first_partial) + mine, total.to(tl.float64))
         if mine == first:
             place = sections + (integer(first_section) + section) * 4
             tl.store(place, (integer(first_partial) + first).to(tl.float64))
             tl.store(place + 1, count.to(tl.float64))
-            tl.store(place + 2, numel.to(tl.float64))
+            tl.store(place + 2, own)
             tl.store(place + 3, slope)
 
 
@@ -150,6 +178,7 @@ def parts_kernel(
     sections,  # [count, 4] of the workspace
     partials,  # of the workspace
     rows,  # [row_programs, 3] of the workspace
+    counts,  # [2 + count] float64, or None
     count,
     most,  # the largest number of programs that a section has
     row_programs,
@@ -177,10 +206,16 @@ def parts_kernel(
             kl_sums += tl.load(place + 1, inside, other=0.0)
             weight_sums += tl.load(place + 2, inside, other=0.0)
         if HARD:
-            ce = tl.sum(ce_sums) / tl.sum(weight_sums)
+            weight = tl.sum(weight_sums)
+            if counts is not None:
+                weight = tl.load(counts)
+            ce = tl.sum(ce_sums) / weight
             total += exact(weights[0], weights[1], weights[2]) * ce
         if SOFT:
-            kl = exact(weights[6], weights[7], weights[8]) * tl.sum(kl_sums) / tl.cast(batch, tl.float64)
+            number = tl.cast(batch, tl.float64)
+            if counts is not None:
+                number = tl.load(counts + 1)
+            kl = exact(weights[6], weights[7], weights[8]) * tl.sum(kl_sums) / number
             total += exact(weights[3], weights[4], weights[5]) * kl
     if SECTIONS > 0:
         section = tl.arange(0, SECTIONS)

@@ -37,14 +37,19 @@ class Section(ctypes.Structure):
     )
 
 
+class CountedRows(ctypes.Structure):
+    _fields_ = (("counted", POINTER), ("of_row", LONG))
+
+
 class Rows(ctypes.Structure):
     _fields_ = (
         *[(name, POINTER) for name in ("student", "teacher", "grad", "labels", "class_weight")],
+        *[(name, POINTER) for name in ("soft_labels", "counted")],
         *[(name, LONG) for name in ("batch", "ignore_index")],
         ("label_smoothing", DOUBLE),
         *[(name, INT) for name in ("classes", "blocks")],
-        *[(name, BYTE) for name in ("student_dtype", "teacher_dtype", "class_weight_dtype")],
-        *[(name, ctypes.c_bool) for name in ("has_labels", "has_teacher")],
+        *[(name, BYTE) for name in ("student_dtype", "teacher_dtype", "class_weight_dtype", "soft_labels_dtype")],
+        *[(name, ctypes.c_bool) for name in ("has_labels", "has_teacher", "has_soft_labels")],
         *[(name, DOUBLE) for name in ("inverse_tau", "ce_slope", "kl_slope", "at_all")],
     )
 
@@ -61,6 +66,7 @@ class Options(ctypes.Structure):
     _fields_ = (
         *[(name, DOUBLE) for name in ("alpha", "beta", "tau")],
         ("grad_scale", POINTER),
+        ("counts", POINTER),
         *[(name, INT) for name in ("grad_scale_dtype", "tau_squared", "ir_kind", "doubles")],
         *[(name, INT) for name in ("threads", "blocks", "all_blocks_at_once")],
     )
@@ -83,8 +89,8 @@ class Emulator:
         file = folder / "kernels.so"
         compile_cpp("library.cpp", file, "-O2", "-fPIC", "-shared")
         self.library = ctypes.CDLL(str(file))
-        sizes = [self.library.size_of(i) for i in range(5)]
-        assert sizes == [ctypes.sizeof(kind) for kind in (Section, Rows, Scaled, Quotient, Options)], sizes
+        sizes = [self.library.size_of(i) for i in range(6)]
+        assert sizes == [ctypes.sizeof(kind) for kind in (Section, Rows, Scaled, Quotient, Options, CountedRows)], sizes
 
     def backend(self, *, threads: int = 64, blocks: int = 5, at_once: bool = False) -> Any:
         """The differentiable loss, as lit_fast.loss.backends.native.lit_loss."""
@@ -100,7 +106,8 @@ class Emulator:
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """What csrc/cuda/lit_loss.cpp does, with CPU tensors."""
         inputs, numbers = inputs_of(arguments)
-        student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale = inputs
+        student_irs, teacher_irs, student_logits, teacher_logits, labels, class_weight, grad_scale, *what = inputs
+        counted_rows, counts, counted_irs = what
         section_weights, ir_kind, alpha, beta, tau, tau_squared, ignore_index, label_smoothing, need_grad = numbers
         parts, ir_grads, logits_grad = empty_results(*arguments)
         parts.fill_(float("nan"))
@@ -116,6 +123,11 @@ class Emulator:
         for section, grad in zip(sections, ir_grads):
             section.grad = grad.data_ptr()
 
+        ir_rows = (CountedRows * len(counted_irs))()
+        for one, counted, section in zip(ir_rows, counted_irs, student_irs):
+            kept.append(counted.contiguous())
+            one.counted, one.of_row = kept[-1].data_ptr(), section.shape[counted.dim() :].numel()
+
         rows = Rows(ignore_index=ignore_index, label_smoothing=label_smoothing)
         if student_logits is not None:
             rows.batch, rows.classes = student_logits.shape
@@ -125,18 +137,34 @@ class Emulator:
                     kept.append(tensor.contiguous())
                     setattr(rows, name, kept[-1].data_ptr())
                     setattr(rows, f"{name}_dtype", DTYPES[tensor.dtype])
-            if labels is not None:
+            soft = labels is not None and labels.is_floating_point()
+            if soft:
+                kept.append(labels.contiguous())
+                rows.soft_labels, rows.soft_labels_dtype = kept[-1].data_ptr(), DTYPES[labels.dtype]
+            elif labels is not None:
                 kept.append(labels.long().contiguous())
                 rows.labels = kept[-1].data_ptr()
-            rows.has_labels, rows.has_teacher = labels is not None, teacher_logits is not None
+            if counted_rows is not None:
+                kept.append(counted_rows.contiguous())
+                rows.counted = kept[-1].data_ptr()
+            rows.has_labels, rows.has_soft_labels = labels is not None and not soft, soft
+            rows.has_teacher = teacher_logits is not None
             rows.grad = logits_grad.data_ptr() if need_grad else None
         options = Options(alpha, beta, tau, tau_squared=tau_squared, ir_kind=ir_kind)
         options.doubles = parts.dtype == torch.float64
         options.threads, options.blocks, options.all_blocks_at_once = threads, blocks, at_once
         if grad_scale is not None:
             options.grad_scale, options.grad_scale_dtype = grad_scale.data_ptr(), DTYPES[grad_scale.dtype]
+        if counts is not None:
+            options.counts = counts.data_ptr()
         status = self.library.lit_loss_on_cpu(
-            sections, len(sections), ctypes.byref(rows), ctypes.byref(options), POINTER(parts.data_ptr())
+            sections,
+            ir_rows,
+            len(sections),
+            len(ir_rows),
+            ctypes.byref(rows),
+            ctypes.byref(options),
+            POINTER(parts.data_ptr()),
         )
         if status == 1:
             raise RuntimeError("device-side assert")

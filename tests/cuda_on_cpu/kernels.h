@@ -13,10 +13,10 @@ using lit_fast::cuda::Limits;
 using lit_fast::cuda::Problem;
 using lit_fast::cuda::Section;
 
-inline void run_lit_loss(const std::vector<Section>& sections, const Problem& common, bool doubles, Limits limits,
-                         bool all_blocks_at_once) {
+inline void run_lit_loss(const std::vector<Section>& sections, const std::vector<lit_fast::cuda::CountedRows>& ir_rows,
+                         const Problem& common, bool doubles, Limits limits, bool all_blocks_at_once) {
   const auto kernel = lit_fast::cuda::kernel_for(lit_fast::cuda::kernel_of(sections, common.rows, doubles));
-  auto launches = lit_fast::cuda::plan(sections, common, limits);
+  auto launches = lit_fast::cuda::plan(sections, ir_rows, common, limits);
   std::vector<double> workspace(lit_fast::cuda::workspace_bytes(launches) / sizeof(double), NAN);
   constexpr int counter = 1;
   lit_fast::cuda::use_workspace(launches, workspace.data(), counter);

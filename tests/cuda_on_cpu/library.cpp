@@ -10,6 +10,7 @@ namespace {
 struct Options {  // as the class of that name in tests/cuda_on_cpu/emulator.py
   double alpha, beta, tau;
   const void* grad_scale;
+  const double* counts;
   int grad_scale_dtype, tau_squared, ir_kind, doubles;
   int threads, blocks, all_blocks_at_once;
 };
@@ -36,15 +37,18 @@ int size_of(int which) {
          : which == 1 ? sizeof(Rows)
          : which == 2 ? sizeof(Rescaling::Tensor)
          : which == 3 ? sizeof(Quotient)
-                      : sizeof(Options);
+         : which == 4 ? sizeof(Options)
+                      : sizeof(CountedRows);
 }
 
 // 1 if a kernel trapped, 2 if it did what no kernel may, else 0.
-int lit_loss_on_cpu(const Section* sections, int count, const Rows* rows, const Options* options, void* parts) {
+int lit_loss_on_cpu(const Section* sections, const CountedRows* ir_rows, int count, int rows_count, const Rows* rows,
+                    const Options* options, void* parts) {
   Problem problem{};
   problem.rows = *rows;
   problem.grad_scale = options->grad_scale;
   problem.grad_scale_dtype = static_cast<DType>(options->grad_scale_dtype);
+  problem.counts = options->counts;
   problem.alpha = options->alpha;
   problem.beta = options->beta;
   problem.tau = options->tau;
@@ -52,8 +56,9 @@ int lit_loss_on_cpu(const Section* sections, int count, const Rows* rows, const 
   problem.ir_kind = static_cast<lit_fast::IrKind>(options->ir_kind);
   problem.parts = parts;
   return trapped([&] {
-    cuda_on_cpu::run_lit_loss({sections, sections + count}, problem, options->doubles != 0,
-                              {options->threads, options->blocks}, options->all_blocks_at_once != 0);
+    cuda_on_cpu::run_lit_loss({sections, sections + count}, {ir_rows, ir_rows + rows_count}, problem,
+                              options->doubles != 0, {options->threads, options->blocks},
+                              options->all_blocks_at_once != 0);
   });
 }
 
@@ -75,7 +80,7 @@ void plan_on_cpu(const Section* sections, int count, const Rows* rows, int threa
                  int* lanes) {
   Problem common{};
   common.rows = *rows;
-  const Problem problem = plan({sections, sections + count}, common, {threads, blocks}).front().problem;
+  const Problem problem = plan({sections, sections + count}, {}, common, {threads, blocks}).front().problem;
   *found++ = problem.rows.blocks;
   for (int i = 0; i < count; ++i) {
     const int end = i + 1 < count ? problem.sections[i + 1].first_block : problem.blocks;

@@ -24,7 +24,21 @@ struct Case {
   int offset = 0;  // elements that the student's tensors start behind an aligned address
   bool grads = true, weights = false;
   int threads = 64, blocks = 4;
+  bool counted = false;  // some rows of the logits do not count, nor of the IRs, of kOfRow elements
+
+  bool counts(Index row) const { return !counted || row % 3 != 1; }
 };
+
+constexpr Index kOfRow = 4;
+
+// Which rows count, in memory that ends with them.
+std::unique_ptr<bool[]> counted_rows(const Case& one, Index rows) {
+  std::unique_ptr<bool[]> counted(new bool[rows]);
+  for (Index row = 0; row < rows; ++row) {
+    counted[row] = one.counts(row);
+  }
+  return counted;
+}
 
 std::mt19937 generator(1);
 
@@ -60,6 +74,7 @@ struct Expected {
   std::vector<double> parts;
   std::vector<std::vector<double>> ir_grads;
   std::vector<double> logits_grad;
+  std::vector<double> counts;
 };
 
 double ir_loss(IrKind kind, double d) {
@@ -87,7 +102,10 @@ std::vector<double> softmax(const double* z, int classes, double tau) {
 
 void expect_rows(const Case& one, Tensor& student, Tensor& teacher, Tensor& weight, const std::vector<Index>& labels,
                  Expected& expected) {
-  double ce = 0, kl = 0, labels_weight = 0;
+  double ce = 0, kl = 0, labels_weight = 0, count = 0;
+  for (Index row = 0; row < one.batch; ++row) {
+    count += one.counts(row);
+  }
   for (const Index label : labels) {
     labels_weight += label == kIgnored ? 0 : one.weights ? weight.numbers[label] : 1;
   }
@@ -103,13 +121,16 @@ void expect_rows(const Case& one, Tensor& student, Tensor& teacher, Tensor& weig
     }
     for (int c = 0; c < one.classes; ++c) {
       ce -= target[c] * std::log(p[c]);
-      kl += t[c] * std::log(t[c] / q[c]);
+      kl += one.counts(row) ? t[c] * std::log(t[c] / q[c]) : 0;
       const double hard = kAlpha * (p[c] * mass - target[c]) / labels_weight;
-      expected.logits_grad.push_back(kScale * kBeta * (hard + (1 - kAlpha) * kTau * (q[c] - t[c]) / one.batch));
+      const double slope = hard + (1 - kAlpha) * kTau * (q[c] - t[c]) / count;
+      expected.logits_grad.push_back(one.counts(row) ? kScale * kBeta * slope : 0);
     }
   }
   expected.parts[1] = ce / labels_weight;
-  expected.parts[2] = kTau * kTau * kl / one.batch;
+  expected.parts[2] = kTau * kTau * kl / count;
+  expected.counts[0] = labels_weight;
+  expected.counts[1] = count;
 }
 
 bool near(const char* what, double ours, double right, double scale, double relative) {
@@ -132,7 +153,9 @@ bool check(const Case& one, bool at_once, const std::string& planted = "", Index
   std::vector<Tensor> tensors;
   tensors.reserve(3 * one.numels.size());
   std::vector<Section> sections;
-  Expected expected{std::vector<double>(3), {}, {}};
+  Expected expected{std::vector<double>(3), {}, {}, std::vector<double>(2)};
+  std::vector<std::unique_ptr<bool[]>> counted;
+  std::vector<CountedRows> ir_rows;
   double ir_total = 0;
   for (const Index numel : one.numels) {
     Tensor& student = tensors.emplace_back(numel, one.student, one.offset);
@@ -141,12 +164,20 @@ bool check(const Case& one, bool at_once, const std::string& planted = "", Index
     const double weight = 1 + 0.5 * static_cast<double>(sections.size());
     sections.push_back({student.data(), teacher.data(), one.grads ? grad.data() : nullptr, numel, weight, 0,
                         one.student, one.teacher});
-    double mean = 0;
+    double mean = 0, count = 0;
+    for (Index i = 0; i < numel; ++i) {
+      count += one.counts(i / kOfRow);
+    }
     auto& slopes = expected.ir_grads.emplace_back();
     for (Index i = 0; i < numel; ++i) {
-      const double d = student.numbers[i] - teacher.numbers[i];
-      mean += ir_loss(one.kind, d) / static_cast<double>(numel);
-      slopes.push_back(kScale * (1 - kBeta) * weight * ir_slope(one.kind, d) / static_cast<double>(numel));
+      const double d = student.numbers[i] - teacher.numbers[i], of_mean = one.counts(i / kOfRow) / count;
+      mean += ir_loss(one.kind, d) * of_mean;
+      slopes.push_back(kScale * (1 - kBeta) * weight * ir_slope(one.kind, d) * of_mean);
+    }
+    expected.counts.push_back(count);
+    if (one.counted) {
+      counted.push_back(counted_rows(one, (numel + kOfRow - 1) / kOfRow));
+      ir_rows.push_back({counted.back().get(), kOfRow});
     }
     expected.parts.push_back(mean);
     ir_total += weight * mean;
@@ -160,7 +191,7 @@ bool check(const Case& one, bool at_once, const std::string& planted = "", Index
   }
   std::vector<Index> labels(one.batch);
   for (Index row = 0; row < one.batch; ++row) {
-    labels[row] = row % 5 == 3 ? kIgnored : static_cast<Index>(generator() % one.classes);
+    labels[row] = row % 5 == 3 || !one.counts(row) ? kIgnored : static_cast<Index>(generator() % one.classes);
   }
   expect_rows(one, student, teacher, weight, labels, expected);
   expected.parts[0] = kBeta * (kAlpha * expected.parts[1] + (1 - kAlpha) * expected.parts[2]) + (1 - kBeta) * ir_total;
@@ -183,21 +214,25 @@ bool check(const Case& one, bool at_once, const std::string& planted = "", Index
   const bool doubles = one.student == DType::f64 || one.teacher == DType::f64;
   std::vector<char> parts((3 + sections.size()) * 8);
   Problem problem{};
-  problem.rows = {student.data(),
-                  teacher.data(),
-                  one.grads ? grad.data() : nullptr,
-                  labels.data(),
-                  one.weights ? weight.data() : nullptr,
-                  one.batch,
-                  kIgnored,
-                  kSmoothing,
-                  one.classes,
-                  0,
-                  one.student,
-                  one.teacher,
-                  DType::f32,
-                  true,
-                  true};
+  Rows& rows = problem.rows;
+  rows.student = student.data();
+  rows.teacher = teacher.data();
+  rows.grad = one.grads ? grad.data() : nullptr;
+  rows.labels = labels.data();
+  rows.class_weight = one.weights ? weight.data() : nullptr;
+  rows.batch = one.batch;
+  rows.ignore_index = kIgnored;
+  rows.label_smoothing = kSmoothing;
+  rows.classes = one.classes;
+  rows.student_dtype = one.student;
+  rows.teacher_dtype = one.teacher;
+  rows.class_weight_dtype = DType::f32;
+  rows.has_labels = rows.has_teacher = true;
+  if (one.counted) {
+    counted.push_back(counted_rows(one, one.batch));
+    rows.counted = counted.back().get();
+    problem.counts = expected.counts.data();
+  }
   problem.grad_scale = &scale;
   problem.grad_scale_dtype = DType::f32;
   problem.alpha = planted == "alpha" ? kAlpha + 1e-4 : kAlpha;
@@ -206,7 +241,7 @@ bool check(const Case& one, bool at_once, const std::string& planted = "", Index
   problem.tau_squared = true;
   problem.ir_kind = one.kind;
   problem.parts = parts.data();
-  cuda_on_cpu::run_lit_loss(sections, problem, doubles, {one.threads, one.blocks}, at_once);
+  cuda_on_cpu::run_lit_loss(sections, ir_rows, problem, doubles, {one.threads, one.blocks}, at_once);
 
   bool good = true;
   const Untyped found{parts.data(), doubles ? DType::f64 : DType::f32};
@@ -253,10 +288,12 @@ std::vector<Case> cases() {
       }
       all.push_back({{1030, 15}, 5, 1025, student, teacher, IrKind::l2, 1, true, false, 64, 5});
       all.push_back({{513}, 5, 3, student, teacher, IrKind::l2, 0, false, true, 32, 2});
+      all.push_back({{1024, 36, 520}, 37, 10, student, teacher, IrKind::l1, 0, true, true, 64, 4, true});
     }
   }
   all.push_back({std::vector<Index>(70, 9), 3, 4, F32, F32});
   all.push_back({{}, 40, 6, F32, F32});
+  all.push_back({std::vector<Index>(40, 8), 7, 300, F32, F32, IrKind::l2, 1, true, false, 64, 4, true});
   return all;
 }
 

@@ -7,6 +7,7 @@ import torch
 from teacher_networks import NETWORKS, network
 
 from lit_fast.loss.backends import native
+from lit_fast.teacher import programs
 from lit_fast.teacher.frozen import FrozenTeacher
 
 pytestmark = [
@@ -66,3 +67,21 @@ def test_prefetched_results_are_those_of_run():
             found = teacher.run(images)[1]
             stream.synchronize()
         torch.testing.assert_close(found, right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_further_sizes_run_the_same_programs(monkeypatch, dtype):
+    lowered = []
+    lower = programs.lower
+    monkeypatch.setattr(programs, "lower", lambda part, x: lowered.append(part.name) or lower(part, x))
+    model, _ = network("resnet20")
+    teacher = FrozenTeacher(model.cuda(), dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for width in (16, 20, 33, 16, 48):
+        images = torch.randn(4, 3, 16, width, device="cuda")
+        for ours, right in zip(teacher.run(images)[0], model.run(images)[0], strict=True):
+            assert (ours - right).abs().max() <= tolerance * right.abs().max()
+    assert all(plan.lowered for plan in teacher.parts), teacher.describe()
+    # Once each, and once more where cuDNN fuses the convolutions of some sizes alone.
+    assert set(lowered) == {"stem", "section1", "section2", "section3", "head"}
+    assert max(map(lowered.count, lowered)) <= 2

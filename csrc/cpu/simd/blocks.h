@@ -91,6 +91,14 @@ inline T* place(const Target& target, int64_t begin, T* buffer) {
   return target.dtype == kDtype<T> ? static_cast<T*>(target.data) + begin : buffer;
 }
 
+// Sets n elements to 0.
+inline void clear(const Target& target, int64_t begin, int64_t n) {
+  with_type(target.dtype, [&](auto* type) {
+    using Stored = std::remove_pointer_t<decltype(type)>;
+    std::memset(static_cast<void*>(static_cast<Stored*>(target.data) + begin), 0, n * sizeof(Stored));
+  });
+}
+
 // Rounds n elements written to `buffer` into the target, where they are not there yet.
 template <typename T>
 inline void store(const Target& target, int64_t begin, int64_t n, const T* buffer) {

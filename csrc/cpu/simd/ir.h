@@ -21,9 +21,9 @@ T ir_block(const T* student, const T* teacher, T* grad, T scale, int64_t n) {
   return sum;
 }
 
-// Sum of l(d) over the elements begin .. end of a section.
+// Sum of l(d) over the elements begin .. end of a section, which all count.
 template <typename T>
-double ir_range(const Section<T>& section, IrKind kind, int64_t begin, int64_t end) {
+double ir_counted(const Section<T>& section, IrKind kind, int64_t begin, int64_t end) {
   T student_buffer[kBlock], teacher_buffer[kBlock], grad_buffer[kBlock];
   const auto block = kind == IrKind::l2   ? ir_block<IrKind::l2, T>
                      : kind == IrKind::l1 ? ir_block<IrKind::l1, T>
@@ -39,6 +39,31 @@ double ir_range(const Section<T>& section, IrKind kind, int64_t begin, int64_t e
     } else {
       sum += block(student, teacher, nullptr, section.slope_scale, n);
     }
+  }
+  return sum;
+}
+
+// Sum of l(d) over those of the elements begin .. end of a section that count; the others' gradient is 0.
+template <typename T>
+double ir_range(const Section<T>& section, IrKind kind, int64_t begin, int64_t end) {
+  if (section.rows == nullptr) {
+    return ir_counted(section, kind, begin, end);
+  }
+  double sum = 0;
+  while (begin < end) {  // rows that are alike, up to the first that is not
+    int64_t row = begin / section.of_row;
+    const bool counts = section.rows[row];
+    int64_t stop = begin;
+    while (stop < end && section.rows[row] == counts) {
+      stop = ++row * section.of_row;
+    }
+    stop = std::min(stop, end);
+    if (counts) {
+      sum += ir_counted(section, kind, begin, stop);
+    } else if (section.grad.given()) {
+      clear(section.grad, begin, stop - begin);
+    }
+    begin = stop;
   }
   return sum;
 }

@@ -89,6 +89,41 @@ double ce_block(const Rows<T>& rows, const HardTargets& targets, const SoftmaxSt
   return -log_sum;
 }
 
+// The targets of a block of a row with soft labels: elements begin .. begin + n of all rows, classes first .. first +
+// n. Returns their sum.
+template <typename T>
+double soft_targets(const Rows<T>& rows, int64_t begin, int64_t first, int64_t n, T* target) {
+  T buffer[kBlock];
+  const T* label = load(rows.soft_labels, begin, n, buffer);
+  const T at_label = static_cast<T>(1 - rows.label_smoothing);
+  const T every = static_cast<T>(rows.label_smoothing / static_cast<double>(rows.classes));
+  double sum = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    target[c] = (at_label * label[c] + every) * (rows.class_weight == nullptr ? T(1) : rows.class_weight[first + c]);
+    sum += static_cast<double>(target[c]);
+  }
+  return sum;
+}
+
+// As ce_block, of a row with soft labels. mass: the sum of all targets of the row.
+template <typename T>
+double soft_ce_block(const T* target, double mass, const SoftmaxState<double>& state, const T* z, T* grad, T scale,
+                     int64_t n) {
+  const double log_normaliser = state.max + std::log(state.sum);
+  double log_sum = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    log_sum += weighted_log(static_cast<double>(target[c]), z[c] - log_normaliser);
+  }
+  if (grad != nullptr) {
+    const T max = static_cast<T>(state.max), inverse_sum = static_cast<T>(1 / state.sum), all = static_cast<T>(mass);
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) {
+      grad[c] = scale * cross_entropy_slope(exp_nonpositive(z[c] - max) * inverse_sum, all, target[c]);
+    }
+  }
+  return -log_sum;
+}
+
 // Sum of the block's shares of KL(teacher || student); adds scale * (q - p) to `grad` if it is not null.
 template <typename T>
 double kl_block(const T* student, const T* teacher, T* grad, int64_t n, const SoftmaxState<double>& s,
@@ -124,15 +159,27 @@ template <typename T>
 void kd_row(const Rows<T>& rows, int64_t row, RowSums& sums) {
   T student_buffer[kBlock], teacher_buffer[kBlock], grad_buffer[kBlock];
   const int64_t start = row * rows.classes, end = start + rows.classes;
-  const bool soft = rows.teacher.given();
+  if (rows.counted != nullptr && !rows.counted[row]) {
+    if (rows.grad.given()) {
+      clear(rows.grad, start, rows.classes);
+    }
+    return;
+  }
+  const bool soft = rows.teacher.given(), soft_labels = rows.soft_labels.given();
   const HardTargets targets = hard_targets(rows, row);
+  const bool hard = targets.given() || soft_labels;
 
   RowState student_row, teacher_row;
+  T target_buffer[kBlock];
+  double soft_mass = 0;
   for (int64_t i = start; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
-    add_block(student_row, load(rows.student, i, n, student_buffer), n, targets.given(), soft, rows.inverse_tau);
+    add_block(student_row, load(rows.student, i, n, student_buffer), n, hard, soft, rows.inverse_tau);
     if (soft) {
       add_block(teacher_row, load(rows.teacher, i, n, teacher_buffer), n, false, true, rows.inverse_tau);
+    }
+    if (soft_labels) {
+      soft_mass += soft_targets(rows, i, i - start, n, target_buffer);
     }
   }
 
@@ -142,6 +189,9 @@ void kd_row(const Rows<T>& rows, int64_t row, RowSums& sums) {
     T* grad = rows.grad.given() ? place(rows.grad, i, grad_buffer) : nullptr;
     if (targets.given()) {
       sums.ce += ce_block(rows, targets, student_row.hard, z, grad, i - start, n);
+    } else if (soft_labels) {
+      soft_targets(rows, i, i - start, n, target_buffer);
+      sums.ce += soft_ce_block(target_buffer, soft_mass, student_row.hard, z, grad, rows.ce_scale, n);
     } else if (grad != nullptr) {
       std::fill_n(grad, n, T(0));
     }

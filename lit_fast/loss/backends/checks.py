@@ -19,7 +19,7 @@ _INTS = (torch.int64, torch.int32)
 
 
 def check_inputs(inputs: Inputs, options: LossOptions) -> Inputs:
-    """Return the inputs that `options` uses, on one device, labels as int64.
+    """Return the inputs that `options` uses, on one device, class indices as int64, rows of IRs one by one or none.
 
     Raises:
         TypeError: something is not a tensor, or has a dtype that does not fit.
@@ -38,11 +38,15 @@ def check_tensors(inputs: Inputs, section_weights: Sequence[float] | None) -> No
     """
     _check_irs(inputs.student_irs, inputs.teacher_irs, section_weights)
     if inputs.student_logits is not None:
-        _check_rows(inputs.student_logits, inputs.teacher_logits, inputs.labels, inputs.class_weight)
+        _check_logits(inputs.student_logits, inputs.teacher_logits, inputs.labels, inputs.class_weight)
+        if inputs.rows is not None:
+            check_rows(inputs.rows, inputs.student_logits.shape[0])
     elif not inputs.student_irs:
         raise ValueError("expected IRs or student_logits, got neither")
     if inputs.grad_scale is not None:
         _check_grad_scale(inputs.grad_scale)
+    for number, (student, rows) in enumerate(zip(inputs.student_irs, inputs.ir_rows), 1):
+        check_rows_of_ir(number, rows, student.shape)
     _check_devices(inputs)
 
 
@@ -50,14 +54,15 @@ def check_tensors(inputs: Inputs, section_weights: Sequence[float] | None) -> No
 
 
 def _used(inputs: Inputs, options: LossOptions) -> Inputs:
-    student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale = inputs
+    student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale, rows, counts, ir_rows = inputs
     if options.beta < 1:
         student_irs = _needed_irs("student_irs", student_irs, options)
         teacher_irs = _needed_irs("teacher_irs", teacher_irs, options)
+        ir_rows = _given_ir_rows(ir_rows, student_irs)
     else:
-        student_irs = teacher_irs = ()
+        student_irs = teacher_irs = ir_rows = ()
     if options.beta == 0:
-        return Inputs(student_irs, teacher_irs, grad_scale=grad_scale)
+        return Inputs(student_irs, teacher_irs, grad_scale=grad_scale, counts=counts, ir_rows=ir_rows)
     if z_s is None:
         mend = "beta=0 for the IR loss alone"
         raise _missing("student_logits", f"beta={options.beta} needs logits of shape (B, classes)", mend)
@@ -73,7 +78,7 @@ def _used(inputs: Inputs, options: LossOptions) -> Inputs:
         raise _missing("labels", f"alpha={options.alpha} needs labels of shape (B,)", mend)
     elif isinstance(labels, Tensor) and labels.dtype == torch.int32:
         labels = labels.long()
-    return Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale)
+    return Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale, rows, counts, ir_rows)
 
 
 def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
@@ -83,6 +88,29 @@ def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]
         mend = f"beta={options.beta} needs the IRs of every section; pass them, or set beta=1 for the KD loss alone"
         raise ValueError(f"{side}: expected at least one tensor, got {'None' if irs is None else 'none'}; {mend}")
     return tuple(irs)
+
+
+def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
+    """Which rows of each section's IR count: a tensor is that of all sections."""
+    if ir_rows is None or isinstance(ir_rows, Tensor):
+        return [ir_rows] * sections
+    if len(ir_rows) != sections:
+        raise ValueError(
+            f"ir_rows: expected one tensor or None for each of the {sections} sections, or one tensor for all, got "
+            f"{len(ir_rows)}"
+        )
+    return list(ir_rows)
+
+
+def _given_ir_rows(ir_rows: Any, student_irs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """As `Inputs` has them: none, or one of each section, which may count as a whole."""
+    if ir_rows is None or (not isinstance(ir_rows, Tensor) and len(ir_rows) == 0):
+        return ()
+    given = ir_rows_of(ir_rows, len(student_irs))
+    if all(rows is None for rows in given):
+        return ()
+    whole = student_irs[0].new_ones((), dtype=torch.bool)
+    return tuple(whole if rows is None else rows for rows in given)
 
 
 def _missing(name: str, need: str, setting: str) -> ValueError:
@@ -116,12 +144,48 @@ def _check_irs(
             )
 
 
-def _check_rows(student_logits: Any, teacher_logits: Any, labels: Any, class_weight: Any) -> None:
+def check_rows(rows: Any, batch: int) -> None:
+    """Check which rows of the logits count.
+
+    Raises:
+        TypeError, ValueError: as ``check_inputs``.
+    """
+    _bool("rows", rows)
+    if rows.shape != (batch,):
+        raise ValueError(
+            f"rows: expected shape ({batch},), one for each row of the logits, got {_shape(rows)}; "
+            "flatten them as the logits are"
+        )
+
+
+def check_rows_of_ir(number: int, rows: Any, shape: torch.Size) -> None:
+    """Check which rows of section `number`'s IR count; None for all.
+
+    Raises:
+        TypeError, ValueError: as ``check_inputs``.
+    """
+    if rows is None:
+        return
+    _bool("ir_rows", rows)
+    if rows.dim() > len(shape) or rows.shape != shape[: rows.dim()]:
+        raise ValueError(
+            f"ir_rows: section {number}: expected the first dimensions of an IR of shape {_sizes(shape)}, got "
+            f"{_shape(rows)}; pass one tensor or None for each section where their shapes differ"
+        )
+
+
+def _bool(name: str, value: Any) -> None:
+    _tensor(name, value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name}: expected bool, True where rows count, got {_dtype(value)}; use {name}.bool()")
+
+
+def _check_logits(student_logits: Any, teacher_logits: Any, labels: Any, class_weight: Any) -> None:
     _floating("student_logits", student_logits)
     if student_logits.dim() != 2 or student_logits.shape[1] == 0:
         raise ValueError(
             f"student_logits: expected shape (B, classes) with at least one class, got {_shape(student_logits)}; "
-            "flatten other dimensions into the batch, for example logits.flatten(0, 1)"
+            + _mend_logits(student_logits)
         )
     if teacher_logits is not None:
         _floating("teacher_logits", teacher_logits)
@@ -141,13 +205,30 @@ def _check_rows(student_logits: Any, teacher_logits: Any, labels: Any, class_wei
             )
 
 
+def _mend_logits(logits: Tensor) -> str:
+    if logits.dim() <= 2:
+        return "give each row its classes"
+    return (
+        "move all other dimensions into the batch: logits.flatten(0, -2) where classes are the last, "
+        "logits.movedim(1, -1).flatten(0, -2) where they are the second; labels.flatten() for both"
+    )
+
+
 def _check_labels(labels: Any, rows: int, classes: int) -> None:
     _tensor("labels", labels)
     if labels.is_floating_point():
-        raise TypeError(
-            f"labels: expected class indices (int64), got {_dtype(labels)} of shape {_shape(labels)}; soft labels are "
-            "not supported: pass class indices (labels.argmax(1) of probabilities) and, if wanted, label_smoothing=..."
-        )
+        _floating("labels", labels)
+        if labels.dim() != 2:
+            raise TypeError(
+                f"labels: expected class indices (int64), got {_dtype(labels)} of shape {_shape(labels)}; use "
+                f"labels.long(), or, for soft labels, probabilities of shape ({rows}, {classes})"
+            )
+        if labels.shape != (rows, classes):
+            raise ValueError(
+                f"labels: expected probabilities of the logits' shape ({rows}, {classes}), got {_shape(labels)}; soft "
+                "labels need a row for each row of the logits, and a column for each class"
+            )
+        return
     if labels.dtype not in _INTS:
         raise TypeError(f"labels: expected class indices (int64 or int32), got {_dtype(labels)}; use labels.long()")
     if labels.shape != (rows,):
@@ -171,6 +252,10 @@ def _check_devices(inputs: Inputs) -> None:
     _on(device, "labels", inputs.labels)
     _on(device, "class_weight", inputs.class_weight)
     _on(device, "grad_scale", inputs.grad_scale)
+    _on(device, "rows", inputs.rows)
+    _on(device, "counts", inputs.counts)
+    for number, rows in enumerate(inputs.ir_rows, 1):
+        _on(device, f"ir_rows: section {number}", rows)
 
 
 def _on(device: torch.device, name: str, tensor: Tensor | None) -> None:
@@ -207,7 +292,11 @@ def _mend_shapes(student: Tensor, teacher: Tensor) -> str:
 
 def _shape(tensor: Tensor, batch: bool = False) -> str:
     """The shape as (B, 64, 16, 16) where the first number is the batch's and says nothing, else in numbers."""
-    sizes = [str(size) for size in tensor.shape]
+    return _sizes(tensor.shape, batch)
+
+
+def _sizes(shape: Sequence[int], batch: bool = False) -> str:
+    sizes = [str(size) for size in shape]
     if batch and len(sizes) > 1:
         sizes[0] = "B"
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

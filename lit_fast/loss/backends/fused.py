@@ -15,8 +15,13 @@ from torch import Tensor
 from lit_fast.loss.backends.ops import arguments
 from lit_fast.loss.backends.options import Inputs, LossOptions, LossParts
 
+_OTHERS = len(Inputs._fields) - 3  # of the tensors, those that are no lists
 # Whether backward() keeps the graph, so that this node may run again. Without the question, it may.
-_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+NO_DOUBLE_BACKWARD = (
+    "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
+    "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
+)
 
 
 class Ops(NamedTuple):
@@ -41,8 +46,9 @@ def lit_loss(ops: Ops, inputs: Inputs, options: LossOptions) -> LossParts:
     if ops.lit_loss_total is not None and not torch.compiler.is_compiling():
         total, parts = ops.lit_loss_total(*arguments(inputs, options))
     elif _needs_gradient(inputs):
-        student_irs, teacher_irs, *others = inputs
-        total, parts = _LitLoss.apply(ops, options, len(student_irs), *others, *student_irs, *teacher_irs)
+        student_irs, teacher_irs, *others, ir_rows = inputs
+        views = [rows.view(rows.shape) for rows in ir_rows]  # of one tensor, often, which dynamo takes only once
+        total, parts = _LitLoss.apply(ops, options, len(student_irs), *others, *student_irs, *teacher_irs, *views)
     else:
         with torch.no_grad():
             parts, _, _ = ops.lit_loss(*arguments(inputs, options), False)
@@ -58,16 +64,16 @@ def _needs_gradient(inputs: Inputs) -> bool:
 class _LitLoss(torch.autograd.Function):
     """(total 0-d, parts [3 + k] not differentiable) of the op.
 
-    The tensors are those of ``Inputs`` behind the IRs, then the IRs of the student and of the teacher, `sections` each:
-    not in lists, inside which autograd does not look.
+    The tensors are the _OTHERS of ``Inputs``, then the IRs of the student and of the teacher, `sections` each, and
+    their rows: not in lists, inside which autograd does not look.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, ops: Ops, options: LossOptions, sections: int, *tensors: Any
     ) -> tuple[Tensor, Tensor]:
-        others, irs = tensors[:5], tensors[5:]
-        inputs = Inputs(irs[:sections], irs[sections:], *others)
+        others, irs = tensors[:_OTHERS], tensors[_OTHERS:]
+        inputs = Inputs(*(irs[:sections], irs[sections : 2 * sections], *others, irs[2 * sections :]))
         parts, ir_grads, logits_grad = ops.lit_loss(*arguments(inputs, options), True)
         ctx.rescale_ = ops.rescale_
         ctx.mark_non_differentiable(parts)
@@ -80,22 +86,20 @@ class _LitLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, _grad_parts: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:  # a compiled graph refuses by itself
-            raise RuntimeError(
-                "lit_loss does not support double backward: its gradient is computed once and keeps no graph; "
-                "call backward() without create_graph=True, and keep a gradient penalty in a loss of its own"
-            )
+            raise RuntimeError(NO_DOUBLE_BACKWARD)
         grad_scale, logits_grad, *ir_grads = ctx.saved_tensors
         if grad_total is None:
             grad_total = logits_grad.new_zeros(())
-        _, _, _, want_logits, _, _, _, _, *want_irs = ctx.needs_input_grad
+        want_logits, want_irs = ctx.needs_input_grad[3], ctx.needs_input_grad[3 + _OTHERS :]
         pairs = zip([logits_grad, *ir_grads], [want_logits, *want_irs])
         grads = [grad if want else None for grad, want in pairs]
-        if compiling or _keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
+        if compiling or keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
             factor = grad_total if grad_scale is None else grad_total / grad_scale
-            grads = [None if grad is None else _rescaled(grad, factor) for grad in grads]
+            grads = [None if grad is None else rescaled(grad, factor) for grad in grads]
         else:
             ctx.rescale_([grad for grad in grads if grad is not None], grad_total, grad_scale)
-        return None, None, None, grads[0], None, None, None, None, *grads[1:], *(None for _ in ir_grads)
+        behind = len(ctx.needs_input_grad) - 3 - _OTHERS - len(ir_grads)
+        return None, None, None, grads[0], *[None] * (_OTHERS - 1), *grads[1:], *[None] * behind
 
 
 def _total(parts: Tensor) -> Tensor:
@@ -110,6 +114,6 @@ def _alias(parts: Tensor) -> Tensor:
     return parts.new_empty(()).set_(parts.untyped_storage(), parts.storage_offset(), (), ())
 
 
-def _rescaled(grad: Tensor, factor: Tensor) -> Tensor:
+def rescaled(grad: Tensor, factor: Tensor) -> Tensor:
     # A 0-d tensor would be rounded to the gradient's dtype first: 65536 is infinite in float16.
     return (grad.to(factor.dtype) * factor).to(grad.dtype)

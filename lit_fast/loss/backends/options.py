@@ -20,18 +20,25 @@ class Inputs(NamedTuple):
     """The tensors of a LIT loss of k sections, B rows and C classes.
 
     A backend gets them from ``checks.check_inputs``: all on one device, and only those that the options use. So what is
-    given says which terms the loss has: IRs, cross-entropy (labels), KL (the teacher's logits).
+    given says which terms the loss has: IRs, cross-entropy (labels), KL (the teacher's logits). What does not count is
+    not looked at, whatever numbers stand there, and has a gradient of 0.
 
     Attributes:
         student_irs: k tensors of any shape, floating; gradients flow to them.
         teacher_irs: k tensors of the same shapes, floating.
         student_logits: [B, C], floating; gradients flow to it.
         teacher_logits: [B, C], floating.
-        labels: [B], int64; int32 too before they are checked.
+        labels: [B], int64, ignored in rows that do not count; int32 too before they are checked. Or soft ones,
+            [B, C], floating.
         class_weight: [C], floating; None for 1 each.
         grad_scale: 0-d, the loss scale that grad_output is expected to be (a GradScaler's); None for 1. A fused backend
             computes gradients times this scale, so that float16 ones do not underflow; any other grad_output is right
             as well, at the price of one multiplication more and of rounding before it.
+        rows: [B], bool: which rows count; None for all.
+        counts: [2 + k], float64: what the sums of cross-entropy, KL and each section are divided by. None for their own
+            counts, where all rows and elements count.
+        ir_rows: k tensors, bool: which elements of an IR count, for the first of its dimensions, or for none of them,
+            all at once. None of them where all elements count.
     """
 
     student_irs: Sequence[Tensor] = ()
@@ -41,12 +48,25 @@ class Inputs(NamedTuple):
     labels: Tensor | None = None
     class_weight: Tensor | None = None
     grad_scale: Tensor | None = None
+    rows: Tensor | None = None
+    counts: Tensor | None = None
+    ir_rows: Sequence[Tensor] = ()
 
 
 # Functions, for torch 2.6 cannot trace a NamedTuple's own methods.
 def device_of(inputs: Inputs) -> torch.device:
     """The device of checked inputs."""
     return inputs.student_irs[0].device if inputs.student_logits is None else inputs.student_logits.device
+
+
+def has_soft_labels(inputs: Inputs) -> bool:
+    """Whether the labels are probabilities."""
+    return inputs.labels is not None and inputs.labels.is_floating_point()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating dtype there: MPS and some XPU devices have no float64."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
@@ -89,6 +109,7 @@ class LossOptions:
         section_weights: one finite weight >= 0 per section, kept as a tuple; None weighs every section 1.
         ignore_index: rows with this label give no cross-entropy.
         label_smoothing: in [0, 1], as in ``torch.nn.functional.cross_entropy``.
+        reduction: ``"mean"``, or ``"sum"`` for sums over all that counts in place of means.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -103,6 +124,7 @@ class LossOptions:
     section_weights: Sequence[float] | None = None
     ignore_index: int = -100
     label_smoothing: float = 0.0
+    reduction: str = "mean"
 
     def __post_init__(self) -> None:
         if self.ir not in IR_KINDS:
@@ -116,6 +138,8 @@ class LossOptions:
             raise TypeError(f"tau_squared: expected True or False, got {self.tau_squared!r}")
         if not isinstance(self.ignore_index, Integral) or isinstance(self.ignore_index, bool):
             raise TypeError(f"ignore_index: expected an int, got {self.ignore_index!r}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction: expected 'mean' or 'sum', got {self.reduction!r}")
         if self.section_weights is not None:
             object.__setattr__(self, "section_weights", _section_weights(self.section_weights))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_fast.loss.backends import fused, ops
 from lit_fast.loss.backends.checks import check_label_values, check_tensors
-from lit_fast.loss.backends.options import Inputs, device_of, dtype_of
+from lit_fast.loss.backends.options import Inputs, device_of, dtype_of, has_soft_labels
 from lit_fast.triton.support import available, on_device
 
 if TYPE_CHECKING:
@@ -33,13 +33,16 @@ def _lit_loss(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     inputs, (section_weights, *numbers, need_grad) = ops.inputs_of(arguments)
     settings = Settings(tuple(section_weights), *numbers)
     check_tensors(inputs, settings.section_weights)
-    if inputs.student_logits is not None and inputs.labels is not None and inputs.labels.device.type == "cpu":
-        check_label_values(inputs.labels, inputs.student_logits.shape[1], settings.ignore_index)
-    sections = [_section(s, t, need_grad) for s, t in zip(inputs.student_irs, inputs.teacher_irs)]
+    hard_labels = None if has_soft_labels(inputs) else inputs.labels
+    if inputs.student_logits is not None and hard_labels is not None and hard_labels.device.type == "cpu":
+        check_label_values(hard_labels, inputs.student_logits.shape[1], settings.ignore_index)
+    irs = zip(inputs.student_irs, inputs.teacher_irs)
+    ir_rows = iter(inputs.ir_rows)
+    sections = [_section(student, teacher, need_grad, next(ir_rows, None)) for student, teacher in irs]
     rows = _rows(inputs, need_grad)
     parts = torch.empty(3 + len(sections), dtype=dtype_of(inputs), device=device_of(inputs))
     with on_device(parts.device):
-        for launch in loss_launches(sections, rows, parts, inputs.grad_scale, settings):
+        for launch in loss_launches(sections, rows, parts, inputs.grad_scale, settings, inputs.counts):
             launch.run()
     grads = [section.grad for section in sections if section.grad is not None]
     logits_grad = parts.new_empty(0) if rows is None or rows.grad is None else rows.grad
@@ -65,12 +68,18 @@ def _check_dense(tensors: Sequence[Tensor]) -> None:
 # --- the inputs, made dense
 
 
-def _section(student: Tensor, teacher: Tensor, need_grad: bool) -> Section:
+def _section(student: Tensor, teacher: Tensor, need_grad: bool, rows: Tensor | None = None) -> Section:
     from lit_fast.triton.launch import Section
 
     # What student, teacher and gradient share is the layout of this tensor: the student's own if that is dense.
     model = torch.empty_like(student) if need_grad or not student.is_contiguous() else student
-    return Section(_laid_out_as(model, student), _laid_out_as(model, teacher), model if need_grad else None)
+    return Section(
+        _laid_out_as(model, student), _laid_out_as(model, teacher), model if need_grad else None, _bytes_of(rows)
+    )
+
+
+def _bytes_of(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.contiguous().view(torch.uint8)
 
 
 def _laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
@@ -89,10 +98,11 @@ def _rows(inputs: Inputs, need_grad: bool) -> Rows | None:
     student = inputs.student_logits
     if student is None:
         return None
-    given = (inputs.teacher_logits, inputs.labels, inputs.class_weight)
-    teacher, labels, class_weight = (None if tensor is None else tensor.contiguous() for tensor in given)
+    hard, soft = (None, inputs.labels) if has_soft_labels(inputs) else (inputs.labels, None)
+    given = (inputs.teacher_logits, hard, inputs.class_weight, soft)
+    teacher, hard, class_weight, soft = (None if tensor is None else tensor.contiguous() for tensor in given)
     grad = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else None
-    return Rows(student.contiguous(), teacher, labels, class_weight, grad)
+    return Rows(student.contiguous(), teacher, hard, class_weight, grad, soft, _bytes_of(inputs.rows))
 
 
 # --- registration
