@@ -96,6 +96,12 @@ def test_texts_are_trained_by_every_variant(variant: str, tmp_path: Path) -> Non
     assert math.isfinite(student["history"][-1]["val_loss"])
 
 
+@pytest.mark.parametrize("kind", ["tagged_texts", "sequences"])
+def test_padding_is_left_out_by_a_switch(kind: str, tmp_path: Path) -> None:
+    results = run_experiment(experiment(kind, "skip_padding=true"), tmp_path / "run", console=quiet())
+    assert math.isfinite(results[1]["history"][0]["loss"])
+
+
 def test_stem_and_head_start_as_the_teachers_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class OtherHead(toy_tasks.Bert):
         def __init__(self) -> None:
