@@ -223,6 +223,10 @@ CAUSES["loss-logits"] = lambda: lf.KDLoss()(torch.zeros(4, 5, 10), torch.zeros(4
 CAUSES["loss-vocabularies"] = lambda: lf.functional.linear_kd_loss(
     torch.zeros(4, 8), nn.Linear(8, 32000), torch.zeros(4, 16), nn.Linear(16, 32064), LABELS
 )
+CAUSES["loss-rows"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(2, 2).bool())
+CAUSES["loss-rows-dtype"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(4).long())
+CAUSES["loss-ir-rows"] = lambda: lf.IRLoss()(irs(), irs(), ir_rows=torch.ones(4, 2).bool())
+CAUSES["loss-normalizer"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, normalizer=lf.LossCounts(-1, 4))
 CAUSES["loss-alpha"] = lambda: lf.LITLoss(alpha=95)
 
 
