@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, Data
 from lit_fast.files import atomic_write
 from lit_fast.models.saved import read_torch
 
@@ -36,6 +36,22 @@ class WeightInfo:
     cardinality: int | None = None
     length: int | None = None
     width: int | None = None  # of a generator or discriminator, whose `num_classes` are its domains
+
+    @classmethod
+    def of(cls, data: Data, model: str, cardinality: int | None = None) -> WeightInfo:
+        """Of a classifier that was trained on ``data``."""
+        images = len(data.shape) == 3
+        return cls(
+            model=model,
+            num_classes=data.num_classes,
+            in_channels=data.shape[0] if images else None,
+            image_size=data.shape[1] if images else None,
+            length=data.shape[0] if data.is_text else None,
+            dataset=data.name,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            cardinality=cardinality,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
