@@ -168,6 +168,15 @@ def test_weights_come_from_a_checkpoint_or_are_trained_here(tmp_path: Path, monk
     assert (alone["role"], len(alone["history"])) == ("teacher", 2)
 
 
+def test_a_network_of_ones_own_is_trained_alone(tmp_path: Path) -> None:
+    own = ["--model", "toy_tasks:tagger_student", "--dataset", "toy_tasks:tagged_texts", "--targets", "tokens"]
+    cut = ["--blocks", "encoder.layer", "--sections", "2"]
+    sets = [part for key in (*SHORT, "epochs=1") for part in ("--set", key)]
+    result = lit_fast_command("train", *own, *cut, *sets, "--run-dir", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "runs" / "teacher-toy_tasks.tagger_student" / "last.safetensors").is_file()
+
+
 def test_targets_of_ones_own_train_and_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def first_token(output: Any, inputs: Any, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return output.logits[:, 0], None if labels is None else labels[:, 0]
