@@ -1,7 +1,7 @@
 """LIT with Hugging Face's Accelerate: devices, mixed precision, accumulation and several processes are its business.
 
-    accelerate launch examples/accelerate_loop.py
-    python examples/accelerate_loop.py --tiny
+accelerate launch examples/accelerate_loop.py
+python examples/accelerate_loop.py --tiny
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ from torch.utils.data import DataLoader, TensorDataset
 import lit_fast as lf
 
 
+def trained_teacher(data: lf.data.Data, epochs: int) -> lf.SplitModel:
+    """Yours comes from a checkpoint."""
+    teacher = lf.split(lf.models.resnet20(in_channels=1))
+    optimizer = torch.optim.SGD(teacher.parameters(), lr=0.05, momentum=0.9)
+    step = lf.LITStep(None, teacher.train(), lf.LITLoss(alpha=1.0, beta=1.0), optimizer)
+    for epoch in range(epochs):
+        for images, labels in data.train_batches(epoch, batch_size=50, seed=0):
+            step(images, labels)
+    return teacher
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", help="a checkpoint of ResNet-20 for digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--accumulate", type=int, default=2, help="batches that make one update")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
@@ -26,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     if args.tiny:
-        args.epochs = 4
+        args.epochs = 3
     accelerator = Accelerator(
         mixed_precision=args.precision, gradient_accumulation_steps=args.accumulate, cpu=args.tiny
     )
@@ -37,10 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         images = digits.network_input(split.fetch(torch.arange(len(split))))
         loaders.append(DataLoader(TensorDataset(images, split.labels), batch_size=50, shuffle=split is digits.train))
 
-    teacher_net = lf.models.resnet20(in_channels=1)
-    if args.teacher:
-        lf.models.load_checkpoint(teacher_net, args.teacher)
-    teacher, student = lf.split(teacher_net), lf.split(lf.models.ResNet(8, in_channels=1))
+    teacher = trained_teacher(digits, 3 if args.tiny else 10)
+    student = lf.split(lf.models.ResNet(8, in_channels=1))
     several = accelerator.num_processes > 1
     model = lf.LITModel(teacher, student.train(), lf.LITLoss(alpha=0.9, beta=0.5, tau=4.0), over_processes=several)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -1,6 +1,6 @@
 """BERT from 12 layers to 3 with Hugging Face's Trainer, on padded texts.
 
-    python examples/bert.py --teacher my-finetuned-bert --texts train.tsv --eval-texts dev.tsv
+    python examples/bert.py --teacher my-finetuned-bert --texts train.tsv dev.tsv
     python examples/bert.py --tiny  # 4 -> 2 layers, random weights and texts
 
 The files are those of GLUE's SST-2: a first line of names, then a sentence, a tab and its class in each line.
@@ -52,11 +52,20 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
+class LITTrainer(Trainer):
+    """Logs the parts of the loss; ``evaluate`` gets the student's logits from it."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        loss, parts, logits = model(**inputs)
+        if model.training and self.state.global_step % self.args.logging_steps == 0:
+            self.log({"ce": parts.ce.item(), "kl": parts.kl.item(), "ir": parts.ir.sum().item()})
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", help="a BERT trained on these classes: a folder, or a name on the hub")
-    parser.add_argument("--texts", help="training texts")
-    parser.add_argument("--eval-texts", help="texts to evaluate on")
+    parser.add_argument("--texts", nargs=2, help="two files: texts to train on, and to evaluate on")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", default="bert-student")
@@ -72,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.teacher)
         teacher_net = AutoModelForSequenceClassification.from_pretrained(args.teacher)
-        train, held_out = read(args.texts, tokenizer), read(args.eval_texts, tokenizer)
+        train, held_out = (read(path, tokenizer) for path in args.texts)
     config = copy.deepcopy(teacher_net.config)
     config.num_hidden_layers = args.layers
     student_net = AutoModelForSequenceClassification.from_config(config)
@@ -88,7 +97,6 @@ def main(argv: list[str] | None = None) -> None:
         num_train_epochs=args.epochs,
         per_device_train_batch_size=16 if args.tiny else 32,
         learning_rate=1e-3 if args.tiny else 5e-5,
-        lr_scheduler_type="cosine",
         logging_steps=6 if args.tiny else 50,
         save_strategy="no",
         report_to="none",
@@ -96,17 +104,17 @@ def main(argv: list[str] | None = None) -> None:
         remove_unused_columns=False,  # it would keep only what LITModel.forward names: the labels
         label_names=["labels"],
     )
-    trainer = Trainer(
+    trainer = LITTrainer(
         model,
         settings,
         data_collator=collate,
         train_dataset=train,
         eval_dataset=held_out,
         compute_metrics=accuracy,
-        preprocess_logits_for_metrics=lambda outputs, labels: outputs[-1],  # of (parts, logits)
     )
     trainer.train()
-    print({name: round(value, 4) for name, value in trainer.evaluate().items() if name in ("eval_loss", "eval_accuracy")})
+    scores = trainer.evaluate()
+    print(f"eval loss {scores['eval_loss']:.4f}, accuracy {100.0 * scores['eval_accuracy']:.2f} %")
     student.model.save_pretrained(args.out)  # a BERT like any other, of fewer layers
 
 

@@ -1,7 +1,7 @@
 """LIT as a LightningModule: with automatic optimization, and with your own calls of backward and step.
 
-    python examples/lightning_module.py --tiny
-    python examples/lightning_module.py --manual
+python examples/lightning_module.py --tiny
+python examples/lightning_module.py --manual
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import lit_fast as lf
 
@@ -59,6 +59,17 @@ class ManualDistillation(Distillation):
         self.lr_schedulers().step()
 
 
+def trained_teacher(data: lf.data.Data, epochs: int) -> lf.SplitModel:
+    """Yours comes from a checkpoint."""
+    teacher = lf.split(lf.models.resnet20(in_channels=1))
+    optimizer = torch.optim.SGD(teacher.parameters(), lr=0.05, momentum=0.9)
+    step = lf.LITStep(None, teacher.train(), lf.LITLoss(alpha=1.0, beta=1.0), optimizer)
+    for epoch in range(epochs):
+        for images, labels in data.train_batches(epoch, batch_size=50, seed=0):
+            step(images, labels)
+    return teacher
+
+
 class Losses(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         found = trainer.callback_metrics
@@ -68,7 +79,6 @@ class Losses(lightning.Callback):
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", help="a checkpoint of ResNet-20 for digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--manual", action="store_true")
     parser.add_argument("--save", default="lightning.ckpt")
@@ -76,15 +86,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     lightning.seed_everything(0, verbose=False)
     digits = lf.data.open_data("digits", image_size=8, train_size=400 if args.tiny else None)
-    loaders = [
-        DataLoader([(digits.network_input(x[None])[0], y) for x, y in zip(split.fetch(torch.arange(len(split))), split.labels)],
-                   batch_size=50, shuffle=shuffle)
-        for split, shuffle in ((digits.train, True), (digits.val, False))
-    ]
-    teacher_net = lf.models.resnet20(in_channels=1)
-    if args.teacher:
-        lf.models.load_checkpoint(teacher_net, args.teacher)
-    teacher, student = lf.split(teacher_net), lf.split(lf.models.ResNet(8, in_channels=1))
+    loaders = []
+    for split in (digits.train, digits.val):
+        images = digits.network_input(split.fetch(torch.arange(len(split))))
+        loaders.append(DataLoader(TensorDataset(images, split.labels), batch_size=50, shuffle=split is digits.train))
+    teacher = trained_teacher(digits, 3 if args.tiny else 10)
+    student = lf.split(lf.models.ResNet(8, in_channels=1))
     kind = ManualDistillation if args.manual else Distillation
     module = kind(teacher, student, lf.LITLoss(alpha=0.9, beta=0.5, tau=4.0), lr=0.05)
     trainer = lightning.Trainer(

@@ -1,7 +1,7 @@
 """Semantic segmentation: a fully convolutional network with a third of its blocks, a loss for each pixel.
 
-    python examples/segmentation.py         # coloured shapes drawn here; use your own images and masks in `draw`
-    python examples/segmentation.py --tiny
+python examples/segmentation.py         # coloured shapes drawn here; use your own images and masks in `draw`
+python examples/segmentation.py --tiny
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class FCN(nn.Module):
 
     def __init__(self, blocks: int, width: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.near, self.middle, self.far = (
             nn.Sequential(*(Block(width, dilation) for _ in range(blocks))) for dilation in (1, 2, 4)
         )

@@ -1,7 +1,7 @@
 """A ViT of timm's from 12 blocks to 4, each section of four blocks learned by one or two of the student's.
 
-    python examples/timm_vit.py --images imagenet --epochs 30  # a folder with train/<class>/*
-    python examples/timm_vit.py --tiny                         # 6 -> 3 blocks on noise
+python examples/timm_vit.py --images imagenet --epochs 30  # a folder with train/<class>/*
+python examples/timm_vit.py --tiny                         # 6 -> 3 blocks on noise
 """
 
 from __future__ import annotations
