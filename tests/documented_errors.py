@@ -38,7 +38,7 @@ from lit_fast.runs import checkpoint, export
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.settings.classifier import load_experiment
 from lit_fast.step import parallel
-from lit_fast.teacher import frozen
+from lit_fast.teacher import programs
 from lit_fast.teacher.instruction import Instruction
 from lit_fast.training.experiment import Session, run_experiment
 from lit_fast.training.tally import LossTally
@@ -184,11 +184,11 @@ CAUSES["step-sections"] = lambda: step(ir_sections=[3])
 def frozen_teacher(run: Callable[[tuple[int, ...]], Tensor], strict: bool) -> None:
     """One whose programs do ``run`` with the shape of their results."""
 
-    def program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def program(steps: list[Instruction], output: int) -> Callable[[Tensor], Tensor]:
         return lambda x: run(steps[output - 1].shape)
 
-    present = mock.patch.object(frozen, "EXTENSION", EXTENSION._replace(loaded=True))
-    with present, mock.patch.object(frozen, "_program", program):
+    present = mock.patch.object(programs, "EXTENSION", EXTENSION._replace(loaded=True))
+    with present, mock.patch.object(programs, "_program", program):
         lf.FrozenTeacher(teacher(), strict=strict).run(torch.randn(2, 3, 8, 8))
 
 
@@ -219,6 +219,10 @@ CAUSES["loss-logits"] = lambda: lf.KDLoss()(torch.zeros(4, 5, 10), torch.zeros(4
 CAUSES["loss-vocabularies"] = lambda: lf.functional.linear_kd_loss(
     torch.zeros(4, 8), nn.Linear(8, 32000), torch.zeros(4, 16), nn.Linear(16, 32064), LABELS
 )
+CAUSES["loss-rows"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(2, 2).bool())
+CAUSES["loss-rows-dtype"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, rows=torch.ones(4).long())
+CAUSES["loss-ir-rows"] = lambda: lf.IRLoss()(irs(), irs(), ir_rows=torch.ones(4, 2).bool())
+CAUSES["loss-normalizer"] = lambda: lf.KDLoss()(LOGITS, LOGITS, LABELS, normalizer=lf.LossCounts(-1, 4))
 CAUSES["loss-alpha"] = lambda: lf.LITLoss(alpha=95)
 
 

@@ -630,6 +630,45 @@ def test_opcheck(beta: float, dtype: torch.dtype, need_grad: bool) -> None:
     torch.library.opcheck(torch.ops.lit_fast.lit_loss.default, arguments)
 
 
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_opcheck_of_soft_labels_and_what_does_not_count(need_grad: bool) -> None:
+    problem = make(batch=4, dtype=torch.float16)
+    *tensors, _ = problem.inputs()[2:7]
+    tensors[2] = torch.rand(4, 10)
+    irs = [torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.randn(4, 7)]
+    rows = torch.tensor([True, False, True, True])
+    counts = torch.arange(1, 5, dtype=torch.float64)
+    logits = [None if t is None else t.detach() for t in tensors]
+    given = Inputs(irs, [torch.randn_like(ir) for ir in irs], *logits, None, rows, counts, [rows, rows.new_ones(())])
+    torch.library.opcheck(torch.ops.lit_fast.lit_loss.default, (*arguments(given, LossOptions()), need_grad))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": torch.ones(4)}, "rows: expected bool, got"),
+        ({"rows": torch.ones(3).bool()}, "rows: expected one for each row of the logits, got"),
+        ({"ir_rows": [torch.ones(4).bool()]}, "ir_rows: expected one tensor for each of 2 sections or none, got 1"),
+        ({"ir_rows": [torch.ones(4)] * 2}, "ir_rows: section 1: expected bool, got"),
+        (
+            {"ir_rows": [torch.ones(4).bool(), torch.ones(4, 3).bool()]},
+            "ir_rows: section 2: expected the first dimensions of",
+        ),
+        ({"ir_rows": [torch.ones(4, 3).bool(), torch.ones(4).bool()]}, "section 1: .* expected contiguous memory"),
+        ({"counts": torch.ones(4)}, "counts: expected float64, got"),
+        ({"counts": torch.ones(5, dtype=torch.float64)}, "counts: expected .4., contiguous, got"),
+        ({"counts": None}, "rows that do not count need counts, got None"),
+        ({"labels": torch.rand(4, 9)}, "labels: expected the student's .4, 10., got .4, 9."),
+    ],
+)
+def test_the_op_checks_what_counts(change: dict, message: str) -> None:
+    irs = [torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.randn(4, 7)]
+    given = Inputs(irs, irs, torch.zeros(4, 10), torch.zeros(4, 10), torch.arange(4))
+    given = given._replace(rows=torch.ones(4).bool(), counts=torch.ones(4, dtype=torch.float64))
+    with pytest.raises((TypeError, ValueError), match=f"lit_loss: {message}"):
+        native.lit_loss(given._replace(**change), LossOptions())
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_compiles_to_one_graph(backend: str, scaled: bool) -> None:

@@ -466,7 +466,7 @@ class Nothing(nn.Linear):
             "abc",
             r"'b' is not given the tensor that 'a' returned \(shape \(2, 4\)\) but one of shape \(2, 4\)",
         ),
-        (Pairs(), "abc", "between 'b' and 'c' two tensors are handed on that both change.*an IR must be one tensor"),
+        (Pairs(), "abc", "between 'a' and 'b' two tensors are handed on that both change.*an IR must be one tensor"),
         (Chain(), "bac", "'a' runs before 'b', which was listed before it; list modules in the order"),
         (Chain(a=Nothing(4, 4)), "abc", "'a' gives NoneType, an IR must be one tensor; cut elsewhere"),
     ],

@@ -390,6 +390,11 @@ def test_compiles_to_one_graph(scaled: bool) -> None:
         ({"labels": torch.zeros(4, dtype=torch.long)}, r"labels: expected shape \(3,\) .*, got \(4,\)"),
         ({"class_weight": torch.ones(9)}, r"class_weight: expected shape \(10,\), .*, got \(9,\)"),
         ({"student_irs": [], "teacher_irs": [], "student_logits": None}, "expected IRs or student_logits"),
+        ({"labels": torch.rand(3, 9)}, r"labels: expected probabilities of the logits' shape \(3, 10\), got \(3, 9\)"),
+        ({"rows": torch.ones(4).bool()}, r"rows: expected shape \(3,\), .*, got \(4,\)"),
+        ({"rows": torch.ones(3).bool()}, "rows that do not count need counts, got None"),
+        ({"ir_rows": [torch.ones(3).bool()] * 2}, "ir_rows: expected one tensor or None for each of the 3 sections"),
+        ({"counts": torch.ones(4)}, r"counts: expected 5 numbers, got shape \(4,\)"),
     ],
 )
 def test_the_op_refuses_what_it_would_read_out_of_bounds(change: dict, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -13,11 +14,12 @@ from torch import nn
 from lit_fast.errors import SplitError, UntraceableError
 from lit_fast.literals import SplitHow
 from lit_fast.sections.cuts import Cuts
-from lit_fast.sections.inputs import Inputs
+from lit_fast.sections.inputs import Inputs, without_labels
 from lit_fast.sections.model import SplitModel
+from lit_fast.sections.parts import Part
 from lit_fast.sections.recorded import Chain, RecordedModel
-from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks
-from lit_fast.sections.traced import TracedModel
+from lit_fast.sections.stacks import block_names, chain_of_cuts, chain_of_run, runs_of_blocks, with_stem
+from lit_fast.sections.traced import TracedModel, TracedPart
 
 __all__ = ["split"]
 
@@ -51,9 +53,9 @@ def split(
             and a teacher's can be lowered. ``"recorded"`` watches the forward run, whatever it takes: blocks must hand
             the hidden state on, and are called again with their other arguments of the same batch. ``"auto"`` traces
             where that works and records otherwise; ``how`` and ``why`` of the result tell.
-        example: a batch. ``"auto"`` records where it has several inputs. With ``at``, the modules between the cuts of
-            a recorded model are found in one forward of it; without, they are the neighbours in one stack, or the cut
-            modules alone.
+        example: a batch. ``"auto"`` records where it has several inputs. One forward of a recorded model on it shows
+            what runs before section 1, the stem; without, that is what is registered before. With ``at`` it also shows
+            the modules between the cuts; without, they are the neighbours in one stack, or the cut modules alone.
 
     Returns:
         The model with its parts; parameters are shared.
@@ -73,13 +75,18 @@ def split(
         [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
     """
     _check_model(model)
+    example, _ = without_labels(example, None)
     if how not in get_args(SplitHow):
         raise SplitError(f"how: expected one of {', '.join(map(repr, get_args(SplitHow)))}, got {how!r}")
     if blocks is not None:
         if at is not None or stem is not None:
             raise SplitError("blocks, at: expected one of the two ways to name the cuts, got both")
         runs = _chain_of_blocks(model, blocks, sections, cuts)
-        split_model = _cut(model, Cuts(runs.at, start=runs.modules[0]), lambda: runs, how, example, SplitError)
+
+        def chain_of_blocks() -> Chain:
+            return runs if example is None else with_stem(model, runs, example)
+
+        split_model = _cut(model, Cuts(runs.at, start=runs.modules[0]), chain_of_blocks, how, example, SplitError)
         split_model.blocks = runs.sections
         return split_model
     if sections is not None or cuts is not None:
@@ -102,12 +109,23 @@ def _cut(
         return RecordedModel(model, chain(), "asked for")
     if isinstance(example, (Mapping, tuple, list)) and len(example) > 1:
         return RecordedModel(model, chain(), f"the example has {len(example)} inputs")
-    if "attention_mask" in inspect.signature(model.forward).parameters:
+    if example is None and "attention_mask" in inspect.signature(model.forward).parameters:
         return RecordedModel(model, chain(), "its forward takes an attention_mask beside its input")
     try:
-        return TracedModel(model, at, "its forward can be traced")
+        traced = TracedModel(model, at, "its forward can be traced")
+        for name, part in zip(traced.at, traced.parts[2:]):
+            if failed is SplitError and _unpacks(part):
+                raise SplitError(f"{name!r} gives several values, of which the hidden state is one")
     except failed as error:
         return RecordedModel(model, chain(), str(error))
+    return traced
+
+
+def _unpacks(part: Part) -> bool:
+    """Whether a traced part begins with an item of its input, which is then no tensor but a tuple or a dict."""
+    assert isinstance(part, TracedPart)
+    source = next(iter(part.graph.nodes))
+    return any(user.target is operator.getitem and isinstance(user.args[1], (int, str)) for user in source.users)
 
 
 def _chain_of_blocks(

@@ -197,6 +197,7 @@ class _Recording:
         self._contexts = ExitStack()
         self._hidden: Tensor | None = None  # what the module at hand is to be given
         self._second: list[Tensor] = []  # what the module before it made beside the hidden state
+        self._shared: list[Tensor] = []  # what the first module made beside it
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
@@ -206,7 +207,7 @@ class _Recording:
             with in_place_of_calls(watched), self._contexts:
                 yield
         finally:
-            self._hidden, self._second = None, []
+            self._hidden, self._second, self._shared = None, [], []
             self._after = self._around = None
 
     def _watched(self, name: str, run: Run) -> Run:
@@ -234,22 +235,29 @@ class _Recording:
         if not given:
             raise self._broken(name, args, kwargs)
         if self._second and any(a is b for a in self._second for b in tensors_of(recorded)):
-            raise SplitError(
-                f"between {self._before(name)!r} and {name!r} two tensors are handed on that both change from module "
-                "to module, the hidden state and another; an IR must be one tensor: let the modules return their sum "
-                "or cut a model whose modules hand on one"
-            )
+            raise self._two_hidden(name)
         self.calls[name] = _Call(*recorded)
         if name in self._section and self._around is not None:
             self._contexts.enter_context(self._around(self._section[name]))
 
     def _ended(self, name: str, result: Any, given: Any) -> Any:
         hidden = _hidden_of(result, name)
-        made = [tensor for tensor in tensors_of(result) if tensor is not hidden]
-        # The first module may make what all others read (the relative positions of T5).
-        first = len(self.calls) == 1
-        known = {id(tensor) for tensor in tensors_of(given)} if made and not first else set()
-        self._second = [] if first else [tensor for tensor in made if id(tensor) not in known]
+        returned = [tensor for tensor in tensors_of(result) if tensor is not hidden]
+        if len(self.calls) == 1:  # the first may make what all others read (the relative positions of T5)
+            self._shared = returned
+        elif returned:
+            known = {id(tensor) for tensor in tensors_of(given)}
+            self._second = [tensor for tensor in returned if id(tensor) not in known]
+            kept = {id(tensor) for tensor in returned}
+            replaced_by_another = [
+                tensor
+                for tensor in self._shared
+                if id(tensor) in known - kept and any(made.shape == tensor.shape for made in self._second)
+            ]
+            if replaced_by_another:
+                raise self._two_hidden(name)
+        else:
+            self._second = []
         if name in self._ends:
             self._contexts.close()
             self.irs.append(hidden)
@@ -288,6 +296,13 @@ class _Recording:
             f"{shapes}: the model computes something between the two, which a section run again would leave out; move "
             "that into one of the modules, cut at modules that contain it, or pass example=..., a batch, so that "
             "modules between the cuts are found"
+        )
+
+    def _two_hidden(self, name: str) -> SplitError:
+        return SplitError(
+            f"between {self._before(name)!r} and {name!r} two tensors are handed on that both change from module to "
+            "module, the hidden state and another; an IR must be one tensor: let the modules return their sum or cut "
+            "a model whose modules hand on one"
         )
 
     def check_complete(self) -> None:

@@ -16,7 +16,7 @@ from lit_fast.sections.inputs import Inputs, call, first_tensor, tensors_of
 from lit_fast.sections.recorded import Chain
 from lit_fast.sections.tracing import set_mode
 
-__all__ = ["block_names", "chain_of_cuts", "chain_of_run", "runs_of_blocks"]
+__all__ = ["block_names", "chain_of_cuts", "chain_of_run", "runs_of_blocks", "with_stem"]
 
 
 def block_names(model: nn.Module, blocks: str | Sequence[str]) -> tuple[str, ...]:
@@ -124,8 +124,29 @@ def chain_of_run(model: nn.Module, at: Sequence[str], stem: str | None, example:
     sections = [(first, *_between(calls, by_name[first], at[0]))]
     for before, cut in itertools.pairwise(at):
         sections.append(tuple(_between(calls, by_name[before], cut)))
-    began = by_name[first].began
-    return Chain(tuple(sections), frozenset(done.name for done in calls if done.began < began))
+    return Chain(tuple(sections), _run_before(model, calls, first))
+
+
+def with_stem(model: nn.Module, chain: Chain, example: Inputs) -> Chain:
+    """The chain with what one forward shows to run before it; the chain itself is checked in every run."""
+    return Chain(chain.sections, _run_before(model, _calls_of(model, example), chain.modules[0]))
+
+
+def _run_before(model: nn.Module, calls: list[_Called], first: str) -> frozenset[str]:
+    """All modules that begin before the first of the chain does, by every name they have.
+
+    One that is not called itself is where what is in it begins, or where it is registered.
+    """
+    begun = [done.name for done in calls]
+    before = {id(model.get_submodule(name)) for name in begun[: begun.index(first) if first in begun else None]}
+    called = before | {id(model.get_submodule(name)) for name in begun}
+    names, reached = set(), False
+    for name, module in model.named_modules(remove_duplicate=False):
+        reached |= name == first
+        inside = {id(module)} if id(module) in called else {id(child) for child in module.modules()}
+        if inside & before or not (inside & called or reached):
+            names.add(name)
+    return frozenset(names)
 
 
 def _between(calls: list[_Called], before: _Called, cut: str) -> list[str]:

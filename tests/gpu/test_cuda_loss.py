@@ -142,6 +142,35 @@ def test_graph_of_forward_and_backward_replays_on_changed_inputs(lit_loss, dtype
         assert_equal_bits(captured, results(lit_loss, changed, case.options))
 
 
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_graph_of_counting_and_loss_replays_with_other_rows(name):
+    loss_of(name)  # skips where there is none
+    irs = [torch.randn(2, 8, 7, 64, device="cuda") for _ in range(2)]
+    z_s, z_t = torch.randn(2, 56, 1000, device="cuda")
+    labels, mask = torch.randint(1000, (56,), device="cuda"), torch.ones(8, 7, dtype=torch.bool, device="cuda")
+    leaves = [z_s.requires_grad_(), *(ir[0].requires_grad_() for ir in irs)]
+
+    def results():
+        what = {"rows": mask.flatten(), "ir_rows": mask}
+        teacher_irs = [ir[1] for ir in irs]
+        loss = lit_fast.lit_loss(leaves[1:], teacher_irs, z_s, z_t, labels, **what, backend=name)
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            results()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = results()
+    for share in (0.2, 0.9):
+        mask.copy_(torch.rand(8, 7, device="cuda") < share)
+        graph.replay()
+        assert_equal_bits(captured, results())
+
+
 def test_replays_beside_calls_on_another_stream_do_not_disturb_each_other(lit_loss):
     def made():
         return [loss_cases.build(Case("plain", shapes=SHAPES, batch=32), "cuda", seed=seed) for seed in (0, 1)]

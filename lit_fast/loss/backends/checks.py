@@ -45,8 +45,12 @@ def check_tensors(inputs: Inputs, section_weights: Sequence[float] | None) -> No
         raise ValueError("expected IRs or student_logits, got neither")
     if inputs.grad_scale is not None:
         _check_grad_scale(inputs.grad_scale)
-    for number, (student, rows) in enumerate(zip(inputs.student_irs, inputs.ir_rows), 1):
-        check_rows_of_ir(number, rows, student.shape)
+    if inputs.ir_rows:
+        pairs = zip(inputs.student_irs, ir_rows_of(inputs.ir_rows, len(inputs.student_irs)))
+        for number, (student, rows) in enumerate(pairs, 1):
+            check_rows_of_ir(number, rows, student.shape)
+    if inputs.counts is not None and inputs.counts.shape != (2 + len(inputs.student_irs),):
+        raise ValueError(f"counts: expected {2 + len(inputs.student_irs)} numbers, got shape {_shape(inputs.counts)}")
     _check_devices(inputs)
 
 

@@ -33,6 +33,8 @@ def _lit_loss(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     inputs, (section_weights, *numbers, need_grad) = ops.inputs_of(arguments)
     settings = Settings(tuple(section_weights), *numbers)
     check_tensors(inputs, settings.section_weights)
+    if inputs.counts is None and (inputs.rows is not None or inputs.ir_rows):
+        raise ValueError("rows that do not count need counts, got None")
     hard_labels = None if has_soft_labels(inputs) else inputs.labels
     if inputs.student_logits is not None and hard_labels is not None and hard_labels.device.type == "cpu":
         check_label_values(hard_labels, inputs.student_logits.shape[1], settings.ignore_index)
