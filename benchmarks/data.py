@@ -133,7 +133,7 @@ def _steps(
 
     def same() -> None:
         for _ in range(count):
-            fixed(problem.images, problem.labels)
+            fixed(problem.inputs, problem.labels)
 
     found: dict[str, tuple[Epoch, int]] = {"step": (same, count * batch)}
     if not capture and not tiny:

@@ -123,7 +123,7 @@ def built(problem: Problem, passes: type[StudentPasses] | None = None, **sgd: bo
 
 
 def _calling(one: LITStep, problem: Problem) -> Way:
-    return lambda: one(problem.images, problem.labels)
+    return lambda: one(problem.inputs, problem.labels)
 
 
 def channels_last_step(problem: Problem) -> Way:
@@ -132,14 +132,14 @@ def channels_last_step(problem: Problem) -> Way:
     assert one.teacher is not None
     for network in (one.teacher.model, one.student.model):
         network.to(memory_format=torch.channels_last)
-    images = problem.images.contiguous(memory_format=torch.channels_last)
+    images = problem.inputs.contiguous(memory_format=torch.channels_last)
     return lambda: one(images, problem.labels)
 
 
 def prefetching_step(problem: Problem) -> Way:
     """Each call starts the teacher on the next batch, then trains on the one that the call before started it on."""
     one = ways.lit_step(problem, "runner", "auto")
-    batches = [problem.images, problem.images.clone()]
+    batches = [problem.inputs, problem.inputs.clone()]
     one.prefetch(batches[0])
 
     def way() -> object:
@@ -155,7 +155,7 @@ def prefetching_step(problem: Problem) -> Way:
 def teacher_batch_step(problem: Problem) -> Way:
     """The teacher takes the batches of several steps at once."""
     one = ways.lit_step(problem, "runner", "auto")
-    batches = [problem.images.clone() for _ in range(AT_ONCE)]
+    batches = [problem.inputs.clone() for _ in range(AT_ONCE)]
 
     def way() -> object:
         one.prefetch(*batches)
@@ -169,7 +169,7 @@ def compiled_student_step(problem: Problem) -> Way:
     one = ways.lit_step(problem, "runner", "auto")
     for section in one.student.sections:
         section.forward = torch.compile(section.forward)  # type: ignore[method-assign]
-    return lambda: one(problem.images, problem.labels)
+    return lambda: one(problem.inputs, problem.labels)
 
 
 class CachingCasts(StudentPasses):

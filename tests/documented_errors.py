@@ -8,6 +8,7 @@ the pages to it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -23,6 +24,7 @@ from unittest import mock
 import small_reviews
 import torch
 import torch.nn.functional as F
+import toy_tasks
 from PIL import Image
 from rich.console import Console
 from text_networks import Causal, Text, text
@@ -31,16 +33,19 @@ from torch.utils.data import Dataset
 
 import lit_fast as lf
 from lit_fast.cli.networks import evaluate
+from lit_fast.data.formats.datasets import as_data
 from lit_fast.data.loaders import resident
 from lit_fast.extension import EXTENSION
 from lit_fast.loss import backends
 from lit_fast.loss.backends import native
+from lit_fast.models.own import cut, own_network
 from lit_fast.runs import checkpoint, export
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.settings.classifier import load_experiment
 from lit_fast.step import parallel
-from lit_fast.teacher import frozen
+from lit_fast.teacher import programs
 from lit_fast.teacher.instruction import Instruction
+from lit_fast.training.evaluation import evaluate as evaluate_split
 from lit_fast.training.experiment import Session, run_experiment
 from lit_fast.training.tally import LossTally
 
@@ -389,13 +394,13 @@ CAUSES["targets-labels"] = lambda: text_step(Causal, targets="tokens")(*text())
 
 
 def frozen_teacher(run: Callable[[tuple[int, ...]], Tensor], strict: bool) -> None:
-    """One whose programs do ``run`` with the shape of their results."""
+    """One whose programs do ``run`` with the shape of the stem's result, which is the first that is checked."""
 
-    def program(steps: list[Instruction], output: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        return lambda x: run(steps[output - 1].shape)
+    def program(steps: list[Instruction], output: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: run((len(x), 4, 8, 8))
 
-    present = mock.patch.object(frozen, "EXTENSION", EXTENSION._replace(loaded=True))
-    with present, mock.patch.object(frozen, "_program", program):
+    present = mock.patch.object(programs, "EXTENSION", EXTENSION._replace(loaded=True))
+    with present, mock.patch.object(programs, "_program", program):
         lf.FrozenTeacher(teacher(), strict=strict).run(torch.randn(2, 3, 8, 8))
 
 
@@ -474,6 +479,80 @@ CAUSES["config-recipe"] = lambda: load_experiment("resnet")
 def _() -> None:
     Path("mine.yaml").write_text("epochs: 20\n", encoding="utf-8")
     load_experiment(config=Path("mine.yaml"))
+
+
+OWN = {"teacher": {"model": "toy_tasks:bert_teacher"}, "student": {"models": "toy_tasks:bert_student"}}
+
+
+@cause("own-no-module")
+def _() -> None:
+    load_experiment("digits", None, ["teacher.model=my_nets:teacher"])
+
+
+@cause("own-no-function")
+def _() -> None:
+    load_experiment("digits", None, ["teacher.model=toy_tasks:techer"])
+
+
+@cause("own-no-network")
+def _() -> None:
+    own_network("toy_tasks:texts")
+
+
+@cause("own-blocks")
+def _() -> None:
+    cut(toy_tasks.Bert(2), "toy_tasks:bert_student", {"blocks": "encoder.layers"}, toy_tasks.Texts(2, 0)[0], alone={})
+
+
+@cause("own-two-ways")
+def _() -> None:
+    load_experiment("digits", None, [OWN, "blocks=encoder.layer", "at=[encoder]"])
+
+
+@cause("own-no-blocks")
+def _() -> None:
+    load_experiment("digits", None, [OWN, "sections=2"])
+
+
+@cause("own-built-in")
+def _() -> None:
+    load_experiment("digits", None, ["student.blocks=layer1"])
+
+
+@cause("own-data-key")
+def _() -> None:
+    load_experiment("digits", None, [{"data": {"name": "toy_tasks:texts"}}, "data.val_size=100"])
+
+
+@cause("own-split-already")
+def _() -> None:
+    split_already = lf.split(toy_tasks.Bert(4), blocks="encoder.layer", sections=2)
+    cut(split_already, "my_nets:teacher", {}, None, alone={"blocks": "encoder.layer"})
+
+
+@cause("items-no-val")
+def _() -> None:
+    as_data({"train": toy_tasks.Texts(4, 0), "test": toy_tasks.Texts(4, 9)}, "my_data:texts")
+
+
+@cause("items-no-mapping")
+def _() -> None:
+    as_data([1, 2, 3], "my_data:texts")
+
+
+@cause("items-batch")
+def _() -> None:
+    as_data(dict.fromkeys(("train", "val", "test"), [(torch.zeros(2), torch.zeros(2), 1)] * 4), "my_data:texts")
+
+
+@cause("items-no-labels")
+def _() -> None:
+    evaluate_split(toy_tasks.LanguageModel(2), [({"input_ids": torch.zeros(2, 8, dtype=torch.int64)}, None)])
+
+
+@cause("items-none-counts")
+def _() -> None:
+    evaluate_split(nn.Linear(2, 2), [(torch.zeros(2, 2), torch.tensor([-100, -100]))])
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -607,14 +686,17 @@ def _() -> None:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def load(saved: nn.Module) -> None:
-    torch.save(saved.state_dict(), "net.pt")
+def load(content: Any) -> None:
+    torch.save(content, "net.pt")
     lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
 
 
 CAUSES["weights-missing"] = lambda: lf.models.load_checkpoint(lf.models.resnet20(), "net.pt")
-CAUSES["weights-depth"] = lambda: load(lf.models.resnet32())
-CAUSES["weights-classes"] = lambda: load(lf.models.resnet20(num_classes=100))
+CAUSES["weights-depth"] = lambda: load(lf.models.resnet32().state_dict())
+CAUSES["weights-classes"] = lambda: load(lf.models.resnet20(num_classes=100).state_dict())
+CAUSES["weights-object"] = lambda: load({"args": argparse.Namespace(lr=0.1)})
+CAUSES["weights-beside"] = lambda: load({**lf.models.resnet20().state_dict(), "epoch": 3})
+CAUSES["weights-more"] = lambda: load({**lf.models.resnet20().state_dict(), "criterion.weight": torch.ones(10)})
 
 
 @cause("evaluate-unknown")

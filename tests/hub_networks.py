@@ -141,7 +141,9 @@ def images(size: int = 32) -> Tensor:
 # -- transformers ------------------------------------------------------------------------------------------------------
 
 
-def transformers(model: str, config: str, depth: str = "num_hidden_layers", **options: Any) -> Callable[[int], nn.Module]:
+def transformers(
+    model: str, config: str, depth: str = "num_hidden_layers", **options: Any
+) -> Callable[[int], nn.Module]:
     """A network of that class whose depth is ``2 * blocks``."""
 
     def build(blocks: int) -> nn.Module:
@@ -159,7 +161,13 @@ LABELS = {"num_labels": CLASSES}
 BERT = {**SIZES, **LABELS, "vocab_size": VOCABULARY, "max_position_embeddings": 32}
 IMAGES = {**SIZES, **LABELS, "image_size": 32, "patch_size": 8}
 T5 = {**TOKENS, "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8}
-BART = {**TOKENS, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+BART = {
+    **TOKENS,
+    "d_model": 16,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
 BART |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 1, "forced_eos_token_id": None}
 WHISPER = {**BART, "max_source_positions": 10, "max_target_positions": 10, "num_mel_bins": 8}
 WHISPER.pop("max_position_embeddings")
@@ -199,7 +207,9 @@ def convnext(blocks: int) -> nn.Module:
     )
 
 
-def hub(name: str, model: str, config: str, blocks: str, inputs: Any, targets: str = "classification", **more: Any) -> Network:
+def hub(
+    name: str, model: str, config: str, blocks: str, inputs: Any, targets: str = "classification", **more: Any
+) -> Network:
     build = transformers(model, config, **more)
     return Network(name, "transformers", build, {"blocks": blocks, "sections": 2}, inputs, "recorded", targets)
 
@@ -222,7 +232,18 @@ def vision(name: str, family: str, blocks: str, **more: Any) -> Network:
 
 
 HUGGING_FACE = [
-    hub("GPT-2", "GPT2LMHeadModel", "GPT2Config", "transformer.h", texts, "causal_lm", depth="n_layer", n_embd=16, n_head=2, **TOKENS),
+    hub(
+        "GPT-2",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        "transformer.h",
+        texts,
+        "causal_lm",
+        depth="n_layer",
+        n_embd=16,
+        n_head=2,
+        **TOKENS,
+    ),
     causal("Llama", **GROUPED),
     causal("Qwen3", head_dim=8, **GROUPED),
     hub("Gemma 3", "Gemma3ForCausalLM", "Gemma3TextConfig", "model.layers", texts, "causal_lm", head_dim=8, **GROUPED),
@@ -232,20 +253,45 @@ HUGGING_FACE = [
     classifier("BERT", "Bert", "bert.encoder.layer", **BERT),
     classifier("RoBERTa", "Roberta", "roberta.encoder.layer", **BERT),
     classifier("ELECTRA", "Electra", "electra.encoder.layer", embedding_size=8, **BERT),
-    classifier("DistilBERT", "DistilBert", "distilbert.transformer.layer", depth="n_layers", dim=16, hidden_dim=32, n_heads=2, vocab_size=VOCABULARY, **LABELS),
+    classifier(
+        "DistilBERT",
+        "DistilBert",
+        "distilbert.transformer.layer",
+        depth="n_layers",
+        dim=16,
+        hidden_dim=32,
+        n_heads=2,
+        vocab_size=VOCABULARY,
+        **LABELS,
+    ),
     classifier("DeBERTa-v2", "DebertaV2", "deberta.encoder.layer", **BERT),
-    classifier("ModernBERT", "ModernBert", "model.layers", **{**BERT, **TOKENS, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2}),
+    classifier(
+        "ModernBERT",
+        "ModernBert",
+        "model.layers",
+        **{**BERT, **TOKENS, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
+    ),
     translator("T5 encoder", "T5", "encoder.block", depth="num_layers", num_decoder_layers=2, **T5),
     translator("T5 decoder", "T5", "decoder.block", depth="num_decoder_layers", num_layers=2, **T5),
     translator("BART encoder", "Bart", "model.encoder.layers", depth="encoder_layers", decoder_layers=2, **BART),
     translator("BART decoder", "Bart", "model.decoder.layers", depth="decoder_layers", encoder_layers=2, **BART),
-    translator("Whisper encoder", "Whisper", "model.encoder.layers", sound, depth="encoder_layers", decoder_layers=2, **WHISPER),
+    translator(
+        "Whisper encoder", "Whisper", "model.encoder.layers", sound, depth="encoder_layers", decoder_layers=2, **WHISPER
+    ),
     vision("ViT", "ViT", "vit.layers", **IMAGES),
     vision("DeiT", "DeiT", "deit.layers", **IMAGES),
     vision("DINOv2", "Dinov2", "dinov2.encoder.layer", **{**IMAGES, "mlp_ratio": 2}),
     Network("Swin", "transformers", swin, {"blocks": "swin.encoder.layers"}, pixel_values, "recorded"),
     Network("ConvNeXt", "transformers", convnext, {"blocks": "convnext.encoder.stages"}, pixel_values, "traced"),
-    Network("SegFormer", "transformers", segformer, {"blocks": "segformer.stages.0.blocks", "sections": 2}, pixel_values, "recorded", "dense"),
+    Network(
+        "SegFormer",
+        "transformers",
+        segformer,
+        {"blocks": "segformer.stages.0.blocks", "sections": 2},
+        pixel_values,
+        "recorded",
+        "dense",
+    ),
 ]
 
 
@@ -294,14 +340,18 @@ def tm_efficientnet(blocks: int) -> nn.Module:
 def regnet(blocks: int) -> nn.Module:
     from timm.models.regnet import RegNet, RegNetCfg
 
-    return RegNet(RegNetCfg(depth=8 * blocks, w0=8, wa=8 / blocks, wm=2.0, group_size=8, stem_width=8), num_classes=CLASSES)
+    return RegNet(
+        RegNetCfg(depth=8 * blocks, w0=8, wa=8 / blocks, wm=2.0, group_size=8, stem_width=8), num_classes=CLASSES
+    )
 
 
 def mobilevit(blocks: int) -> nn.Module:
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     def bottlenecks(count: int) -> ByoBlockCfg:
-        return ByoBlockCfg("bottle", d=count, c=16, s=2, gs=1, br=2.0, block_kwargs={"bottle_in": True, "linear_out": True})
+        return ByoBlockCfg(
+            "bottle", d=count, c=16, s=2, gs=1, br=2.0, block_kwargs={"bottle_in": True, "linear_out": True}
+        )
 
     attention = {"transformer_dim": 16, "transformer_depth": blocks, "patch_size": 2, "num_heads": 2}
     second = (bottlenecks(1), ByoBlockCfg("mobilevit", d=1, c=16, s=1, block_kwargs=attention))

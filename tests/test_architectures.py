@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from doc_pages import ROOT
 from everyday import exhaustive
 from hub_networks import BERT, CLASSES, NETWORKS, TOKENS, Network, transformers
 from torch import Tensor, nn
@@ -92,6 +93,18 @@ def test_sections_called_again_repeat_the_models_own_run_bit_for_bit(network: Ne
 
 def _values(inputs: Any) -> Sequence[Tensor]:
     return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+
+
+def test_the_documentation_lists_these_networks() -> None:
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    header = "| architecture | library | how | where its blocks are |\n|---|---|---|---|\n"
+    lines = []
+    for network in NETWORKS:
+        if network.library != "own":
+            named = [network.cut["blocks"]] if "blocks" in network.cut else network.cut["at"]
+            blocks = ", ".join(f"`{name}`" for name in named)
+            lines.append(f"| {network.name} | {network.library} | {network.how} | {blocks} |")
+    assert header + "\n".join(lines) + "\n" in page
 
 
 # -- a step ------------------------------------------------------------------------------------------------------------
@@ -196,7 +209,7 @@ def test_gradients_equal_those_of_two_passes_by_hand(network: Network) -> None:
         if gradient is None:
             assert parameter.grad is None, name
         else:
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-13, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-13, msg=f"{name} differs")
 
 
 @SOME
@@ -222,7 +235,7 @@ def test_inspect_says_how_the_pair_was_cut(network: Network) -> None:
     assert ("the student is recorded, its own forward runs" in report) == (network.how == "recorded"), report
 
 
-# -- what transformers does beside ---------------------------------------------------------------------------------------
+# -- what transformers does beside -------------------------------------------------------------------------------------
 
 
 def of_hub(name: str) -> Network:
@@ -286,7 +299,7 @@ def test_a_batch_of_one_tensor_is_traced_where_the_mask_is_optional() -> None:
     assert lf.split(model, **network.cut, example=batch).how == "traced"
 
 
-# -- the runner ----------------------------------------------------------------------------------------------------------
+# -- the runner --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "library"), [("ViT", "timm"), ("RegNet", "torchvision")])
@@ -306,7 +319,7 @@ def test_a_traced_teacher_runs_in_the_runner(name: str, library: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# -- what cannot be cut ----------------------------------------------------------------------------------------------------
+# -- what cannot be cut ------------------------------------------------------------------------------------------------
 
 
 class Pair(nn.Module):
@@ -359,7 +372,9 @@ def test_a_cut_inside_a_block_is_refused_by_both_names() -> None:
     network = of_hub("BERT")
     cut = ["bert.encoder.layer.0.attention", "bert.encoder.layer.1"]
     model = lf.split(network.build(1), at=cut)
-    with pytest.raises(lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"):
+    with pytest.raises(
+        lf.SplitError, match=r"layer\.1' is not given the tensor that '.*attention' returned.*move that"
+    ):
         model.run(network.batch())
 
 

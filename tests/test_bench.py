@@ -195,7 +195,7 @@ def test_a_step_is_recorded_part_by_part_and_drawn(tmp_path: Path) -> None:
     lit.mark = timeline.mark
     recorded = [
         timeline.record(ways.plain_step(one), "plain", tmp_path / "plain.json"),
-        timeline.record(lambda: lit(one.images, one.labels), "eager", tmp_path / "eager.json"),
+        timeline.record(lambda: lit(one.inputs, one.labels), "eager", tmp_path / "eager.json"),
     ]
     for found in recorded:
         parts = {bar.part for bars in found.rows.values() for bar in bars}

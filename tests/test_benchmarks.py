@@ -27,6 +27,7 @@ from benchmarks import (  # noqa: E402
     loss,
     overhead,
     plot,
+    recording,
     settings,
     step,
     suites,
@@ -184,6 +185,15 @@ def test_the_step_is_measured_alone_and_beside_a_training(
     ]
     assert all(row["median_us"] > 0 for row in found["rows"])
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_what_recording_costs_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recording", "--tiny", "--seconds", "0.1", "--out", str(tmp_path)])
+    recording.main()
+    (path,) = tmp_path.glob("*-recording.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [(row["setting"], row["variant"]) for row in rows] == [("width 8", "own forward"), ("width 8", "recorded")]
+    assert all(0 < row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
 
 
 @pytest.mark.parametrize(("wait", "spins"), [("spin", "300000"), ("share", SPINS), ("sleep", "0")])

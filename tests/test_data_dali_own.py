@@ -108,7 +108,7 @@ def test_a_network_is_distilled_on_a_pipeline_and_the_run_resumed_exactly(data, 
         )
         return weights(folder, "resnet-lit-seed0")
 
-    monkeypatch.setattr(experiment_module, "_refuse_chance", lambda *_: None)  # the teacher is not trained here
+    monkeypatch.setattr(experiment_module, "refuse_chance", lambda *_: None)  # the teacher is not trained here
     whole = run(tmp_path / "whole")
     checked, calls = PipelineLoader._checked, []
 

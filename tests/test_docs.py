@@ -28,6 +28,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,9 @@ def run_lit_fast(arguments: list[str]) -> str:
             small = [SHORT_TEXTS]
         if "stargan-celeba" in arguments:
             small = list(SMALL_GAN)
-        arguments = [*arguments, *(word for setting in (*SHORT, *small) for word in ("--set", setting))]
+        own_data = any(":" in name for option, name in pairwise(arguments) if option == "--dataset")
+        short = [setting for setting in (*SHORT, *small) if not (own_data and setting.startswith("data."))]
+        arguments = [*arguments, *(word for setting in short for word in ("--set", setting))]
     if arguments[0] == "search":
         arguments = [*arguments, *(word for setting in SHORT_SEARCH for word in ("--set", setting))]
     if arguments[0] == "bench":

@@ -20,6 +20,7 @@ from test_recorded import text_pair
 from text_networks import text
 from tiny_networks import CLASSES, Net, split
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lit_fast as lf
 from lit_fast.extension import EXTENSION
@@ -339,3 +340,51 @@ def test_soft_labels_reach_the_loss() -> None:
     loss, parts, logits = lf.LITModel(*pair(), criterion(), engine="eager")(images, mixed)
     torch.testing.assert_close(parts.ce, torch.nn.functional.cross_entropy(logits, mixed))
     assert loss.requires_grad
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class Saving(nn.Module):
+    """A block whose forward checkpoints what is in it."""
+
+    def __init__(self, norm: Any, reentrant: bool | None) -> None:
+        super().__init__()
+        self.conv, self.norm, self.reentrant = nn.Conv2d(3, 3, 3, padding=1), norm(3), reentrant
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.reentrant is None:
+            return self.body(x)
+        return checkpoint(self.body, x, use_reentrant=self.reentrant)
+
+
+def saving_step(norm: Any, reentrant: bool | None) -> lf.LITStep:
+    torch.manual_seed(0)
+
+    def net(reentrant: bool | None) -> lf.SplitModel:
+        blocks = nn.Sequential(*(Saving(norm, reentrant) for _ in range(2)))
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), blocks, nn.Flatten(), nn.Linear(3 * 64, CLASSES))
+        return lf.split(model, blocks="1")
+
+    teacher, student = net(None), net(reentrant)
+    return lf.LITStep(teacher, student.train(), criterion(), sgd(list(student.parameters())), engine="eager")
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("norm", [lambda width: nn.GroupNorm(1, width), nn.BatchNorm2d], ids=["group", "batch"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_give_the_same_or_are_refused(norm: Any, reentrant: bool) -> None:
+    plain, saving = saving_step(norm, None), saving_step(norm, reentrant)
+    plain(*batch())
+    if reentrant:
+        with pytest.raises(RuntimeError, match=r"section 2 of the student.*has no gradient.*use_reentrant=False"):
+            saving(*batch())
+    elif norm is nn.BatchNorm2d:
+        with pytest.raises(RuntimeError, match="the student's checkpoints contain BatchNorm, which"):
+            saving(*batch())
+    else:
+        saving(*batch())
+        assert_same(saving.student.model.state_dict(), plain.student.model.state_dict())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lit_fast as lf
 from lit_fast import models
 from lit_fast.models import VDCNN, CheckpointError, ResNet, ResNeXt, load_checkpoint
 from lit_fast.pair.counting import count_layers, count_macs, count_parameters
+from lit_fast.runs.weights import normalization_of
 
 DATA = Path(os.environ.get("LIT_FAST_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 DEPTHS = (20, 32, 44, 56, 110)
@@ -242,6 +246,30 @@ FORMS = {
     "compiled": lambda weights: {f"_orig_mod.{key}": value for key, value in weights.items()},
     "compiled in module.": lambda weights: {f"module._orig_mod.{key}": value for key, value in weights.items()},
     "module. in compiled": lambda weights: {f"_orig_mod.module.{key}": value for key, value in weights.items()},
+    "with numbers of NumPy": lambda weights: {
+        "state_dict": weights,
+        "best_acc": np.float64(91.7),
+        "epoch": np.int64(3),
+        "confusion": np.eye(3),
+        "done": np.bool_(True),
+    },
+    "Lightning": lambda weights: {"state_dict": {f"model.{key}": value for key, value in weights.items()}},
+    "LITModel": lambda weights: {f"student.model.{key}": value for key, value in weights.items()},
+    "of a LITModel in Lightning": lambda weights: {f"net.student.model.{k}": v for k, v in weights.items()},
+    "a submodule compiled": lambda weights: {
+        key.replace("layer1.", "layer1._orig_mod."): value for key, value in weights.items()
+    },
+    "averaged": lambda weights: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{key}": value for key, value in weights.items()},
+    },
+    "averaged by timm": lambda weights: {"epoch": 3, "state_dict_ema": weights},
+    "deep within": lambda weights: {"checkpoint": {"model": weights}, "epoch": 3},
+    "under a name of one's own": lambda weights: {"resnet": weights, "epoch": 3},
+    "weights before averaged ones": lambda weights: {
+        "ema": {key: torch.zeros_like(value) for key, value in weights.items()},
+        "model": weights,
+    },
     "without counters": lambda weights: {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")},
 }
 
@@ -253,6 +281,25 @@ def test_checkpoints_load_in_every_common_form(form, tmp_path):
     torch.save(FORMS[form](saved.state_dict()), tmp_path / "weights.th")
     load_checkpoint(model, tmp_path / "weights.th")
     assert_same_weights(model, saved)
+
+
+WRAPPED = {
+    "split": lf.split,
+    "LITModel": lambda model: lf.LITModel(lf.split(models.resnet20()), lf.split(model), lf.LITLoss()),
+    "compiled": torch.compile,
+    "DataParallel": nn.DataParallel,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_a_wrapped_model_saves_loads_into_the_bare_one_and_back(name, tmp_path):
+    saved, bare, back = (models.resnet20() for _ in range(3))
+    torch.save(WRAPPED[name](saved).state_dict(), tmp_path / "wrapped.pt")
+    load_checkpoint(bare, tmp_path / "wrapped.pt")
+    assert_same_weights(bare, saved)
+    torch.save(bare.state_dict(), tmp_path / "bare.pt")
+    load_checkpoint(WRAPPED[name](back), tmp_path / "bare.pt")
+    assert_same_weights(back, saved)
 
 
 def test_a_prefix_that_is_the_models_own_is_kept(tmp_path):
@@ -274,6 +321,28 @@ def test_safetensors_load(tmp_path):
     save_file(saved.state_dict(), tmp_path / "weights.safetensors")
     load_checkpoint(model, str(tmp_path / "weights.safetensors"))
     assert_same_weights(model, saved)
+
+
+def test_arrays_of_numpy_load(tmp_path):
+    saved, model = models.resnet20(), models.resnet20()
+    np.savez(tmp_path / "weights.npz", **{key: value.numpy() for key, value in saved.state_dict().items()})
+    load_checkpoint(model, tmp_path / "weights.npz")
+    assert_same_weights(model, saved)
+    np.savez(tmp_path / "weights.npz", a=np.array([None]))
+    refuses(tmp_path / "weights.npz", "not a whole .npz file of numbers")
+
+
+def test_the_beginning_of_a_file_tells_its_kind_not_its_name(tmp_path):
+    from safetensors.torch import save_file
+
+    saved = models.resnet20()
+    torch.save(saved.state_dict(), tmp_path / "torch.safetensors")
+    torch.save(saved.state_dict(), tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    save_file(saved.state_dict(), tmp_path / "safetensors.pt")
+    for name in ("torch.safetensors", "old.safetensors", "safetensors.pt"):
+        model = models.resnet20()
+        load_checkpoint(model, tmp_path / name)
+        assert_same_weights(model, saved)
 
 
 def test_a_checkpoint_keeps_the_models_dtype_and_parameters(tmp_path):
@@ -334,6 +403,59 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
     refuses(whole, "not a whole safetensors file")
 
 
+def test_a_file_that_was_not_fetched_is_told_as_such(tmp_path):
+    path = tmp_path / "w.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    refuses(path, "a pointer of Git LFS")
+    path.write_text("<!DOCTYPE html>")
+    refuses(path, "a web page")
+
+
+def test_what_stands_beside_the_weights_is_named_and_not_called_another_architecture(tmp_path):
+    path, weights = tmp_path / "w.pt", models.resnet20().state_dict()
+    optimizer = torch.optim.SGD(models.resnet20().parameters(), lr=0.1).state_dict()
+    wrapped = {f"model.{key}": value for key, value in weights.items()}
+    several = {"generator": weights, "discriminator": weights}
+    loop: dict[str, object] = {}
+    loop["state_dict"] = loop
+    for content, *words in (
+        ({**weights, "epoch": 3}, "tensors and beside them 'epoch' (int); leave out"),
+        ({**weights, "optimizer": optimizer}, "'optimizer' (dict)"),
+        ({**weights, "best": np.float64(1)}, "'best' (a value of NumPy)"),
+        ({**weights, 0: torch.ones(1)}, "0 (a tensor whose key is no text)"),
+        ({"state_dict": {key: value.numpy() for key, value in weights.items()}}, "arrays of NumPy", ".npz"),
+        (several, "several: 'generator', 'discriminator'"),
+        (loop, "got keys ['state_dict']"),
+        ({**wrapped, "criterion.weight": torch.ones(3)}, "unexpected (1): criterion.weight", "more than this model's"),
+        ({**weights, "lr": torch.tensor(0.1)}, "unexpected (1): lr", "more than this model's"),
+    ):
+        torch.save(content, path)
+        refuses(path, *words)
+        with pytest.raises(CheckpointError, match=r"^(?!.*architecture)"):
+            load_checkpoint(models.resnet20(), path)
+
+
+def test_weights_that_are_not_floating_point_are_refused(tmp_path):
+    weights = models.resnet20().state_dict()
+    torch.save({**weights, "linear.bias": weights["linear.bias"].to(torch.int8)}, tmp_path / "w.pt")
+    refuses(tmp_path / "w.pt", "not floating-point (1): linear.bias (torch.int8)")
+
+
+@pytest.mark.parametrize(
+    ("held", "name"),
+    [
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        (F.relu, "torch.nn.functional.relu"),
+    ],
+)
+def test_an_object_that_is_not_loaded_is_named(held, name, tmp_path):
+    torch.save({"state_dict": models.resnet20().state_dict(), "held": held}, tmp_path / "w.pt")
+    refuses(tmp_path / "w.pt", f"it holds a Python object, {name}). Objects are not loaded")
+    with pytest.raises(CheckpointError, match=r"^[^\x1b]*$"):
+        load_checkpoint(models.resnet20(), tmp_path / "w.pt")
+
+
 class Danger:
     def __reduce__(self):
         return Path.touch, (Path(os.environ["LIT_FAST_TEST_TRAP"]),)
@@ -354,3 +476,8 @@ def test_published_checkpoints_load_as_they_are(depth):
     load_checkpoint(model, path)
     stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert all(torch.equal(model.state_dict()[key.removeprefix("module.")], value) for key, value in stored.items())
+
+
+def test_the_normalisation_of_a_published_file_is_known_also_where_its_accuracy_is_a_number_of_numpy(tmp_path):
+    torch.save({"state_dict": models.resnet20().state_dict(), "best_prec1": np.float64(91.7)}, tmp_path / "w.th")
+    assert normalization_of(tmp_path / "w.th") == (lf.data.IMAGENET_MEAN, lf.data.IMAGENET_STD)

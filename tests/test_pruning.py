@@ -288,7 +288,7 @@ def distilled(
 @pytest.fixture
 def any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Teachers that learnt nothing will do."""
-    monkeypatch.setattr(experiments, "_refuse_chance", lambda *_: None)
+    monkeypatch.setattr(experiments, "refuse_chance", lambda *_: None)
 
 
 def test_a_student_of_ones_own_keeps_its_own_weights_and_draws_of_pruned_runs_are_their_own(

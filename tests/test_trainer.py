@@ -439,7 +439,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(tmp_path: Path, 
 def test_a_given_teacher_is_known_by_its_content_not_by_its_path(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment_module, "_refuse_chance", lambda *_: None)  # three epochs teach it nothing
+    monkeypatch.setattr(experiment_module, "refuse_chance", lambda *_: None)  # three epochs teach it nothing
     trained = whole / "runs" / "teacher-resnet20" / "last.safetensors"
     file = tmp_path / "teacher.safetensors"
     file.write_bytes(trained.read_bytes())

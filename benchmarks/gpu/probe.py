@@ -159,7 +159,7 @@ def captured_step(device: str, batch: int, precision: str, *, tiny: bool = False
     step = ways.lit_step(problem, "auto", "auto", capture=device == "cuda", **options)
 
     def train() -> None:
-        step(problem.images, problem.labels)
+        step(problem.inputs, problem.labels)
 
     ms = _ms(train, device, calls=20 if device == "cuda" else 1)
     found = {"ms": ms, "images_s": batch / ms * 1e3, "captured": step.captured, "why": step.capture_reason}

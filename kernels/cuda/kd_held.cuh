@@ -9,8 +9,7 @@ namespace lit_fast::cuda {
 template <typename C, int n>
 struct Held {
   C student[n], teacher[n];  // the classes lane, lane + lanes, ...; -inf where there is none
-  Index label;               // ignore_index if there is none
-  bool counts;               // else the row's gradient is 0
+  Index label;               // ignore_index if there is none, kNoRow if the row does not count: its gradient is 0
 };
 
 template <typename C, int n, typename Array>
@@ -19,10 +18,9 @@ __device__ __forceinline__ Held<C, n> hold(const Rows& rows, const Logits<Array>
   const Logits<Array> row = logits.from(number * rows.classes);
   const int lane = lane_of_row(lanes), classes = is_row ? rows.classes : 0;
   Held<C, n> held;
-  held.counts = is_row;
   load_strip(row.student, lane, lanes, classes, held.student);
   load_strip(row.teacher, lane, lanes, rows.has_teacher ? classes : 0, held.teacher);
-  held.label = is_row && rows.has_labels ? rows.labels[number] : rows.ignore_index;
+  held.label = is_row && rows.has_labels ? rows.labels[number] : is_row ? rows.ignore_index : kNoRow;
   return held;
 }
 
@@ -102,8 +100,8 @@ __device__ __forceinline__ void kd_held_row(const KdContext<C>& kd, const Held<C
     // The difference of near-equal logits is exact, that of two shifted ones is not: the difference is shifted.
     const C delta = ((held.student[i] - held.teacher[i]) - (max[0] - max[1])) * kd.inverse_tau - log_ratio;
     const auto share = kl_element(e.teacher[i] * inverse_t, e.student[i] * inverse_s, delta);
-    slope += rows.has_teacher && held.counts ? kd.kl_scale * share.slope : C(0);
-    kl += inside && rows.has_teacher && held.counts ? share.loss : C(0);
+    slope += rows.has_teacher && held.label != kNoRow ? kd.kl_scale * share.slope : C(0);
+    kl += inside && rows.has_teacher && held.label != kNoRow ? share.loss : C(0);
     if (inside && grad.data != nullptr) {
       grad.write(c, slope);
     }

@@ -28,8 +28,10 @@ def builders(problem: Problem, *, compiled: bool = True) -> dict[str, Callable[[
     found: dict[str, Callable[[], Way]] = {
         "plain": lambda: ways.plain_step(problem),
         "eager": lambda: ways.eager_step(problem),
-        "runner": lambda: ways.runner_step(problem),
+        "runner": lambda: ways.runner_step(problem),  # of a recorded teacher it says that there is none
     }
+    if problem.teacher.how == "recorded":
+        found["fused"] = lambda: ways.fused_step(problem)
     if problem.device == "cuda":
         found["capture"] = lambda: ways.captured_step(problem)
     if compiled:

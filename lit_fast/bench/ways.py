@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_fast.literals import TargetsKind
 from lit_fast.loss.modules import LITLoss
+from lit_fast.loss.targets import TargetsOf, resolve
 from lit_fast.pair import counting
+from lit_fast.sections.inputs import Inputs, call, num_rows, only_tensor, replaced, tensors_of
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.lit_step import LITStep
 
@@ -25,6 +28,7 @@ __all__ = [
     "compiled_step",
     "drift",
     "eager_step",
+    "fused_step",
     "lit_step",
     "plain_step",
     "repeated",
@@ -53,18 +57,20 @@ class Problem:
 
     Args:
         teacher, student: split alike, on one device. They are copied, not changed.
-        images: model input, [B, ...].
-        labels: class indices, [B] int64; ``None`` needs beta = 0.
+        inputs: of the models, [B, ...]: a tensor, a tuple or a dict.
+        labels: as the targets take them, class indices [B] int64 for instance; ``None`` needs beta = 0, or targets
+            that need none.
         precision: "fp32", "bf16" or "fp16".
         alpha, beta, tau: of the loss (method eq. 1, 2).
         name: of the pair, for reports.
+        targets: as for `LITStep`.
     """
 
     def __init__(
         self,
         teacher: SplitModel,
         student: SplitModel,
-        images: Tensor,
+        inputs: Inputs,
         labels: Tensor | None,
         precision: str = "fp32",
         *,
@@ -72,12 +78,14 @@ class Problem:
         beta: float = 0.75,
         tau: float = 6.0,
         name: str = "",
+        targets: TargetsKind | TargetsOf = "classification",
     ) -> None:
-        if labels is None and beta > 0:
+        if labels is None and beta > 0 and targets == "classification":
             raise ValueError("labels: expected class indices, got None; only beta=0 (no KD loss) goes without")
-        self.teacher, self.student, self.images, self.labels = teacher, student, images, labels
+        self.teacher, self.student, self.inputs, self.labels = teacher, student, inputs, labels
+        self.targets = targets
         self.precision, self.alpha, self.beta, self.tau, self.name = precision, alpha, beta, tau, name
-        self.batch, self.device = len(images), images.device.type
+        self.batch, self.device = num_rows(inputs), next(tensors_of(inputs)).device.type
         # Names a part of the plain step while it runs, as `LITStep.mark` does.
         self.mark: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
@@ -91,25 +99,44 @@ class Problem:
 
 
 def plain_step(problem: Problem) -> Way:
-    """As the original code does it: unfused losses, section 1 twice, layouts as given, the loss read every step."""
+    """As the original code does it: unfused losses, section 1 twice, layouts as given, the loss read every step.
+
+    The sections of a recorded student take masks and positions from its composed pass, so that comes first there, and
+    section 1 runs once.
+    """
     teacher, student, optimizer = problem.networks()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(problem.precision)
     scaler = torch.amp.GradScaler(problem.device, enabled=problem.precision == "fp16")
     alpha, beta, tau, mark = problem.alpha, problem.beta, problem.tau, problem.mark
+    targets = resolve(problem.targets, -100, False)
+    recorded = student.how == "recorded"
 
     def step() -> float:
         with torch.autocast(problem.device, dtype, enabled=dtype is not None):
             with torch.no_grad(), mark("teacher"):
-                irs, soft = teacher.run(problem.images)
-            with mark("student, teacher-fed"):
-                inputs = [student.stem(problem.images), *irs[:-1]]
-                fed = [section(x) for section, x in zip(student.sections, inputs)]
-            with mark("student, composed"):
-                logits = student(problem.images) if beta > 0 else None
+                irs, output = teacher.run(problem.inputs)
+            composed: Any = None
+            if recorded:
+                with mark("student, composed"):
+                    (first, *_), composed = student.run(problem.inputs)
+                with mark("student, teacher-fed"):
+                    fed = [first, *(section(x) for section, x in zip(student.sections[1:], irs))]
+            else:
+                with mark("student, teacher-fed"):
+                    inputs = [student.stem(only_tensor(problem.inputs)), *irs[:-1]]
+                    fed = [section(x) for section, x in zip(student.sections, inputs)]
+            if beta > 0 and not recorded:
+                with mark("student, composed"):
+                    composed = call(student, problem.inputs)
+            for model in (teacher, student):
+                model.release()
         with mark("loss"):
             loss = (1 - beta) * torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(fed, irs)]).sum()
-            if logits is not None and problem.labels is not None:
-                hard = F.cross_entropy(logits.float(), problem.labels)
+            if beta > 0:
+                logits, labels, _ = targets(composed, problem.inputs, problem.labels)
+                soft = targets(output, problem.inputs, problem.labels).logits
+                assert labels is not None
+                hard = F.cross_entropy(logits.float(), labels)
                 log_q, p = F.log_softmax(logits.float() / tau, 1), F.softmax(soft.float() / tau, 1)
                 kl = tau**2 * F.kl_div(log_q, p, reduction="batchmean")
                 loss = loss + beta * (alpha * hard + (1 - alpha) * kl)
@@ -129,36 +156,51 @@ def lit_step(problem: Problem, engine: str, backend: str, *, capture: bool = Fal
     teacher, student, optimizer = problem.networks(fused=capture)
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau, backend=backend)
     return LITStep(
-        teacher, student, criterion, optimizer, precision=problem.precision, engine=engine, capture=capture, **options
+        teacher,
+        student,
+        criterion,
+        optimizer,
+        precision=problem.precision,
+        engine=engine,
+        capture=capture,
+        targets=problem.targets,
+        **options,
     )
 
 
 def eager_step(problem: Problem) -> Way:
     """lit_fast's step of modules and plain PyTorch operations."""
     step = lit_step(problem, "eager", "eager")
-    return lambda: step(problem.images, problem.labels)
+    return lambda: step(problem.inputs, problem.labels)
 
 
 def compiled_step(problem: Problem, mode: str) -> Way:
     """The eager step with its forward pass and loss under torch.compile."""
     step: Any = lit_step(problem, "eager", "eager")
     step.loss = torch.compile(step.loss, mode=mode)
-    return lambda: step(problem.images, problem.labels)
+    return lambda: step(problem.inputs, problem.labels)
 
 
 def runner_step(problem: Problem) -> Way:
     """The teacher lowered, the loss fused."""
     step = lit_step(problem, "runner", "auto")
-    return lambda: step(problem.images, problem.labels)
+    return lambda: step(problem.inputs, problem.labels)
+
+
+def fused_step(problem: Problem) -> Way:
+    """The loss fused, the teacher's modules."""
+    step = lit_step(problem, "eager", "auto")
+    return lambda: step(problem.inputs, problem.labels)
 
 
 def captured_step(problem: Problem) -> Way:
-    """The same, replayed as one CUDA graph.
+    """The same as the fastest of these, replayed as one CUDA graph.
 
     Raises:
         RuntimeError: it cannot be captured; says why.
     """
-    return replays(lit_step(problem, "runner", "auto", capture=True), problem)
+    engine = "runner" if problem.teacher.how == "traced" else "eager"
+    return replays(lit_step(problem, engine, "auto", capture=True), problem)
 
 
 def replays(step: LITStep, problem: Problem) -> Way:
@@ -166,10 +208,10 @@ def replays(step: LITStep, problem: Problem) -> Way:
 
     So the first call of every way is its first step, and `drift` compares the same steps.
     """
-    first: list[object] = [step(problem.images, problem.labels)]
+    first: list[object] = [step(problem.inputs, problem.labels)]
     if not step.captured:
         raise RuntimeError(f"not captured: {step.capture_reason}")
-    return lambda: first.pop() if first else step(problem.images, problem.labels)
+    return lambda: first.pop() if first else step(problem.inputs, problem.labels)
 
 
 def work(problem: Problem) -> tuple[int, int]:
@@ -181,21 +223,33 @@ def work(problem: Problem) -> tuple[int, int]:
     and momenta written and read.
     """
     teacher, student, _ = problem.networks()
-    image = problem.images[:1]
+    image = replaced(problem.inputs, lambda value: value[:1] if isinstance(value, Tensor) and value.dim() else value)
     with torch.no_grad():
         irs, _ = teacher.run(image)
-        macs = counting.count_macs(teacher, image)
-        fed = sum(counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
-        composed = counting.count_macs(student, image)
+        macs, composed, fed = _macs(teacher, student, image, irs)
         if problem.beta == 0:
             stem = student.stem(image)
             composed = counting.count_macs(student.stem, image) + counting.count_macs(student.sections[0], stem)
         macs += 3 * (composed + fed)
+    for model in (teacher, student):
+        model.release()
     width = 4 if problem.precision == "fp32" else 2
     elements = sum(ir.numel() for ir in irs)
     parameters = sum(p.numel() for p in student.parameters())
-    moved = problem.batch * (image.nbytes + 7 * width * elements) + 4 * 7 * parameters
+    read = sum(tensor.nbytes for tensor in tensors_of(image))
+    moved = problem.batch * (read + 7 * width * elements) + 4 * 7 * parameters
     return 2 * macs * problem.batch, moved
+
+
+def _macs(teacher: SplitModel, student: SplitModel, image: Inputs, irs: list[Tensor]) -> tuple[int, int, int]:
+    """Of the teacher, of the student's composed pass, and of its teacher-fed sections but the first."""
+    whole = [
+        sum(counting.count_part_macs(model, [image])) if model.how == "recorded" else counting.count_macs(model, image)
+        for model in (teacher, student)
+    ]
+    if student.how == "recorded":
+        return whole[0], whole[1], sum(counting.count_part_macs(student, [image])[2:-1])
+    return whole[0], whole[1], sum(counting.count_macs(part, x) for part, x in zip(student.sections[1:], irs))
 
 
 def repeated(way: Way, steps: int) -> Several:
@@ -217,8 +271,10 @@ def steps_of(way: Way) -> int:
 def drift(way: Way, reference: Way, calls: int = 2) -> float:
     """Largest relative difference of the losses that a way's first calls give from those of the reference's steps."""
     worst = 0.0
-    for _ in range(calls):
+    for call_number in range(calls):
+        torch.manual_seed(call_number)  # dropout: both draw the same
         expected = [float(_total(reference())) for _ in range(steps_of(way))][-1]
+        torch.manual_seed(call_number)
         worst = max(worst, abs(float(_total(way())) - expected) / abs(expected))
     return worst
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lit_fast.cli.options import Device
+from lit_fast.cli.options import Blocks, Device, Sections, Targets
+from lit_fast.cli.own import CutSettings, Example, batch_of, cut_settings, shapes, split_network
 from lit_fast.cli.subject import Domains, ImageSize, InChannels, Length, NumClasses, Sizes, Subject, Width
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_fast.bench.ways import Problem
     from lit_fast.sections.model import SplitModel
 
@@ -23,14 +25,15 @@ _WAYS = {
     "eager": "lit_fast on modules and plain PyTorch operations (--engine eager)",
     "compile": "eager under torch.compile",
     "runner": "the teacher lowered, the fused loss (the default)",
-    "capture": "runner, replayed as one CUDA graph",
+    "fused": "the teacher's modules, the fused loss (the default of a recorded teacher)",
+    "capture": "the default, replayed as one CUDA graph",
 }
 
 
 def bench(
     teacher: Annotated[
         str,
-        typer.Option("--teacher", metavar="NET", help="A network's name, or module:function that returns a split one."),
+        typer.Option("--teacher", metavar="NET", help="A network's name, or module:function of yours."),
     ],
     student: Annotated[str, typer.Option("--student", metavar="NET", help="The student's, likewise.")],
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images per step.", min=1)] = 32,
@@ -43,6 +46,14 @@ def bench(
     length: Length = 1014,
     domains: Domains = 5,
     width: Width = 64,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="MODULE:FUNCTION", help="A dataset of yours to take a batch of.")
+    ] = None,
+    example: Example = None,
+    blocks: Blocks = None,
+    sections: Sections = None,
+    targets: Targets = None,
+    settings: CutSettings = None,
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Of measuring.", min=0.0)] = 20.0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With torch.compile, which takes long.")
@@ -64,6 +75,7 @@ def bench(
     from lit_fast.bench.ways import Problem
     from lit_fast.runs.environment import describe_environment, resolve_device
     from lit_fast.runs.export import random_input
+    from lit_fast.sections.inputs import replaced
     from lit_fast.step.lit_model import PRECISIONS
 
     if precision not in PRECISIONS:
@@ -79,25 +91,44 @@ def bench(
     torch.manual_seed(0)
     sizes = Sizes(num_classes, image_size, in_channels, length, domains, width)
     subject = Subject.of(models.Network.parse(teacher), sizes)
-    pair = [_split(name, option, subject) for name, option in ((teacher, "--teacher"), (student, "--student"))]
+    if dataset is not None and ":" not in dataset:
+        raise ValueError(f"--dataset: expected module:function of a dataset of yours, got {dataset!r}")
+    flags = {"blocks": blocks, "sections": sections, "targets": targets}
+    chosen = cut_settings((teacher, student), flags, settings)
+    batch = batch_of(example, dataset, batch_size)
+    inputs = random_input(batch_size, subject.shape) if batch is None else batch.inputs
+    pair = [
+        split_network(teacher, "teacher", subject, chosen, inputs),
+        split_network(student, "student", subject, chosen, inputs),
+    ]
     if pair[0].num_sections != pair[1].num_sections:
         raise ValueError(
             f"--student: expected {pair[0].num_sections} sections as --teacher, got {pair[1].num_sections}"
         )
-    images = random_input(batch_size, subject.shape).to(where)
-    labels = None if subject.generates else torch.randint(0, num_classes, (batch_size,)).to(where)
+    pair = [model.to(where) for model in pair]
+    inputs = replaced(inputs, lambda value: value.to(where) if isinstance(value, torch.Tensor) else value)
+    if batch is not None and batch.labels is not None:
+        labels: Tensor | None = batch.labels.to(where)
+    elif subject.generates:
+        labels = None
+    elif batch is None and chosen.targets == "classification":
+        labels = torch.randint(0, num_classes, (batch_size,)).to(where)
+    else:
+        labels = _random_labels(pair[0], inputs, chosen.targets)
     problem = Problem(
-        pair[0].to(where),
-        pair[1].to(where),
-        images,
+        pair[0],
+        pair[1],
+        inputs,
         labels,
         precision,
         beta=0.0 if subject.generates else 0.75,  # a generator has no logits: the IR loss alone
         name=f"{teacher} to {student}",
+        targets=chosen.loss_targets,
     )
     machine = describe_environment(where)
     named = f"{machine['processor']}, {machine['threads']} threads" if where.type == "cpu" else machine["device"]
-    heading = f"{problem.name}, batch {batch_size} of {' x '.join(map(str, subject.shape))}, {precision}, {named}"
+    fed = f"batch {batch_size} of {' x '.join(map(str, subject.shape))}" if batch is None else shapes(inputs)
+    heading = f"{problem.name}, {fed}, {precision}, {named}"
     typer.echo(heading)
     if profile is not None:
         _draw(problem, profile, heading)
@@ -105,41 +136,24 @@ def bench(
     _time(problem, seconds, compiled, out, heading)
 
 
-def _split(name: str, option: str, subject: Subject) -> SplitModel:
-    """A built-in network of the subject's sizes, or what a function of the user's returns; split."""
-    from lit_fast.models import Network
-    from lit_fast.sections.cutting import split
-    from lit_fast.sections.model import SplitModel
+def _random_labels(teacher: SplitModel, inputs: Any, targets: str) -> Tensor | None:
+    """Of the shape that goes with the teacher's logits; None where targets need none."""
+    import torch
 
-    if ":" not in name:
-        return split(replace(subject, network=Network.parse(name)).build())
-    found = _own_function(name, option)()
-    if isinstance(found, SplitModel):
-        return found
-    if not getattr(found, "sections", None):
+    from lit_fast.loss.targets import logits_of
+    from lit_fast.sections.inputs import call
+
+    if targets == "causal_lm":
+        return None
+    if targets not in ("classification", "dense", "tokens"):
         raise ValueError(
-            f"{option} {name}: expected a split network, got {type(found).__name__}: return lf.split(net, at=[...])"
+            f"--targets {targets}: expected a batch with labels; give --dataset, or --example with 'labels'"
         )
-    return split(found)
-
-
-def _own_function(name: str, option: str) -> Any:
-    import importlib
-    import sys
-
-    module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise ValueError(f"{option} {name}: there is no module {module!r} here or in the environment") from None
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise ValueError(f"{option} {name}: module {module!r} has no function {function!r}")
-    return found
+    with torch.no_grad():
+        logits = logits_of(call(teacher, inputs))
+    classes = logits.shape[-1 if targets == "tokens" else 1]
+    shape = logits.shape[:2] if targets == "tokens" else (len(logits), *logits.shape[2:])
+    return torch.randint(0, classes, shape, device=logits.device)
 
 
 def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, heading: str) -> None:
@@ -181,7 +195,7 @@ def _draw(problem: Problem, path: Path, heading: str) -> None:
     for capture in (False, True) if problem.device == "cuda" else (False,):
         step = ways.lit_step(problem, "auto", "auto", capture=capture)
         step.mark = timeline.mark
-        chosen["capture" if capture else step.engine] = functools.partial(step, problem.images, problem.labels)
+        chosen["capture" if capture else step.engine] = functools.partial(step, problem.inputs, problem.labels)
     found = []
     for name, way in chosen.items():
         trace = path.with_name(f"{path.stem}-{name}.json")

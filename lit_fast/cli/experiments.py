@@ -11,6 +11,7 @@ import typer
 from lit_fast.cli.errors import rank
 from lit_fast.cli.options import (
     BatchSize,
+    Blocks,
     Config,
     DataDir,
     Dataset,
@@ -21,7 +22,9 @@ from lit_fast.cli.options import (
     Recipe,
     Resume,
     RunDir,
+    Sections,
     Settings,
+    Targets,
     override,
 )
 
@@ -44,16 +47,24 @@ def distill(
     data_dir: DataDir = None,
     loader: LoaderName = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="The teacher's network (teacher.model).")
+        str | None,
+        typer.Option(
+            "--teacher", metavar="MODEL", help="The teacher's network, or module:function of yours (teacher.model)."
+        ),
     ] = None,
     teacher_checkpoint: Annotated[
         Path | None,
-        typer.Option("--teacher-checkpoint", metavar="FILE", help="Its weights. Without: it is trained first."),
+        typer.Option(
+            "--teacher-checkpoint", metavar="FILE", help="Its weights. Without: it is trained first; yours is trained."
+        ),
     ] = None,
     student: Annotated[
         list[str] | None,
         typer.Option("--student", metavar="MODEL", help="A student; resnext20-c16: of cardinality 16. Repeatable."),
     ] = None,
+    blocks: Blocks = None,
+    sections: Sections = None,
+    targets: Targets = None,
     variant: Annotated[
         list[str] | None,
         typer.Option("--variant", metavar="NAME", help="scratch, kd, lit, hint ... Repeatable (variants)."),
@@ -83,6 +94,9 @@ def distill(
         "teacher.cardinality": teacher_cardinality,
         "teacher.checkpoint": teacher_checkpoint,
         "student.models": students,
+        "blocks": blocks,
+        "sections": sections,
+        "targets": targets,
         "variants": variant,
         "seeds": seed,
         "epochs": epochs,
@@ -111,6 +125,9 @@ def train(
     dataset: Dataset = None,
     data_dir: DataDir = None,
     loader: LoaderName = None,
+    blocks: Blocks = None,
+    sections: Sections = None,
+    targets: Targets = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights and data order.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -130,6 +147,9 @@ def train(
         "data.loader": loader,
         "teacher.model": name,
         "teacher.cardinality": cardinality,
+        "blocks": blocks,
+        "sections": sections,
+        "targets": targets,
         "teacher.seed": seed,
         "teacher.epochs": epochs,
         "batch_size": batch_size,
@@ -199,10 +219,10 @@ def _rich_table(rows: Sequence[Row]) -> Table:
     from rich import box
     from rich.table import Table
 
-    from lit_fast.runs.results import HEADERS
+    from lit_fast.runs.results import headers
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, (above, name) in enumerate(HEADERS):
+    for i, (above, name) in enumerate(headers(rows)):
         # Only the way of training may wrap: its longest name is the one thing that outgrows a narrow terminal.
         shown.add_column(f"{above}\n{name}", justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
     for row in rows:

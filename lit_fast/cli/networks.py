@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lit_fast.cli.options import DataDir, Dataset, Device, numbers
+from lit_fast.cli.options import Blocks, DataDir, Dataset, Device, Sections, Targets, numbers
+from lit_fast.cli.own import CutSettings, Example, batch_of, cut_settings, shapes, split_network
 from lit_fast.cli.subject import (
     Domains,
     ImageSize,
@@ -133,7 +134,7 @@ def evaluate(
 
 
 def inspect(
-    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The teacher's network.")],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The teacher's network, or yours.")],
     student: Annotated[
         str, typer.Option("--student", metavar="MODEL", help="The student's; resnext20-c16: of cardinality 16.")
     ],
@@ -149,6 +150,11 @@ def inspect(
     data_dir: DataDir = None,
     domains: Domains = 5,
     width: Width = 64,
+    example: Example = None,
+    blocks: Blocks = None,
+    sections: Sections = None,
+    targets: Targets = None,
+    settings: CutSettings = None,
 ) -> None:
     """Look at a teacher and a student before training: shapes, sizes, what is copied, what cannot work.
 
@@ -162,9 +168,8 @@ def inspect(
     from lit_fast.pair.inspect import inspect as look
     from lit_fast.runs.export import random_input
     from lit_fast.runs.weights import normalization_of, read_info
-    from lit_fast.sections.copying import copy_parts
-    from lit_fast.sections.cutting import split
     from lit_fast.sections.projector import make_projectors
+    from lit_fast.training.classifier import copy_fitting
 
     info = normalization = loader = None
     if teacher_checkpoint is not None:
@@ -174,7 +179,12 @@ def inspect(
     subject = Subject.of(models.Network.parse(teacher), sizes, info)
     if subject.generates and dataset is not None:
         raise ValueError("--dataset: a generator has no accuracy to measure; leave it out")
-    if dataset is not None:
+    chosen = cut_settings((teacher, student), {"blocks": blocks, "sections": sections, "targets": targets}, settings)
+    batch = batch_of(example, dataset, rows=2)
+    if batch is not None and batch.data is not None:
+        loader = batch.data.eval_batches("val", batch_size=256) if chosen.targets == "classification" else None
+        subject = replace(subject, shape=batch.data.shape, num_classes=batch.data.num_classes or num_classes)
+    elif dataset is not None:
         must_read(subject.network, dataset)
         size, tokens = (None, None) if info is None else (info.image_size, info.length)
         mean, std = normalization or (None, None)
@@ -184,20 +194,19 @@ def inspect(
     elif data_dir is not None:
         raise ValueError("--data-dir says where a dataset lies: give its name too, --dataset NAME")
     torch.manual_seed(0)
-    built = subject.build()
-    student_split = split(replace(subject, network=models.Network.parse(student)).build())
+    inputs = random_input(2, subject.shape) if batch is None else batch.inputs
+    teacher_split = split_network(teacher, "teacher", subject, chosen, inputs).eval().requires_grad_(False)
+    student_split = split_network(student, "student", subject, chosen, inputs)
     if teacher_checkpoint is not None:
-        models.load_checkpoint(built, teacher_checkpoint)
-    teacher_split = split(built).eval().requires_grad_(False)
-    example = random_input(2, subject.shape)
+        models.load_checkpoint(teacher_split.model, teacher_checkpoint)
     if not projector:  # as training does: stem and head start as the teacher's and are frozen in the LIT phase
-        copy_parts(teacher_split, student_split)
-        student_split.freeze("stem", "head")
-    projectors = make_projectors(teacher_split, student_split, example) if projector else None
-    report = look(teacher_split, student_split, example, projector=projectors, loader=loader)
+        student_split.freeze(*copy_fitting(teacher_split, student_split, chosen))
+    projectors = make_projectors(teacher_split, student_split, inputs) if projector else None
+    report = look(teacher_split, student_split, inputs, projector=projectors, loader=loader)
     shape = " x ".join(map(str, subject.shape))
     what = "domains (a plane each)" if subject.generates else "classes"
-    typer.echo(f"teacher {teacher}, student {student}, {subject.fed} {shape}, {subject.num_classes} {what}")
+    fed = f"{subject.fed} {shape}, {subject.num_classes} {what}" if batch is None else shapes(inputs)
+    typer.echo(f"teacher {teacher}, student {student}, {fed}")
     typer.echo(str(report))
 
 

@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "BatchSize",
+    "Blocks",
     "Config",
     "DataDir",
     "Dataset",
@@ -20,7 +21,9 @@ __all__ = [
     "Recipe",
     "Resume",
     "RunDir",
+    "Sections",
     "Settings",
+    "Targets",
     "numbers",
     "override",
 ]
@@ -41,7 +44,11 @@ Settings = Annotated[
 ]
 Dataset = Annotated[
     str | None,
-    typer.Option("--dataset", metavar="NAME", help="digits, cifar10, amazon-full ... (data.name; docs/data.md)."),
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="digits, cifar10, amazon-full ..., or module:function of yours (data.name; docs/data.md).",
+    ),
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the dataset's files lie (data.dir).")
@@ -50,6 +57,21 @@ LoaderName = Annotated[
     str | None,
     typer.Option(
         "--loader", metavar="NAME", help="Where batches come from: auto, resident, dali, torch (data.loader)."
+    ),
+]
+# Of networks of one's own, both.
+Blocks = Annotated[
+    str | None, typer.Option("--blocks", metavar="NAME", help="Cut your networks at this stack of blocks (blocks).")
+]
+Sections = Annotated[
+    int | None, typer.Option("--sections", metavar="N", help="Into so many sections (sections).", min=1)
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        "--targets",
+        metavar="NAME",
+        help="What the logits are of: classification, dense, tokens, causal_lm, or module:function (targets).",
     ),
 ]
 Epochs = Annotated[

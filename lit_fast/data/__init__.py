@@ -7,10 +7,11 @@ from pathlib import Path
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Batch, Data, Split, TensorSplit
 from lit_fast.data.formats.arrays import from_arrays
-from lit_fast.data.formats.datasets import from_datasets
+from lit_fast.data.formats.datasets import as_data, from_datasets
 from lit_fast.data.loaders import Loader, open_loader
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options, numbers
 from lit_fast.errors import DataError
+from lit_fast.user_functions import is_function, made
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -66,7 +67,10 @@ def open_data(
 
     Args:
         name: "digits" (bundled with scikit-learn), "cifar10", "cifar100", "folder" (image files), "amazon-full" or
-            "amazon-polarity" (reviews as characters), or "celeba" (faces with attributes, for generators).
+            "amazon-polarity" (reviews as characters), or "celeba" (faces with attributes, for generators). Or
+            "module:function", a function of your own that returns a `Data`, or a mapping or an object with the datasets
+            ``train``, ``val`` and ``test`` and perhaps ``num_classes`` and ``collate``, as `from_datasets` takes them
+            with ``collate`` (default: torch's); it takes none of the other arguments.
         data_dir: where the files lie (not for digits). CIFAR: the unpacked folder, the .tar.gz as downloaded, or a
             folder that holds either. folder: the one that holds train/<class>/*, test/<class>/* and perhaps
             val/<class>/*. amazon: the one that holds train.csv and test.csv. celeba: the one that holds
@@ -111,6 +115,11 @@ def open_data(
         attributes=None if attributes is None else tuple(attributes),
         crop=crop,
     )
+    if is_function(name):
+        given = [what for what, value in vars(options).items() if value != getattr(Options(), what)]
+        if given:
+            raise DataError(f"{name}: {given[0]} is for datasets by name; leave it out, the function decides")
+        return as_data(made(name), name)
     kind = "reviews" if has_texts(name) else name
     for what, takes in _TAKEN_BY.items():
         if getattr(options, what) is not None and name in names() and kind != takes:

@@ -17,7 +17,8 @@ from lit_fast.data.tables import EpochTables, epoch_tables, share
 from lit_fast.errors import DataError
 
 # Images float32 [B, C, H, W] or tokens int64 [B, L], and labels int64 [B] or float32 [B, classes] (attributes).
-Batch = tuple[Tensor, Tensor]
+# Of `lit_fast.data.items`: what the networks take, and labels or None.
+Batch = tuple[Any, Any]
 SPLITS = ("train", "val", "test")
 
 A = TypeVar("A")
@@ -178,6 +179,11 @@ class Data:
         return "texts" if self.is_text else "images"
 
     @property
+    def collated(self) -> bool:
+        """Whether items go to the networks as they are, with labels of any shape (`lit_fast.data.items`)."""
+        return False
+
+    @property
     def has_files(self) -> bool:
         """Whether images are decoded from files, which a split then names in `files`."""
         return any(hasattr(self.split(name), "files") for name in SPLITS)
@@ -221,7 +227,7 @@ class Data:
         }
         for name in SPLITS:
             labels = self.split(name).labels
-            found[f"{name}.count"] = len(labels)
+            found[f"{name}.count"] = len(self.split(name))
             found[f"{name}.labels"] = hashlib.sha256(labels.contiguous().numpy().data).hexdigest()
             found[f"{name}.inputs"] = self._digests[name].hex()
         return found
@@ -230,9 +236,9 @@ class Data:
         """What a network is fed: uint8 [B, C, H, W] normalised to float32, or tokens uint8 [B, L] as int64."""
         return raw.to(torch.int64) if self.is_text else normalise(raw, self.mean, self.std)
 
-    def example(self, batch: int) -> Tensor:
+    def example(self, batch: int, device: torch.device | str = "cpu") -> Any:
         """Network input of the right shape and dtype, [batch, ...], all zeros: a black image, or padding alone."""
-        return torch.zeros(batch, *self.shape, dtype=torch.int64 if self.is_text else torch.float32)
+        return torch.zeros(batch, *self.shape, dtype=torch.int64 if self.is_text else torch.float32, device=device)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Training batches per epoch; the last one may be smaller."""

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_fast.errors import CheckpointError
+from lit_fast.models.saved import NumpyValue, read_saved
 
-# Keys under which training scripts wrap their weights, tried in this order.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-# DistributedDataParallel and DataParallel write the first, torch.compile the second.
-PREFIXES = ("module.", "_orig_mod.")
+# Keys under which training scripts wrap their weights, tried in this order; averaged weights come last.
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "weights",
+    "module",
+    "checkpoint",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+)
+_COMPILED = "_orig_mod."  # torch.compile writes it before the names of what it compiled: the model or a submodule
+_AVERAGED = "n_averaged"  # AveragedModel writes it beside its weights
+_DEEPEST = 4  # dictionaries within dictionaries: a file may hold one that holds itself
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load the weights in ``path`` into ``model``, in place, wherever they were saved.
 
-    Reads ``torch.save`` files (with ``weights_only=True``, onto the CPU) and ``.safetensors``. Unwraps
-    ``{"state_dict": ...}`` and the like, strips ``module.``. Every parameter must be there with its shape; only
+    Reads ``torch.save`` files (with ``weights_only=True``, onto the CPU), ``.safetensors`` and ``.npz``. Unwraps
+    ``{"state_dict": ...}`` and the like, and takes off what stands before every key: ``module.``, ``model.``,
+    ``student.model.``, and ``_orig_mod.`` wherever it is. Every parameter must be there with its shape; only
     BatchNorm's ``num_batches_tracked``, which old files lack, may be missing. The model is changed only if all fits.
 
     Args:
@@ -41,63 +55,100 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise FileNotFoundError(f"checkpoint {file} {what}; give the path of a .th, .pt, .pth or .safetensors file")
-    weights = _strip(_unwrap(_read(file), file), model)
+    weights = _renamed(_unwrap(read_saved(file), file), model)
     _compare(model, weights, file)
     model.load_state_dict(weights, strict=False)  # strict but for num_batches_tracked: _compare has looked
 
 
-def _read(file: Path) -> Any:
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file, device="cpu")
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file}: not a whole safetensors file ({error}); copy or download it again"
-            ) from error
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError ... by kind of damage
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{file}: cannot be read as a file of weights ({reason[0] if reason else type(error).__name__}). It may "
-            "be cut short, or hold Python objects, which are not loaded because they could run code: save "
-            "model.state_dict() with torch.save or as .safetensors"
-        ) from error
-
-
 def _unwrap(loaded: Any, file: Path) -> dict[str, Tensor]:
-    for key in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
+    """The dictionary of tensors within what was read."""
+    for _ in range(_DEEPEST):
+        if not isinstance(loaded, Mapping) or _is_weights(loaded):
             break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        held = f"keys {list(loaded)[:8]}" if isinstance(loaded, Mapping) else type(loaded).__name__
+        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)][:1]
+        inner = inner or [key for key, value in loaded.items() if isinstance(value, Mapping) and _is_weights(value)]
+        if len(inner) != 1:
+            break
+        loaded = loaded[inner[0]]
+    if not isinstance(loaded, Mapping) or not _is_weights(loaded):
         raise CheckpointError(
-            f"{file}: expected a state_dict of tensors, bare or under one of {', '.join(WRAPPERS)}; got {held}"
+            f"{file}: expected a state_dict of tensors, bare or under one of {', '.join(WRAPPERS[:5])}; got "
+            + _described(loaded)
         )
     return dict(loaded)
 
 
-def _strip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take off the prefixes that all keys share, unless the model's own keys have them."""
-    own = model.state_dict().keys()
-    while not weights.keys() & own:
-        shared = [prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in weights)]
-        if not shared:
-            break
-        weights = {key.removeprefix(shared[0]): value for key, value in weights.items()}
-    return weights
+def _is_weights(content: Mapping[Any, Any]) -> bool:
+    named = (isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    return bool(content) and all(named)
+
+
+def _described(loaded: Any) -> str:
+    """What stands in the way of taking it for a state_dict."""
+    if not isinstance(loaded, Mapping):
+        return type(loaded).__name__
+    several = [repr(key) for key, value in loaded.items() if isinstance(value, Mapping) and _is_weights(value)]
+    if len(several) > 1:
+        return f"several: {_some(several)}; save the one that is meant"
+    if any(isinstance(value, Tensor) for value in loaded.values()):
+        others = [f"{key!r} ({_kind(value)})" for key, value in loaded.items() if not _is_weights({key: value})]
+        return f"tensors and beside them {_some(others)}; leave out what is not the model's"
+    if loaded and all(isinstance(value, NumpyValue) for value in loaded.values()):
+        return "arrays of NumPy; save them as tensors, or with numpy.savez as .npz"
+    return f"keys {list(loaded)[:8]}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor whose key is no text"
+    return "a value of NumPy" if isinstance(value, NumpyValue) else type(value).__name__
+
+
+def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the model's own names where a prefix makes the difference, on either side.
+
+    The first prefix that makes all of the model's weights be there is taken; else the first that makes some be there.
+    """
+    own = {key.replace(_COMPILED, ""): key for key in model.state_dict()}
+    plain = {key.replace(_COMPILED, ""): value for key, value in weights.items()}
+    if _AVERAGED not in own:
+        plain.pop(_AVERAGED, None)
+    required = {key for key in own if not _may_be_missing(key)}
+    some = None
+    for prefix in _prefixes(plain, own):
+        under = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+        if required <= under.keys():
+            beside = {key: value for key, value in plain.items() if not key.startswith(prefix)}
+            return {own.get(key, key): value for key, value in under.items()} | beside
+        if some is None and len(under) == len(plain) and under.keys() & own.keys():
+            some = {own.get(key, key): value for key, value in under.items()}
+    for prefix in _prefixes(own, plain):  # the model is wrapped, the file is not
+        if prefix and all(prefix + key in own for key in plain):
+            return {own[prefix + key]: value for key, value in plain.items()}
+    return weights if some is None else some
+
+
+def _prefixes(names: Mapping[str, Any], others: Mapping[str, Any]) -> Iterator[str]:
+    """The beginnings of ``names``, up to a dot, behind which one of ``others`` stands; first of all, none."""
+    yield ""
+    seen = {""}
+    for name in names:
+        parts = name.split(".")
+        for count in range(1, len(parts)):
+            prefix = ".".join(parts[:count]) + "."
+            if prefix not in seen and name.removeprefix(prefix) in others:
+                seen.add(prefix)
+                yield prefix
+
+
+def _may_be_missing(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
 
 
 def _compare(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
     expected = model.state_dict()
     problems = []
-    missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
+    missing = [key for key in expected if key not in weights and not _may_be_missing(key)]
     unexpected = [key for key in weights if key not in expected]
     if missing:
         problems.append(f"missing ({len(missing)}): {_some(missing)}")
@@ -113,9 +164,19 @@ def _compare(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
         problems.append(line)
     if len(shapes) > 8:
         problems.append(f"... and {len(shapes) - 8} more shapes differ")
+    real = [key for key in expected if key in weights and expected[key].is_floating_point()]
+    other = [f"{key} ({weights[key].dtype})" for key in real if not weights[key].is_floating_point()]
+    if other:
+        problems.append(f"not floating-point ({len(other)}): {_some(other)}")
     if problems:
-        if missing or unexpected:
+        modules = {key.partition(".")[0] for key in expected}
+        if missing or any(key.partition(".")[0] in modules for key in unexpected):
             problems.append("the file holds another architecture or depth: build the model it was saved from")
+        elif unexpected:
+            problems.append(
+                "the file holds more than this model's weights: save model.state_dict() alone, or build the model it "
+                "was saved from"
+            )
         raise CheckpointError(f"{file} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
 
 

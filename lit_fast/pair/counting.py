@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.sections.dryrun import on_meta, untouched
-from lit_fast.sections.inputs import Inputs, num_rows, replaced
+from lit_fast.sections.inputs import Inputs, call, num_rows, replaced
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.parts import Part
 from lit_fast.sections.tracing import set_mode
@@ -98,7 +98,7 @@ def _on_meta(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
-def count_macs(module: nn.Module, example: Tensor) -> int:
+def count_macs(module: nn.Module, example: Inputs) -> int:
     """Multiply-accumulates per image of one forward in eval mode.
 
     Counted on shapes alone, on torch's meta device. Where a module cannot run there (its forward looks at values) it
@@ -106,7 +106,7 @@ def count_macs(module: nn.Module, example: Tensor) -> int:
 
     Args:
         module: a model, a split model or one of its parts.
-        example: its input, [B, ...]; the count is divided by B.
+        example: its inputs, [B, ...]; the count is divided by B.
 
     Example:
         >>> from lit_fast.models import resnet20
@@ -115,7 +115,7 @@ def count_macs(module: nn.Module, example: Tensor) -> int:
     """
     owner = module.owner if isinstance(module, Part) else module
     with torch.no_grad(), set_mode(owner, False), _nothing_fused():
-        return _flops(owner, module, example) // 2 // example.shape[0]
+        return _flops(owner, module, example) // 2 // num_rows(example)
 
 
 @contextlib.contextmanager
@@ -132,13 +132,13 @@ def _nothing_fused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _flops(owner: nn.Module, module: nn.Module, example: Tensor) -> int:
+def _flops(owner: nn.Module, module: nn.Module, example: Inputs) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
         with on_meta(owner), FlopCounterMode(display=False) as counter:
-            module(torch.empty_like(example, device="meta"))
+            call(module, replaced(example, _on_meta))
     except Exception:  # whatever a forward raises when its tensors have no values
         with untouched(owner), FlopCounterMode(display=False) as counter:
-            module(example)
+            call(module, example)
     return int(counter.get_total_flops())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,10 @@ from lit_fast.files import atomic_write
 from lit_fast.report import plots
 from lit_fast.report.section_plots import draw_sections
 from lit_fast.report.section_table import SECTION_COLUMNS, looked_at, section_rows
-from lit_fast.runs.results import Results, Row, RunResult, Runs, left_out_lines, legend, load_results, table
+from lit_fast.runs.results import Results, Row, RunResult, Runs, headers, left_out_lines, legend, load_results, table
 from lit_fast.tables import markdown_table
 
 __all__ = ["ReportPaths", "load_results", "table", "write_report"]
-
-_COLUMNS = (
-    "network",
-    "training",
-    "seeds",
-    "layers",
-    "parameters",
-    "MMACs",
-    "compression",
-    "test %, last",
-    "test %, best",
-    "seconds",
-    "images/s",
-)
-
 
 SECTIONS_PNG = "sections.png"
 
@@ -83,7 +68,7 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
     title = " on ".join(part for part in (experiment.get("recipe", ""), dataset) if part)
     parts = [
         f"# lit_fast: {title or 'results'}",
-        markdown_table(_COLUMNS, [_cells(row) for row in rows]),
+        markdown_table(_columns(rows), [_cells(row) for row in rows]),
         legend(rows) + " Compression: the first teacher's parameters over the network's own. MMACs: millions of "
         "multiply-accumulates for one image. Seconds and images/s: training alone, without evaluation.",
         "## Curves",
@@ -118,10 +103,19 @@ def _sections(results: Runs, figure: Path | None) -> list[str]:
     ]
 
 
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    network, training, layers, _, *others = (_joined(above, name) for above, name in headers(rows))
+    return (network, training, "seeds", layers, "parameters", *others)
+
+
+def _joined(above: str, name: str) -> str:
+    """The two lines of a header as one: "compres-", "sion" and "test %", "last"."""
+    return above[:-1] + name if above.endswith("-") else ", ".join(filter(None, (above, name)))
+
+
 def _cells(row: Row) -> tuple[str, ...]:
-    network, training, layers, _, mmacs, compression, last, best, seconds, speed = row.cells()
-    parameters = f"{row.parameters:,}"
-    return (network, training, str(row.seeds), layers, parameters, mmacs, compression, last, best, seconds, speed)
+    network, training, layers, _, *others = row.cells()
+    return (network, training, str(row.seeds), layers, f"{row.parameters:,}", *others)
 
 
 def _run_cells(result: RunResult) -> tuple[str, ...]:

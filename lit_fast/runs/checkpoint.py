@@ -119,7 +119,14 @@ class CheckpointStore:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    apart: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in written else whole  # tied weights: the file cannot share them
+        written.add(place)
+    save_file(apart, path)
 
 
 def _read(folder: Path) -> Checkpoint:

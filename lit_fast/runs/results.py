@@ -27,6 +27,7 @@ __all__ = [
     "Size",
     "Spread",
     "grouped",
+    "headers",
     "left_out_lines",
     "legend",
     "load_results",
@@ -52,6 +53,14 @@ HEADERS = (
     ("", "seconds"),
     ("", "images/s"),
 )
+# What the accuracy is of, by targets: of an image, a pixel, a token, the next token, or rows as one's own targets make.
+_MEASURED = {"classification": "test %", "dense": "pixel %", "tokens": "token %", "causal_lm": "next %", "own": "row %"}
+_ACCURACY_OF = {
+    "dense": "pixel %: right classes, of the pixels whose label counts.",
+    "tokens": "token %: right classes, of the tokens whose label counts.",
+    "causal_lm": "next %: next tokens that are the likeliest; perplexity: exp of their mean cross-entropy, last epoch.",
+    "own": "row %: right classes, of the rows that your targets give.",
+}
 _NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
 
 
@@ -104,7 +113,8 @@ class RunResult(Size):
     files: dict[str, str]
     accuracy: NotRequired[Accuracy]  # of a classifier
     macs_ratio: NotRequired[float]  # of a generator: the teacher's over its own
-    scores: NotRequired[dict[str, float | None]]  # of a generator, once all have been trained
+    targets: NotRequired[str]  # of anything but a classifier: what the accuracy is of
+    scores: NotRequired[dict[str, float | None]]  # of a generator, once all have been trained; of a language model
 
 
 class Results(TypedDict):
@@ -163,9 +173,11 @@ class Row:
     seconds: Spread | None
     images_per_second: Spread | None
     sparsity: float | None = None
+    targets: str = "classification"
+    perplexity: Spread | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """As text, in the order of ``HEADERS``."""
+        """As text, in the order of `headers`."""
         way = way_of(self.training, self.sparsity)
         return (
             self.network,
@@ -178,6 +190,7 @@ class Row:
             _text(self.best),
             "-" if self.seconds is None else f"{self.seconds.mean:,.{1 if self.seconds.mean < 10 else 0}f}",
             "-" if self.images_per_second is None else f"{self.images_per_second.mean:,.0f}",
+            *(() if self.targets != "causal_lm" else (_text(self.perplexity),)),
         )
 
 
@@ -268,9 +281,18 @@ def table(results: Runs) -> list[Row]:
                 seconds=Spread.of(run.get("seconds") for run in runs),
                 images_per_second=Spread.of(run.get("images_per_second") for run in runs),
                 sparsity=runs[0].get("sparsity"),
+                targets=runs[0].get("targets", "classification"),
+                perplexity=Spread.of((run.get("scores") or {}).get("perplexity") for run in runs),
             )
         )
     return rows
+
+
+def headers(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    """Of the columns of a table, two lines each."""
+    measured = _MEASURED[rows[0].targets] if rows else "test %"
+    extra = (("perplex-", "ity"),) if any(row.targets == "causal_lm" for row in rows) else ()
+    return (*((measured if above == "test %" else above, name) for above, name in HEADERS), *extra)
 
 
 def legend(rows: Sequence[Row]) -> str:
@@ -279,6 +301,8 @@ def legend(rows: Sequence[Row]) -> str:
     text = "last: after the last epoch; best: the weights best on validation; both on the untouched test split."
     if seeds:
         text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
+    if rows and rows[0].targets != "classification":
+        text += f" {_ACCURACY_OF[rows[0].targets]}"
     if any(row.sparsity is not None for row in rows):
         text += " Of pruned networks the parameters that are not zero; their MMACs are as if none were."
     return text
@@ -286,7 +310,8 @@ def legend(rows: Sequence[Row]) -> str:
 
 def plain_table(rows: Sequence[Row]) -> str:
     """The table as aligned text, for a pipe or a file."""
-    lines = [tuple(top for top, _ in HEADERS), tuple(name for _, name in HEADERS), *(row.cells() for row in rows)]
+    top = headers(rows)
+    lines = [tuple(above for above, _ in top), tuple(name for _, name in top), *(row.cells() for row in rows)]
     return aligned(lines, left=2, rule=2)
 
 

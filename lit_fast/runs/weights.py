@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
+from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, Data
 from lit_fast.files import atomic_write
+from lit_fast.models.saved import read_torch
 
 __all__ = ["WeightInfo", "normalization_of", "read_info", "save_weights"]
 
@@ -36,6 +36,22 @@ class WeightInfo:
     cardinality: int | None = None
     length: int | None = None
     width: int | None = None  # of a generator or discriminator, whose `num_classes` are its domains
+
+    @classmethod
+    def of(cls, data: Data, model: str, cardinality: int | None = None) -> WeightInfo:
+        """Of a classifier that was trained on ``data``."""
+        images = len(data.shape) == 3
+        return cls(
+            model=model,
+            num_classes=data.num_classes,
+            in_channels=data.shape[0] if images else None,
+            image_size=data.shape[1] if images else None,
+            length=data.shape[0] if data.is_text else None,
+            dataset=data.name,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            cardinality=cardinality,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,10 +94,10 @@ def normalization_of(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] 
     info = read_info(path)
     if info is not None:
         return (info.mean, info.std) if info.length is None else None
-    if path.suffix == ".safetensors" or not path.is_file():
+    if not path.is_file():
         return None
     try:
-        content = torch.load(path, map_location="meta", weights_only=True)
+        content = read_torch(path, "meta")
     except Exception:  # not a checkpoint at all: loading the weights reports it by name
         return None
     if isinstance(content, dict) and {"state_dict", "best_prec1"} <= content.keys():

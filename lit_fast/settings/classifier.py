@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast, get_args
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
 from lit_fast.errors import ConfigError
-from lit_fast.literals import IRKind, StatsPolicy
+from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, TargetsKind
 from lit_fast.runs.results import percent
 from lit_fast.settings.base import (
     AnyExperiment,
@@ -25,9 +25,11 @@ from lit_fast.settings.base import (
     Positive,
     Strict,
 )
+from lit_fast.settings.cuts import CutConfig, merged
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import Variant
+from lit_fast.user_functions import function, is_function, label
 
 
 def _own(info: ValidationInfo) -> bool:
@@ -36,8 +38,11 @@ def _own(info: ValidationInfo) -> bool:
 
 
 def _checked_name(name: str, what: str, known: Iterable[str], info: ValidationInfo) -> str:
-    if name not in known and not _own(info):
-        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    if name in known or _own(info):
+        return name
+    if not is_function(name):
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}, or module:function of your own")
+    function(name)
     return name
 
 
@@ -58,7 +63,12 @@ class DataConfig(BaseDataConfig):
 
     @model_validator(mode="after")
     def _needs_a_folder(self, info: ValidationInfo) -> DataConfig:
-        if self.name != "digits" and self.dir is None and not _own(info):
+        if is_function(self.name) and not _own(info):
+            fields = type(self).model_fields
+            for key in fields.keys() - {"name", "augment", "loader"}:
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(f"{key}: it is for datasets by name; leave it out, {self.name} decides")
+        elif self.name != "digits" and self.dir is None and not _own(info):
             raise ValueError(f"dataset {self.name!r} is read from disk: give its folder, data.dir=DIR or --data-dir")
         return self
 
@@ -82,11 +92,16 @@ class ModelConfig(Strict):
 
     @property
     def label(self) -> str:
-        return str(models.Network(self.model, self.cardinality))
+        return label(self.model) if self.is_own else str(models.Network(self.model, self.cardinality))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a function of the user's makes it."""
+        return is_function(self.model)
 
 
-class TeacherConfig(ModelConfig, BaseTeacherConfig):
-    """The teacher of a classifier."""
+class TeacherConfig(ModelConfig, BaseTeacherConfig, CutConfig):
+    """The teacher of a classifier; a network of one's own without a checkpoint comes trained."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -96,7 +111,7 @@ class TeacherConfig(ModelConfig, BaseTeacherConfig):
         return path
 
 
-class StudentConfig(BaseStudentConfig):
+class StudentConfig(BaseStudentConfig, CutConfig):
     """The students, smallest last when ``sequence`` chains them (each is the teacher of the next)."""
 
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
@@ -104,6 +119,9 @@ class StudentConfig(BaseStudentConfig):
     copied: tuple[str, ...] = Field(default=("stem", "head"), description="parts that start as the teacher's")
     frozen_in_finetune: tuple[str, ...] = Field(default=(), description="copied parts that stay frozen to the end")
     projector: bool = False
+    copy_blocks: BlockChoice | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+    FOR_OWN: ClassVar = (*CutConfig.FOR_OWN, "copy_blocks")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -192,9 +210,10 @@ class PruningConfig(Strict):
         return values
 
 
-class Experiment(AnyExperiment):
-    """One experiment with classifiers."""
+class Experiment(AnyExperiment, CutConfig):
+    """One experiment with classifiers, or with networks of one's own that the loss of classifiers fits."""
 
+    FOR_OWN: ClassVar = (*CutConfig.FOR_OWN, "targets", "skip_padding")
     TASK: ClassVar = "classifier"
     OF_STUDENTS: ClassVar = (*AnyExperiment.OF_STUDENTS, "loss", "pruning", "phases.kd")
 
@@ -203,6 +222,8 @@ class Experiment(AnyExperiment):
     student: StudentConfig
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("lit",)
     batch_size: Annotated[int, Field(ge=2)] = 32
+    targets: str = "classification"
+    skip_padding: bool = False
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     phases: PhasesConfig
@@ -210,11 +231,52 @@ class Experiment(AnyExperiment):
     step: StepConfig = StepConfig()
     logging: ClassifierLoggingConfig = ClassifierLoggingConfig()
 
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, name: str, info: ValidationInfo) -> str:
+        return _checked_name(name, "targets", get_args(TargetsKind), info)
+
+    @model_validator(mode="after")
+    def _own_networks_are_cut(self, info: ValidationInfo) -> Experiment:
+        """The cuts of built-in networks are their own."""
+        networks = [self.teacher, *self.student.models]
+        for prefix, config, cut in (
+            ("", self, networks),
+            ("teacher.", self.teacher, networks[:1]),
+            ("student.", self.student, networks[1:]),
+        ):
+            if config.given and not any(network.is_own for network in cut) and not _own(info):
+                raise ValueError(
+                    f"{prefix}{next(iter(config.given))}: {cut[0].label} is cut at its own sections; leave it out, or "
+                    "give networks of your own, module:function"
+                )
+        for network in networks:
+            self.cuts_of(network)
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if self.student.sequence and self.variants != ("lit",):
             raise ValueError(f"student.sequence chains LIT students: variants must be [lit], got {list(self.variants)}")
         return self
+
+    def cuts_of(self, network: ModelConfig) -> dict[str, Any]:
+        """The keywords of `lit_fast.split` for a network of one's own."""
+        return merged(self.cut_config(network), self)
+
+    def cut_config(self, network: ModelConfig) -> CutConfig:
+        """Those for this network alone."""
+        return self.teacher if network is self.teacher else self.student
+
+    @property
+    def has_own_networks(self) -> bool:
+        """Whether a function of the user's makes one of them."""
+        return any(network.is_own for network in (self.teacher, *self.student.models))
+
+    @property
+    def loss_targets(self) -> TargetsKind | Callable[..., Any]:
+        """What `lit_fast.LITStep` takes as ``targets``."""
+        return function(self.targets) if is_function(self.targets) else cast(TargetsKind, self.targets)
 
     @property
     def sparsities(self) -> tuple[float, ...]:
@@ -299,12 +361,16 @@ def load_any_experiment(
         tree = recipes.load(name)
     except KeyError as error:
         raise ConfigError(error.args[0]) from error
-    tree = _merge(_merge(tree, from_file), {"recipe": name})
+    given = _merge(from_file, {"recipe": name})
     for override in overrides:
         over = _parse_override(override) if isinstance(override, str) else override
         if "recipe" in over:
             raise ConfigError("override of recipe: choose it with recipe= or --recipe, the overrides go over it")
-        tree = _merge(tree, over)
+        given = _merge(given, over)
+    dataset = given.get("data")
+    if isinstance(dataset, Mapping) and is_function(str(dataset.get("name"))):
+        tree = {**tree, "data": {}}  # the recipe's settings are for its own dataset
+    tree = _merge(tree, given)
     try:
         kind = (
             GanExperiment if tree.get("task") == "gan" else Experiment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
 from lit_fast.step.lit_model import LITModel, Normalizer
 from lit_fast.step.parallel import ALONE, SharedGradients, Workers
+from lit_fast.step.running_stats import refused_in_backward
 from lit_fast.step.state import prepare_momentum
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class LITStep:
         self._one = torch.ones((), device=self.device)
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         self.updated = False
+        self._backward_checked = False
         self._waiting = 0  # calls whose gradients wait for an update
         self._captured: CapturedSteps | None = None
         if capture:
@@ -324,8 +326,10 @@ class LITStep:
         with self.mark("backward"):
             if not self._waiting:
                 self.optimizer.zero_grad(set_to_none=True)
-            with self.passes.backward():
+            watch = nullcontext() if self._backward_checked else refused_in_backward(self.student)
+            with self.passes.backward(), watch:
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self._backward_checked = True
 
     def _update(self) -> None:
         self._waiting = 0  # also if this fails

@@ -217,7 +217,10 @@ class StudentPasses:
         if self._copied:
             fed = fed.clone()
         with self._watch_inplace(i, fed), self._running_stats.teacher_fed_pass(i):
-            return self.student.sections[i](fed)
+            ir = self.student.sections[i](fed)
+        if not self._inputs_checked:
+            self._check_gradient(i, ir)
+        return ir
 
     def _is_fed(self, i: int) -> bool:
         """Whether section ``i`` (from 0) is compared in a pass of its own; section 1 is both passes at once."""
@@ -225,6 +228,15 @@ class StudentPasses:
 
     def _in_teachers_width(self, i: int, ir: Tensor) -> Tensor:
         return ir if self.projector is None else self.projector.compare(i, ir)
+
+    def _check_gradient(self, i: int, ir: Tensor) -> None:
+        """On the first step: reentrant checkpoints give no gradient where no input requires one, as the teacher's."""
+        trained = any(parameter.requires_grad for parameter in self.student.sections[i].parameters())
+        if torch.is_grad_enabled() and trained and not ir.requires_grad:
+            raise RuntimeError(
+                f"section {i + 1} of the student, fed with the teacher's IR {i}, has no gradient: a reentrant "
+                "checkpoint gives none where its input requires none; use checkpoint(..., use_reentrant=False)"
+            )
 
     @contextmanager
     def _watch_inplace(self, i: int, fed: Tensor) -> Iterator[None]:

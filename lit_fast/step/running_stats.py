@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import get_args
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_fast.literals import StatsPolicy
 from lit_fast.sections.model import SplitModel
 
-__all__ = ["POLICIES", "RunningStats", "recalibrate"]
+__all__ = ["POLICIES", "RunningStats", "recalibrate", "refused_in_backward"]
 
 POLICIES: tuple[StatsPolicy, ...] = get_args(StatsPolicy)
 
@@ -70,6 +71,29 @@ class RunningStats:
                 yield
         else:
             yield
+
+
+@contextmanager
+def refused_in_backward(student: SplitModel) -> Iterator[None]:
+    """Around backward: refuse checkpoints, which run BatchNorm again there, when nothing pauses its statistics.
+
+    Raises:
+        RuntimeError: a BatchNorm of the student ran in backward, or torch found that it ran otherwise than in forward.
+    """
+    counts = [m.num_batches_tracked for m in _tracking(student) if m.num_batches_tracked is not None]
+    before = [count._version for count in counts]
+    mend = (
+        "the student's checkpoints contain BatchNorm, which backward runs again, on the statistics of both passes; "
+        "leave BatchNorm out of what is checkpointed, or train without checkpoints"
+    )
+    try:
+        yield
+    except torch.utils.checkpoint.CheckpointError as error:
+        if not counts:
+            raise
+        raise RuntimeError(mend) from error
+    if [count._version for count in counts] != before:
+        raise RuntimeError(mend)
 
 
 def _tracking(module: nn.Module) -> Iterator[_BatchNorm]:

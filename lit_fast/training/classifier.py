@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
+from lit_fast.errors import SplitError
+from lit_fast.literals import TargetsKind
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
-from lit_fast.sections.copying import copy_parts
+from lit_fast.loss.targets import TargetsOf, resolve
+from lit_fast.sections.copying import copy_blocks, copy_parts
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors
 from lit_fast.settings.classifier import Experiment
@@ -72,6 +76,7 @@ class ClassifierTask(Task):
         student: the split student, on its device, freshly initialised; of a spec with a sparsity the trained one.
         teacher: ``None`` for the variant ``scratch``.
         projector: where the widths differ.
+        targets: as for `LITStep`.
     """
 
     best_by = "val_accuracy"
@@ -85,12 +90,15 @@ class ClassifierTask(Task):
         teacher: Teacher | None,
         *,
         projector: Projectors | None = None,
+        targets: TargetsKind | TargetsOf = "classification",
         workers: Workers = ALONE,
     ) -> None:
         networks = {"student": student.model} | ({} if projector is None else {"projector": projector})
         super().__init__(spec, settings, loader, networks, workers)
         self.student, self.teacher, self.projector = student, teacher, projector
         self.switches = VARIANTS[spec.variant]
+        self.targets = targets
+        self.copied: tuple[str, ...] = settings.student.copied
         self.pruning = None if spec.sparsity is None else Pruning(spec, settings, student)
         self.step: LITStep | None = None
         self._looks: SectionLooks | None = None
@@ -101,7 +109,7 @@ class ClassifierTask(Task):
         if self.pruning is not None:
             self.pruning.prune()
         elif self.teacher is not None and self.switches.ir != "none":
-            copy_parts(self.teacher.split, self.student, self.settings.student.copied)
+            self.copied = copy_fitting(self.teacher.split, self.student, self.settings)
 
     def begin(self) -> None:
         """Who looks at the sections: nobody without a teacher, past a projector, or where the student is pruned."""
@@ -114,7 +122,7 @@ class ClassifierTask(Task):
         in_lit, chosen = phase.name == "lit", self.settings.student
         if self.switches.ir != "none":
             self.student.unfreeze(*self.student.part_names)
-            self.student.freeze(*(chosen.copied if in_lit else chosen.frozen_in_finetune))
+            self.student.freeze(*(self.copied if in_lit else chosen.frozen_in_finetune))
         self.student.train()
         self.step = self._build_step(in_lit)
         if self.pruning is not None:
@@ -156,6 +164,8 @@ class ClassifierTask(Task):
             capture=options.capture and self.workers.size == 1,  # the sum over processes is not captured
             side_by_side=options.side_by_side and in_lit,
             workers=self.workers,
+            targets=self.targets,
+            skip_padding=self.settings.skip_padding,
             frozen=None if self.teacher is None else self.teacher.frozen,
         )
 
@@ -219,18 +229,52 @@ class ClassifierTask(Task):
 
     def scores(self, split: str) -> Scores:
         """Accuracy and loss of the student as it is now on a split of the data."""
-        return evaluate(self.student.model, self.loader.eval_batches(split, batch_size=_EVAL_BATCH))
+        targets = resolve(self.targets, -100, self.settings.skip_padding)
+        return evaluate(self.student.model, self.loader.eval_batches(split, batch_size=_EVAL_BATCH), targets)
 
     def validate(self) -> dict[str, float]:
         scores = self.scores("val")
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
 
     def describe_epoch(self, entry: Mapping[str, Any]) -> str:
-        return f"{describe(entry)}  val {entry['val_accuracy']:.2f} %"
+        shown = f"{describe(entry)}  val {entry['val_accuracy']:.2f} %"
+        return f"{shown}  perplexity {perplexity(entry['val_loss']):.2f}" if self.targets == "causal_lm" else shown
 
     def advice(self, phase: Phase) -> list[str]:
         beta = self.settings.loss.beta
         return [f"a larger loss.beta (now {beta:g}), which weighs the IR loss less"] if phase.name == "lit" else []
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of the mean cross-entropy of a token."""
+    return math.exp(min(loss, 700.0))  # beyond it no float
+
+
+def copy_fitting(teacher: SplitModel, student: SplitModel, settings: Experiment) -> tuple[str, ...]:
+    """Copy the parts and blocks that a student starts with from its teacher; returns the names of the parts.
+
+    Parts that the settings name must fit; of stem and head, the default, those of networks of one's own need not.
+
+    Raises:
+        SplitError: see `copy_parts`.
+    """
+    chosen, copied = settings.student, list(settings.student.copied)
+    if settings.has_own_networks and chosen.copied == type(chosen).model_fields["copied"].default:
+        copied = [name for name in copied if _fits(teacher, student, name)]
+    else:
+        copy_parts(teacher, student, copied)
+    if chosen.copy_blocks is not None:
+        copy_blocks(teacher, student, chosen.copy_blocks)
+    return tuple(copied)
+
+
+def _fits(teacher: SplitModel, student: SplitModel, part: str) -> bool:
+    """Whether the part could be copied; if so it is."""
+    try:
+        copy_parts(teacher, student, [part])
+    except SplitError:
+        return False
+    return True
 
 
 def _train(step: Callable[..., LossParts], *batch: Any) -> dict[str, Tensor]:

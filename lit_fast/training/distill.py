@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
 from lit_fast.data import Data
+from lit_fast.data.formats.datasets import as_data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
+from lit_fast.literals import TargetsKind
+from lit_fast.loss.targets import TargetsOf
+from lit_fast.models.own import cut, digest, structure
 from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.results import RunResult
-from lit_fast.sections.cutting import split
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import ModelConfig, load_experiment
@@ -38,10 +39,14 @@ class Distilled:
 def distill(
     teacher: nn.Module | SplitModel,
     student: nn.Module | SplitModel,
-    data: Data | Loader,
+    data: Any,
     *,
     recipe: str,
     run_dir: str | Path,
+    blocks: str | Sequence[str] | None = None,
+    sections: int | None = None,
+    targets: TargetsKind | TargetsOf = "classification",
+    skip_padding: bool = False,
     variant: str = "lit",
     seed: int = 0,
     resume: bool = False,
@@ -51,12 +56,17 @@ def distill(
     """Train ``student`` to stand in for ``teacher``: LIT phase, then fine-tune phase, as the recipe says.
 
     Args:
-        teacher: trained network; a model that is not split yet needs default cuts (the built-in ones have them).
+        teacher: trained network; a model that is not split yet is split here, by ``blocks``, by its default cuts (the
+            built-in ones have them), or as the keys of ``overrides`` say: ``teacher.cuts=[4, 8]``, ``at=[low, high]``.
         student: network of the same sections; trained in place.
-        data: see `lit_fast.data.open_data`, ``from_arrays``, ``from_datasets``. Or a loader of your own, such as
+        data: see `lit_fast.data.open_data`, ``from_arrays``, ``from_datasets``. Or a mapping or an object with the
+            PyTorch datasets ``train``, ``val`` and ``test``, and perhaps ``num_classes`` and ``collate``, whose items
+            go to the networks as they are. Or a loader of your own, such as
             `lit_fast.data.loaders.own_pipeline.PipelineLoader`; it is closed at the end.
         recipe: a name of `lit_fast.recipes.names()`; its schedule, loss and optimizer are used.
         run_dir: folder for checkpoints, logs, weights and results.
+        blocks, sections: as for `lit_fast.split`, of both networks where they are not split yet.
+        targets, skip_padding: as for `lit_fast.LITStep`.
         variant: ``lit``, ``kd``, ``scratch``, ``hint``, ``one_ir_teacher_input`` or ``multi_ir``.
         seed: of the order of the data and its augmentation.
         resume: continue an interrupted call with the same arguments.
@@ -75,23 +85,37 @@ def distill(
     Example:
         >>> lf.distill(teacher, student, data, recipe="resnet-cifar10", run_dir="runs/r20")  # doctest: +SKIP
     """
-    teacher_split, student_split = _as_split(teacher), _as_split(student)
-    labels = {"teacher": _label(teacher_split), "student": _label(student_split)}
+    if not isinstance(data, Loader):
+        data = as_data(data, "datasets")
+    whole: Data = data.data if isinstance(data, Loader) else data
+    labels = {"teacher": _label(teacher), "student": _label(student)}
     own = {
-        "data": {"name": (data.data if isinstance(data, Loader) else data).name},
+        "data": {"name": whole.name},
         "teacher": {"model": labels["teacher"]},
         "student": {"models": [labels["student"]]},
         "variants": [variant],
         "seeds": [seed],
+        "blocks": blocks,
+        "sections": sections,
+        "targets": targets if isinstance(targets, str) else _name(targets),
+        "skip_padding": skip_padding,
     }
     experiment = load_experiment(recipe, None, [own, *overrides], own_objects=True)
+    teacher_split, student_split = (
+        cut(network, role, experiment.cuts_of(config), whole.example(2), alone=experiment.cut_config(config).given)
+        for network, role, config in (
+            (teacher, "teacher", experiment.teacher),
+            (student, "student", experiment.student.models[0]),
+        )
+    )
     if experiment.step.sync_batchnorm:
         raise ConfigError(
             "step.sync_batchnorm: it is for the built-in networks; give a student of your own as "
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
-    identity = {"teacher.weights": _digest(teacher_split.model), "student.structure": _structure(student_split.model)}
+    identity = {"teacher.weights": digest(teacher_split.model), "student.structure": structure(student_split.model)}
     with open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session:
+        session.own_targets = None if isinstance(targets, str) else targets
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
         session.workers.equalise(teacher_split.model)
@@ -110,21 +134,9 @@ def distill(
     return Distilled(student_split.model, session.results)
 
 
-def _as_split(model: nn.Module) -> SplitModel:
-    return model if isinstance(model, SplitModel) else split(model)
+def _label(model: nn.Module | SplitModel) -> str:
+    return type(model.model if isinstance(model, SplitModel) else model).__name__.lower()
 
 
-def _label(model: SplitModel) -> str:
-    return type(model.model).__name__.lower()
-
-
-def _structure(model: nn.Module) -> str:
-    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()
-
-
-def _digest(model: nn.Module) -> str:
-    sha = hashlib.sha256(_structure(model).encode())
-    for tensor in model.state_dict().values():
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+def _name(targets: TargetsOf) -> str:
+    return f"{targets.__module__}:{getattr(targets, '__qualname__', type(targets).__name__)}"

@@ -14,29 +14,31 @@ from rich.console import Console
 from torch import nn
 
 from lit_fast import models
-from lit_fast.data import Data, has_texts, open_data
+from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
 from lit_fast.files import write_json
+from lit_fast.literals import TargetsKind
+from lit_fast.loss.targets import TargetsOf, resolve
+from lit_fast.models.own import cut, own_network
 from lit_fast.pair.counting import count_layers, count_macs, count_nonzero, count_parameters
-from lit_fast.pair.inspect import chance_limit, check_pair
+from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.environment import cudnn_benchmark
 from lit_fast.runs.results import Accuracy, Pruned, RunResult, Size
-from lit_fast.runs.weights import WeightInfo, normalization_of, read_info, save_weights
+from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.sections.cutting import split
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, make_projectors
 from lit_fast.settings.classifier import Experiment, ModelConfig
+from lit_fast.settings.given import known_weights, open_experiment_data
 from lit_fast.settings.variants import VARIANTS
-from lit_fast.training.classifier import ClassifierTask, Teacher
-from lit_fast.training.evaluation import evaluate
+from lit_fast.training.classifier import ClassifierTask, Teacher, perplexity
+from lit_fast.training.evaluation import Scores, evaluate, refuse_chance
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
 from lit_fast.training.session import UNTRAINED, BaseSession, cost, frozen_teacher, opened, specs
 from lit_fast.training.task import RunSpec
-
-_RESIZED = ("digits", "folder")  # datasets whose images are brought to a size of choice
 
 __all__ = ["Session", "run_experiment", "train_model"]
 
@@ -49,6 +51,12 @@ class Session(BaseSession[Experiment]):
     """
 
     score_test = True
+    own_targets: TargetsOf | None = None  # in place of those of the settings
+
+    @property
+    def targets(self) -> TargetsKind | TargetsOf:
+        """As for `LITStep`."""
+        return self.own_targets or self.experiment.loss_targets
 
     @classmethod
     def check_data(cls, data: Data) -> None:
@@ -63,11 +71,15 @@ class Session(BaseSession[Experiment]):
     # -- models ------------------------------------------------------------------------------------------------------
 
     def build(self, config: ModelConfig, seed: int) -> SplitModel:
-        """A built-in network with the weights that ``seed`` gives, split, on the device."""
+        """A network with the weights that ``seed`` gives, split, on the device."""
+        torch.manual_seed(seed)
+        if config.is_own:
+            network = own_network(config.model)
+            whole = network if isinstance(network, SplitModel) else self.prepare(network)
+            return self.place(self.cut(whole, config, config.model))
         if (models.Network(config.model).kind == "texts") != self.data.is_text:
             takes, given = ("images", "texts") if self.data.is_text else ("texts", "images")
             raise ConfigError(f"{config.model} takes {takes}, dataset {self.data.name} has {given}: choose another")
-        torch.manual_seed(seed)
         model = models.create(
             config.model,
             num_classes=self.data.num_classes,
@@ -75,6 +87,11 @@ class Session(BaseSession[Experiment]):
             cardinality=config.cardinality,
         )
         return self.place(split(self.prepare(model)))
+
+    def cut(self, network: nn.Module | SplitModel, config: ModelConfig, name: str) -> SplitModel:
+        """A network of one's own, split as the settings say."""
+        cuts, alone = self.experiment.cuts_of(config), self.experiment.cut_config(config).given
+        return cut(network, name, cuts, self.data.example(2), alone=alone)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """``model``, which is not split yet, with the BatchNorm that the workers need."""
@@ -89,35 +106,27 @@ class Session(BaseSession[Experiment]):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         return model
 
-    def info(self, config: ModelConfig) -> WeightInfo:
-        data = self.data
-        return WeightInfo(
-            model=config.model,
-            num_classes=data.num_classes,
-            in_channels=None if data.is_text else data.shape[0],
-            image_size=None if data.is_text else data.shape[1],
-            length=data.shape[0] if data.is_text else None,
-            dataset=data.name,
-            mean=tuple(data.mean),
-            std=tuple(data.std),
-            cardinality=config.cardinality,
-        )
-
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def teacher(self) -> Teacher:
-        """The teacher, from its checkpoint or trained here, with its result recorded."""
+        """The teacher, trained already or trained here, with its result recorded."""
         config = self.experiment.teacher
-        if config.checkpoint is None:
-            spec = RunSpec(f"teacher-{config.label}", "scratch", config.seed, self.experiment.teacher_plan())
-            model = self.build(config, config.seed)
-            self.train(spec, model, None, config, role="teacher")
-            return self.as_teacher(spec.name, config.label, model)
+        if config.checkpoint is None and not config.is_own:
+            return self.trained_teacher()
         model = self.build(config, config.seed)
-        models.load_checkpoint(model.model, config.checkpoint)
+        if config.checkpoint is not None:
+            models.load_checkpoint(model.model, config.checkpoint)
         teacher = self.as_teacher(f"teacher-{config.label}", config.label, model)
         self.record_given_teacher(teacher)
         return teacher
+
+    def trained_teacher(self) -> Teacher:
+        """The teacher, trained here from scratch, with its result recorded."""
+        config = self.experiment.teacher
+        spec = RunSpec(f"teacher-{config.label}", "scratch", config.seed, self.experiment.teacher_plan())
+        model = self.build(config, config.seed)
+        self.train(spec, model, None, config, role="teacher")
+        return self.as_teacher(spec.name, config.label, model)
 
     def record_given_teacher(self, teacher: Teacher) -> None:
         """Measure and record a teacher that was not trained here.
@@ -130,9 +139,10 @@ class Session(BaseSession[Experiment]):
     def _result_of_given(self, teacher: Teacher) -> RunResult:
         done = self.folder.finished(teacher.name)
         if done is None:
-            val = self._accuracy(teacher.split, "val")
-            _refuse_chance(teacher.label, val, len(self.data.val), self.data.num_classes)
-            test = self._accuracy(teacher.split, "test") if self.score_test else None
+            val = self._scores(teacher.split, "val")
+            if self.targets == "classification":
+                refuse_chance(teacher.label, val.accuracy, len(self.data.val), self.data.num_classes or val.classes)
+            test = self._scores(teacher.split, "test") if self.score_test else None
             self.folder.run(teacher.name)
             result = {
                 "name": teacher.name,
@@ -142,7 +152,8 @@ class Session(BaseSession[Experiment]):
                 "seed": None,
                 "teacher": None,
                 **self._size(teacher.split.model, teacher.parameters),
-                "accuracy": _accuracies(val, val, 0, test, test),
+                "accuracy": _accuracies(val.accuracy, val.accuracy, 0, *[None if test is None else test.accuracy] * 2),
+                **self._further(test),
                 **UNTRAINED,
             }
             write_json(self.folder.path / "runs" / teacher.name / "result.json", result)
@@ -155,12 +166,12 @@ class Session(BaseSession[Experiment]):
         Raises:
             PairError, SplitError, ValueError: what would otherwise stop the experiment after hours.
         """
-        example = self.data.example(2).to(self.device)
+        example = self.data.example(2, self.device)
         teacher_config: ModelConfig = self.experiment.teacher
         for config in self.experiment.student.models:
+            teacher = self.build(teacher_config, 0).eval().requires_grad_(False)
             for variant in self.experiment.variants:
-                teacher, student = self.build(teacher_config, 0), self.build(config, 0)
-                teacher.eval().requires_grad_(False)
+                student = self.build(config, 0)
                 spec = RunSpec(f"{config.label}-{variant}", variant, 0, self.experiment.plan(variant))
                 given = self.as_teacher(f"teacher-{teacher_config.label}", teacher_config.label, teacher)
                 task = self._task(spec, student, given)
@@ -191,6 +202,7 @@ class Session(BaseSession[Experiment]):
             student,
             teacher if VARIANTS[spec.variant].needs_teacher else None,
             projector=self._projector(spec, student, teacher),
+            targets=self.targets,
             workers=self.workers,
         )
 
@@ -223,8 +235,7 @@ class Session(BaseSession[Experiment]):
         if not self.experiment.student.projector or teacher is None or VARIANTS[spec.variant].ir == "none":
             return None
         torch.manual_seed(spec.seed)
-        example = self.data.example(2).to(self.device)
-        return make_projectors(teacher.split, student, example).to(self.device)
+        return make_projectors(teacher.split, student, self.data.example(2, self.device)).to(self.device)
 
     def _finish(
         self,
@@ -242,11 +253,12 @@ class Session(BaseSession[Experiment]):
         tests = {}
         for which, tensors in (("best", outcome.best or last), ("last", last)):  # last stays loaded
             path = folder / f"{which}.safetensors"
-            save_weights(path, tensors, self.info(config))
+            save_weights(path, tensors, WeightInfo.of(self.data, config.model, config.cardinality))
             files[which] = path.relative_to(self.folder.path).as_posix()
             student.model.load_state_dict(tensors)
-            tests[which] = task.scores("test").accuracy if self.score_test else None
+            tests[which] = task.scores("test") if self.score_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
+        accuracies = {which: None if test is None else test.accuracy for which, test in tests.items()}
         result = {
             "name": spec.name,
             "role": role,
@@ -255,7 +267,8 @@ class Session(BaseSession[Experiment]):
             "seed": spec.seed,
             "teacher": teacher.name if teacher is not None and VARIANTS[spec.variant].needs_teacher else None,
             **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
-            "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, tests["last"], tests["best"]),
+            "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, accuracies["last"], accuracies["best"]),
+            **self._further(tests["last"]),
             **cost(spec, outcome, files),
         }
         write_json(folder / "result.json", result)
@@ -272,7 +285,7 @@ class Session(BaseSession[Experiment]):
         if sparsity is not None:
             left = count_nonzero(model)
             pruned = {"sparsity": sparsity, "nonzero_parameters": left}
-        example = self.data.example(1).to(self.device)
+        example = self.data.example(1, self.device)
         return {
             "layers": count_layers(model),
             "parameters": parameters,
@@ -281,8 +294,17 @@ class Session(BaseSession[Experiment]):
             "compression": 1.0 if teacher_parameters is None else teacher_parameters / left,
         }
 
-    def _accuracy(self, model: SplitModel, which: str) -> float:
-        return evaluate(model.model, self.loader.eval_batches(which, batch_size=256)).accuracy
+    def _scores(self, model: SplitModel, which: str) -> Scores:
+        targets = resolve(self.targets, -100, self.experiment.skip_padding)
+        return evaluate(model.model, self.loader.eval_batches(which, batch_size=256), targets)
+
+    def _further(self, test: Scores | None) -> dict[str, Any]:
+        """What a result has beside accuracy, of anything but a classifier."""
+        if self.targets == "classification":
+            return {}
+        name = self.targets if isinstance(self.targets, str) else "own"
+        score = None if test is None or name != "causal_lm" else perplexity(test.loss)
+        return {"targets": name, **({} if score is None else {"scores": {"perplexity": score}})}
 
 
 def _accuracies(
@@ -295,36 +317,6 @@ def _accuracies(
         "test_last": test_last,
         "test_best": test_best,
     }
-
-
-def _refuse_chance(label: str, accuracy: float, count: int, classes: int) -> None:
-    limit = 100.0 * chance_limit(classes, count)
-    if accuracy <= limit:
-        raise ValueError(
-            f"teacher {label}: {accuracy:.1f} % on {count} validation images is no better than chance "
-            f"({100.0 / classes:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation "
-            "(data.mean, data.std)"
-        )
-
-
-def open_experiment_data(experiment: Experiment) -> Data:
-    """The experiment's dataset as a given teacher's checkpoint was trained on it, unless the config says how."""
-    config, checkpoint = experiment.data, experiment.teacher.checkpoint
-    update: dict[str, Any] = {}
-    if checkpoint is not None and config.mean is None and config.std is None:
-        known = normalization_of(checkpoint)
-        if known is not None:
-            update |= {"mean": known[0], "std": known[1]}
-    if checkpoint is not None and config.image_size is None and config.name in _RESIZED:
-        info = read_info(checkpoint)
-        if info is not None and info.dataset == config.name:
-            update["image_size"] = info.image_size
-    if checkpoint is not None and config.length is None and has_texts(config.name):
-        info = read_info(checkpoint)
-        if info is not None:
-            update["length"] = info.length
-    config = config.model_copy(update=update)
-    return open_data(config.name, **config.options())
 
 
 def run_experiment(
@@ -350,7 +342,7 @@ def run_experiment(
     Raises:
         ValueError, OSError, Interrupted, NonFiniteLoss: see there.
     """
-    data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
+    data, known = partial(open_experiment_data, experiment), known_weights(experiment)
     with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
         session.workers.first(session.check)
@@ -380,7 +372,7 @@ def train_model(
     data, known = partial(open_experiment_data, experiment), experiment.teacher.hashes()
     with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test = score_test
-        session.teacher()
+        session.trained_teacher()
     return session.results[0]
 
 

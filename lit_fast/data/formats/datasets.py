@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Subset, default_collate
 
 from lit_fast.data.augment import Augmentation
-from lit_fast.data.base import Data, Split
+from lit_fast.data.base import SPLITS, Data, Split
 from lit_fast.data.formats.images import eight_bit, pixels
+from lit_fast.data.items import SAMPLE, Collate, length, of_items
 from lit_fast.data.options import Options, class_count, normalisation, numbers
 from lit_fast.data.splits import kept_and_held_out
 from lit_fast.errors import DataError
 
-SAMPLE = 1_000  # images that statistics and the fingerprint look at: reading all may take minutes
 TWICE = 8  # items read twice: a random transform (a flip, at p = 0.5) goes unseen once in 256 times
 
 
@@ -35,12 +35,13 @@ def from_datasets(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     augmentation: Augmentation | None = None,
+    collate: Collate | None = None,
 ) -> Data:
-    """Make a dataset of map-style PyTorch datasets whose items are (image, class).
+    """Make a dataset of map-style PyTorch datasets whose items are (image, class), or anything else with `collate`.
 
-    Items are read when a batch needs them, one after another in the calling thread. Their transforms must be neither
-    random nor normalise: both are done here, reproducibly. Labels come from the attribute `targets` (also through
-    `Subset`); where there is none, every item is read once now.
+    Items are read when a batch needs them, one after another in the calling thread. Without `collate` their transforms
+    must be neither random nor normalise: both are done here, reproducibly. Labels come from the attribute `targets`
+    (also through `Subset`); where there is none, every item is read once now.
 
     Args:
         train, val, test: objects with a length and items (image, class): a Pillow image, a uint8 tensor [C, H, W] or a
@@ -48,10 +49,22 @@ def from_datasets(
             part of `train` is held out.
         num_classes, name, val_size, val_seed, train_size, augmentation: as in `from_arrays`.
         mean, std: per-channel normalisation in units of full scale (0..1). None: those of up to 1,000 training images.
+        collate: items go to the networks as they are, and this makes a batch of a list of them, as
+            `torch.utils.data.default_collate` does: (inputs, labels), or a dict with "labels". Inputs are what the
+            networks take: a tensor, a tuple, a dict. What is random in transforms (torch's, Python's and NumPy's global
+            generators) is seeded for each item, so a resumed run repeats it. `val` is required, and there is nothing
+            to normalise, to augment or to hold out.
 
     Raises:
         DataError: naming the split and item, what was expected and what was got.
     """
+    if collate is not None:
+        refused = {"val_size": val_size, "train_size": train_size, "mean": mean, "std": std}
+        for what, value in (refused | {"augmentation": augmentation}).items():
+            if value is not None:
+                raise DataError(f"{what}: with collate, items go to the networks as they are; leave it out")
+        splits = dict(zip(SPLITS, (train, val, test)))
+        return of_items(splits, collate, num_classes=num_classes, name=name)
     options = Options(
         val_size=val_size,
         val_seed=val_seed,
@@ -95,7 +108,7 @@ class DatasetSplit(Split):
     def __init__(self, dataset: Any, name: str, shape: tuple[int, int, int] | None = None) -> None:
         self.dataset = dataset
         self.name = name
-        size = _length(dataset, name)
+        size = length(dataset, name)
         first = self._image(0, dataset[0])
         self.shape = shape or (first.shape[0], first.shape[1], first.shape[2])
         self.labels = self._labels(size)
@@ -181,16 +194,31 @@ class DatasetSplit(Split):
         return (image.float() * 255).round().to(torch.uint8)
 
 
-def _length(dataset: Any, name: str) -> int:
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+def as_data(source: Any, name: str) -> Data:
+    """A dataset of what a function of one's own, or the caller of `lit_fast.distill`, gives.
+
+    Args:
+        source: a dataset already, or a mapping or an object that has ``train``, ``val`` and ``test``, datasets as of
+            `from_datasets` with ``collate``, and perhaps ``num_classes`` and ``collate``.
+        name: of the dataset.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(source, Data):
+        return source
+
+    def part(key: str) -> Any:
+        return source.get(key) if isinstance(source, Mapping) else getattr(source, key, None)
+
+    splits = {split: part(split) for split in SPLITS}
+    if all(split is None for split in splits.values()):
         raise DataError(
-            f"{name}: expected a map-style dataset (with __len__ and __getitem__), got {type(dataset).__name__};"
-            " read an iterable one into memory and use from_arrays"
+            f"{name}: expected a mapping or an object with the datasets train, val and test, or a lit_fast.data.Data, "
+            f"got {type(source).__name__}"
         )
-    size = len(dataset)
-    if not size:
-        raise DataError(f"{name}: the dataset is empty")
-    return size
+    collate, num_classes = part("collate") or default_collate, part("num_classes")
+    return of_items(splits, collate, num_classes=num_classes, name=name)
 
 
 def _targets(dataset: Any) -> Any:

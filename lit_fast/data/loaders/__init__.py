@@ -36,6 +36,10 @@ def choose_loader(data: Data, name: str = "auto", *, device: torch.device | str 
         raise DataError(f"there is no loader {name!r}; choose from {', '.join(NAMES)}")
     if name == "torch":
         return Choice("torch", "requested")
+    if data.collated:
+        if name != "auto":
+            raise DataError(f"loader {name!r}: {data.name}: its items go to the networks as they are; use 'torch'")
+        return Choice("torch", "items go to the networks as they are")
     from lit_fast.data.loaders.dali import missing
     from lit_fast.data.loaders.resident import misfit
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lit_fast.data.base import Batch, Data, TrainingPlan
+from lit_fast.sections.inputs import replaced
 
 L = TypeVar("L", bound="Loader")
 
@@ -66,7 +68,12 @@ class Loader(ABC):
         return self._laid_out(self.data.eval_batches(split, batch_size=batch_size, device=self.device))
 
     def _laid_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return ((inputs.contiguous(memory_format=self._layout), labels) for inputs, labels in batches)
+        return ((replaced(inputs, self._in_layout), labels) for inputs, labels in batches)
+
+    def _in_layout(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or (self.channels_last and value.dim() != 4):
+            return value
+        return value.contiguous(memory_format=self._layout)
 
     def close(self) -> None:  # noqa: B027  # most loaders hold nothing that must be let go
         """Let go of memory, threads and pipelines. The loader cannot be used afterwards; a second call does nothing."""
