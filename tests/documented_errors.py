@@ -71,6 +71,8 @@ def message(name: str) -> str:
         warnings.simplefilter("always")
         try:
             CAUSES[name]()
+        except (AttributeError, NameError):
+            raise  # a mistake of the cause
         except Exception as error:
             text = str(error)
     if not text and warned:
