@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import toy_tasks
 from PIL import Image
 from rich.console import Console
+from text_networks import Causal, Text, text
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -147,6 +148,150 @@ def _() -> None:
     lf.split(net, at=["blocks"])
 
 
+CAUSES["split-how"] = lambda: lf.split(Net(), at=["low"], how="watched")
+CAUSES["split-two-ways"] = lambda: lf.split(Text(4), at=["layers.1"], blocks="layers")
+CAUSES["split-no-stack"] = lambda: lf.split(Text(4), sections=2)
+CAUSES["split-no-blocks"] = lambda: lf.split(Text(4), blocks="embed")
+CAUSES["split-blocks-twice"] = lambda: lf.split(Text(4), blocks=["layers.0", "layers.0"])
+CAUSES["split-sections-or-cuts"] = lambda: lf.split(Text(4), blocks="layers", sections=2, cuts=[2])
+CAUSES["split-sections"] = lambda: lf.split(Text(4), blocks="layers", sections=5)
+CAUSES["split-cuts"] = lambda: lf.split(Text(4), blocks="layers", cuts=[2, 4])
+CAUSES["split-named-twice"] = lambda: lf.split(Net(), at=["low", "low"])
+CAUSES["split-string"] = lambda: lf.split(Net(), at="low")
+CAUSES["split-again"] = lambda: lf.split(halves(Net()), at=["low"])
+CAUSES["split-compiled"] = lambda: lf.split(torch.compile(Net()), at=["low"])
+CAUSES["split-script"] = lambda: lf.split(torch.jit.trace(Net(), IMAGES), at=["low"])
+CAUSES["split-data-parallel"] = lambda: lf.split(nn.DataParallel(Net()), at=["low"])
+
+
+@cause("split-example-not-called")
+def _() -> None:
+    net = Net()
+    net.spare = nn.ReLU()
+    lf.split(net, at=["low", "spare"], how="recorded", example=IMAGES)
+
+
+# -- recorded models ---------------------------------------------------------------------------------------------------
+
+
+class Row(nn.Module):
+    """``a``, ``b`` and ``c``, one after the other."""
+
+    def __init__(self, **blocks: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (blocks.get(name, nn.Linear(4, 4)) for name in "abc")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)))
+
+
+class Between(Row):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x) * 2))
+
+
+class Twice(Row):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(self.a(x))))
+
+
+class Residual(nn.Linear):
+    """Hands on two tensors, both of which change."""
+
+    def forward(self, hidden: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        before = hidden if before is None else hidden + before
+        return super().forward(before), before
+
+
+class TwoHidden(Row):
+    def __init__(self) -> None:
+        super().__init__(**{name: Residual(4, 4) for name in "abc"})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(*self.b(*self.a(x)))[0]
+
+
+class Nothing(nn.Linear):
+    def forward(self, x: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+class OfNothing(Row):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(x + self.a()))
+
+
+class Constant(nn.Module):
+    def forward(self) -> Tensor:
+        return torch.ones(4)
+
+
+class Counting(nn.Linear):
+    """Gives something else each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+def recorded(net: nn.Module, blocks: str = "abc") -> lf.SplitModel:
+    return lf.split(net, blocks=list(blocks), how="recorded")
+
+
+def run_row(net: nn.Module, blocks: str = "abc") -> None:
+    recorded(net, blocks).run(torch.zeros(2, 4))
+
+
+CAUSES["recorded-between"] = lambda: run_row(Between())
+CAUSES["recorded-two-hidden"] = lambda: run_row(TwoHidden())
+CAUSES["recorded-called-twice"] = lambda: run_row(Twice())
+CAUSES["recorded-order"] = lambda: run_row(Row(), "bac")
+CAUSES["recorded-no-tensor"] = lambda: run_row(Row(a=Nothing(4, 4)))
+CAUSES["recorded-no-input"] = lambda: run_row(OfNothing(a=Constant()))
+CAUSES["recorded-alone"] = lambda: recorded(Row()).head(torch.zeros(2, 4))
+CAUSES["recorded-no-run"] = lambda: recorded(Row()).sections[0](torch.zeros(2, 4))
+CAUSES["traced-entered"] = lambda: halves(Net()).entered
+CAUSES["recorded-example"] = lambda: lf.split(Between(), at=["a", "c"], how="recorded", example=torch.zeros(2, 4))
+
+
+@cause("recorded-not-called")
+def _() -> None:
+    model = Text(2)
+    model.spare = nn.Linear(8, 8)
+    lf.split(model, blocks=["layers.0", "layers.1", "spare"]).run(text()[0])
+
+
+@cause("recorded-state")
+def _() -> None:
+    fixed, counting = recorded(Row()), recorded(Row(b=Counting(4, 4)))
+    lf.inspect(fixed.eval().requires_grad_(False), counting, torch.ones(2, 4))
+
+
+# -- the start of a student --------------------------------------------------------------------------------------------
+
+
+def copy_blocks(teacher: int | lf.SplitModel, student: int | nn.Module, layers: Any = "spread") -> None:
+    theirs = lf.split(Text(teacher), blocks="layers", sections=3) if isinstance(teacher, int) else teacher
+    net = Text(student) if isinstance(student, int) else student
+    lf.copy_blocks(theirs, lf.split(net, blocks="layers", sections=3), layers)
+
+
+CAUSES["blocks-unknown"] = lambda: copy_blocks(teacher(), 3)
+CAUSES["blocks-choice"] = lambda: copy_blocks(6, 3, "every")
+CAUSES["blocks-numbers"] = lambda: copy_blocks(6, 3, [0, 2, 6])
+CAUSES["blocks-more"] = lambda: copy_blocks(3, 6)
+CAUSES["blocks-sections"] = lambda: copy_blocks(lf.split(Text(6), blocks="layers", sections=2), 3)
+
+
+@cause("blocks-fit")
+def _() -> None:
+    student = Text(3)
+    student.layers[1].feed = nn.Linear(8, 16)
+    copy_blocks(6, student)
+
+
 # -- pairs and steps ---------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +329,68 @@ def _() -> None:
 
 
 CAUSES["step-sections"] = lambda: step(ir_sections=[3])
+
+
+@cause("step-lbfgs")
+def _() -> None:
+    student = halves(Net())
+    lf.LITStep(teacher(), student, lf.LITLoss(), torch.optim.LBFGS(student.parameters()))
+
+
+@cause("step-unsplit")
+def _() -> None:
+    net = Net()
+    lf.LITStep(teacher(), net, lf.LITLoss(), torch.optim.SGD(net.parameters()))
+
+
+@cause("step-thawed")
+def _() -> None:
+    student = halves(Net())
+    student.freeze("stem", "section1")
+    model = lf.LITModel(teacher(), student, lf.LITLoss())
+    student.unfreeze("section1")
+    model(IMAGES, LABELS[:2])
+
+
+@cause("step-processes")
+def _() -> None:
+    two = mock.patch.object(torch.distributed, "get_world_size", return_value=2)
+    with mock.patch.object(torch.distributed, "is_initialized", return_value=True), two:
+        step()
+
+
+@cause("step-keywords")
+def _() -> None:
+    lf.LITModel(*texts(), lf.LITLoss())(text()[0], attention_mask=text()[0]["attention_mask"])
+
+
+CAUSES["step-accumulate-captured"] = lambda: step(capture=True, accumulate=4)
+CAUSES["step-workers-captured"] = lambda: step(capture=True, workers=parallel.Workers(0, 2, "cpu"))
+CAUSES["step-normalizer-captured"] = lambda: step(capture=True)(IMAGES, LABELS[:2], normalizer=lf.LossCounts(8, 8))
+
+
+def texts(kind: type[Text] = Text, **options: Any) -> tuple[lf.SplitModel, lf.SplitModel]:
+    theirs, ours = (lf.split(kind(n, **options), blocks="layers", sections=2) for n in (4, 2))
+    return theirs.eval().requires_grad_(False), ours
+
+
+def text_step(kind: type[Text] = Text, scale: float | None = None, **options: Any) -> lf.LITStep:
+    theirs, ours = texts(kind, **({} if scale is None else {"scale": scale}))
+    return lf.LITStep(theirs, ours, lf.LITLoss(), torch.optim.SGD(ours.parameters()), **options)
+
+
+CAUSES["step-recorded-runner"] = lambda: text_step(engine="runner")
+CAUSES["step-recorded-streams"] = lambda: text_step(side_by_side=True)
+CAUSES["step-fused-head"] = lambda: text_step(Causal, 2.0, targets="causal_lm", fused_head=True)(text()[0])
+CAUSES["teacher-recorded"] = lambda: lf.FrozenTeacher(texts()[0])
+
+CAUSES["targets-name"] = lambda: text_step(targets="token")
+CAUSES["targets-type"] = lambda: text_step(targets=2)
+CAUSES["targets-returned"] = lambda: text_step(targets=lambda output, inputs, labels: output)(*text())
+CAUSES["targets-no-logits"] = lambda: lf.targets.classification({"features": LOGITS}, IMAGES, LABELS)
+CAUSES["targets-tokens"] = lambda: text_step(targets="tokens")(*text())
+CAUSES["targets-dense"] = lambda: step(targets="dense")(IMAGES, LABELS[:2])
+CAUSES["targets-labels"] = lambda: text_step(Causal, targets="tokens")(*text())
 
 
 def frozen_teacher(run: Callable[[tuple[int, ...]], Tensor], strict: bool) -> None:
