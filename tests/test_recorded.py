@@ -779,3 +779,35 @@ def test_diagnostics_skip_padding() -> None:
     found = [lf.section_diagnostics(causal_step(torch.float64, skip_padding=True), batch) for batch in (narrow, wide)]
     torch.testing.assert_close(found[0].composed, found[1].composed, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found[0].cosines, found[1].cosines, rtol=1e-6, atol=1e-9)
+
+
+# -- outputs of any kind ----------------------------------------------------------------------------------------------
+
+
+class Scores(Net):
+    """Returns what no named targets find."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"score": super().forward(x)}
+
+
+def scores(output: Any, inputs: Any, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return output["score"], labels
+
+
+@pytest.mark.parametrize("how", ["traced", "recorded"])
+def test_targets_of_your_own_are_given_all_that_models_return(how: Any) -> None:
+    results = []
+    for kind, targets in ((Scores, scores), (Net, "classification")):
+        torch.manual_seed(0)
+        teacher, student = (lf.split(kind(), AT, how=how) for _ in range(2))
+        step = lf.LITStep(
+            teacher, student.train(), lf.LITLoss(), torch.optim.SGD(student.parameters(), lr=0.1), targets=targets
+        )
+        results.append(float(step(*next(image_batches(1))).total))
+        if kind is Scores:
+            assert step.engine == "eager"
+            with pytest.raises(lf.PairError, match="found no logits in the model's output, dict with score"):
+                lf.inspect(teacher, student, torch.zeros(2, 3, 8, 8))
+            assert lf.inspect(teacher, student, torch.zeros(2, 3, 8, 8), targets=scores).compression == 1.0
+    assert results[0] == pytest.approx(results[1], rel=1e-5)

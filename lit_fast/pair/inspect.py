@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_fast.errors import PairError
-from lit_fast.loss.targets import logits_of
+from lit_fast.loss.targets import TargetsOf, logits_of
 from lit_fast.pair.overwrites import Overwrites
 from lit_fast.pair.report import Report, make_report
 from lit_fast.sections.dryrun import Walk, batch_shape, describe, first_line, untouched, walk
@@ -33,6 +33,7 @@ def inspect(
     *,
     projector: Projectors | None = None,
     loader: Iterable[tuple[Inputs, Tensor]] | None = None,
+    targets: TargetsOf | None = None,
 ) -> Report:
     """Run a pair once, as a training step would, and report on it or say all that is wrong with it.
 
@@ -45,6 +46,8 @@ def inspect(
         projector: the maps between unequal widths, from `make_projectors`.
         loader: batches of (images [B, ...], labels [B] int64) to check that the teacher is better than chance; up to
             1,000 images are used.
+        targets: the step's, where it is a function: it makes logits of the outputs of both. None: these are
+            found as the named ones find them.
 
     Returns:
         The report; ``print`` it for a table by part.
@@ -61,7 +64,7 @@ def inspect(
         >>> f"{lf.inspect(teacher, student, torch.zeros(1, 3, 32, 32)).compression:.2f}"
         '3.16'
     """
-    with _dry_run(teacher, student, example, projector, loader) as (teacher_walk, student_walk):
+    with _dry_run(teacher, student, example, projector, loader, targets) as (teacher_walk, student_walk):
         return make_report(teacher, student, teacher_walk, student_walk, projector)
 
 
@@ -80,6 +83,7 @@ def _dry_run(
     example: Inputs,
     projector: Projectors | None,
     loader: Iterable[tuple[Inputs, Tensor]] | None,
+    targets: TargetsOf | None = None,
 ) -> Iterator[tuple[Walk, Walk]]:
     """The walks through a pair in which nothing is wrong; the pair is then what it was."""
     for role, model in (("teacher", teacher), ("student", student)):
@@ -99,7 +103,14 @@ def _dry_run(
         raise PairError(problems + hopeless)
 
     with torch.inference_mode(False), torch.no_grad(), untouched(teacher, student, *([projector] if projector else [])):
-        x = replaced(without_labels(example, None)[0], lambda value: _twice_if_one(value, num_rows(example)))
+        x, labels = (
+            replaced(part, lambda value: _twice_if_one(value, num_rows(example)))
+            for part in without_labels(example, None)
+        )
+
+        def logits(output: Any) -> Tensor:
+            return logits_of(output) if targets is None else targets(output, x, labels)[0]
+
         teacher.eval()
         student.train()
         overwrites = Overwrites({"teacher": teacher, "student": student})
@@ -107,7 +118,7 @@ def _dry_run(
             overwrites.watch(tensor, "the images, which teacher and student share")
         with overwrites:
             teacher_walk, student_walk = (
-                walk(model, role, x, after=overwrites.after(role))
+                walk(model, role, x, overwrites.after(role), logits)
                 for role, model in (("teacher", teacher), ("student", student))
             )
             problems += teacher_walk.problems + student_walk.problems
@@ -115,11 +126,11 @@ def _dry_run(
         problems += overwrites.problems
         if not overwrites.problems:
             for role, model, w in (("teacher", teacher, teacher_walk), ("student", student, student_walk)):
-                problems += _own_forward(model, role, x, w)
+                problems += _own_forward(model, role, x, w, logits)
             for role, model, w in (("teacher", teacher, teacher_walk), ("student", student, student_walk)):
                 problems += _replayed(model, role, x, w)
         if loader is not None and not teacher_walk.problems:
-            problems += _chance(teacher, loader, first.device)
+            problems += _chance(teacher, loader, first.device, targets)
         try:
             if problems:
                 raise PairError(problems)
@@ -240,14 +251,14 @@ def _fed(
     return []
 
 
-def _own_forward(model: SplitModel, role: str, x: Inputs, w: Walk) -> list[str]:
+def _own_forward(model: SplitModel, role: str, x: Inputs, w: Walk, logits: Callable[[Any], Tensor]) -> list[str]:
     """The parts in sequence must do what the model's forward does, also with dropout: same random state for both."""
     if w.problems:
         return []
     with untouched(model):
-        own = logits_of(call(model, x))
+        own = logits(call(model, x))
     with untouched(model):
-        through_parts = logits_of(model.run(x)[1])
+        through_parts = logits(model.run(x)[1])
     if torch.allclose(own, through_parts, rtol=1e-3, atol=1e-5, equal_nan=True):
         return []
     return [
@@ -274,11 +285,17 @@ def _replayed(model: SplitModel, role: str, x: Inputs, w: Walk) -> list[str]:
     return []
 
 
-def _chance(teacher: SplitModel, loader: Iterable[tuple[Inputs, Tensor]], device: torch.device) -> list[str]:
+def _chance(
+    teacher: SplitModel,
+    loader: Iterable[tuple[Inputs, Tensor]],
+    device: torch.device,
+    targets: TargetsOf | None,
+) -> list[str]:
     """Is the teacher's accuracy above 1 / classes by three standard errors of a guesser's accuracy?"""
     correct = images = classes = 0
     for batch, labels in loader:
-        logits = logits_of(call(teacher, replaced(batch, lambda value: _on(value, device))))
+        output = call(teacher, replaced(batch, lambda value: _on(value, device)))
+        logits = logits_of(output) if targets is None else targets(output, batch, labels)[0]
         if logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
             return [
                 f"loader: logits are {batch_shape(logits)} for labels {tuple(labels.shape)}; expected (B, classes), "

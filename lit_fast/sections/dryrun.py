@@ -153,7 +153,11 @@ class Walk:
 
 
 def walk(
-    model: SplitModel, role: str, inputs: Inputs, after: Callable[[str, Tensor], None] = lambda name, out: None
+    model: SplitModel,
+    role: str,
+    inputs: Inputs,
+    after: Callable[[str, Tensor], None] = lambda name, out: None,
+    logits: Callable[[Any], Tensor] = logits_of,
 ) -> Walk:
     """Run a batch through stem, sections and head, in the mode the model is in.
 
@@ -164,9 +168,10 @@ def walk(
         role: "teacher" or "student", for messages.
         inputs: what the model takes, [B, ...].
         after: called with each part's name and output; of a recorded model not for the stem, which is no module.
+        logits: gives those in what the model returns.
     """
     if model.how == "recorded":
-        return _walk_recorded(model, role, inputs, after)
+        return _walk_recorded(model, role, inputs, after, logits)
     try:
         x: Any = only_tensor(inputs)
     except SplitError as error:
@@ -180,7 +185,7 @@ def walk(
             result.problems.append(f"{name}: the {role} fails on its own input {describe(x)}: {first_line(error)}")
             return result
         if name == "head":
-            out = _logits(out, result, role)
+            out = _logits(out, result, role, logits)
         elif not isinstance(out, Tensor):
             result.problems.append(
                 f"{name}: the {role} gives {type(out).__name__}, expected one tensor; cut where a single tensor passes"
@@ -193,7 +198,13 @@ def walk(
     return result
 
 
-def _walk_recorded(model: SplitModel, role: str, inputs: Inputs, after: Callable[[str, Tensor], None]) -> Walk:
+def _walk_recorded(
+    model: SplitModel,
+    role: str,
+    inputs: Inputs,
+    after: Callable[[str, Tensor], None],
+    logits_in: Callable[[Any], Tensor],
+) -> Walk:
     result = Walk()
     try:
         irs, output = model.run(inputs, lambda i, ir: after(f"section{i + 1}", ir))
@@ -201,7 +212,7 @@ def _walk_recorded(model: SplitModel, role: str, inputs: Inputs, after: Callable
         said = str(error) if isinstance(error, SplitError) else f"it fails on its own input: {first_line(error)}"
         result.problems.append(f"{role}: {said}")
         return result
-    logits = _logits(output, result, role)
+    logits = _logits(output, result, role, logits_in)
     if not result.problems:
         after("head", logits)
         result.outputs = [model.entered, *irs, logits]
@@ -209,9 +220,9 @@ def _walk_recorded(model: SplitModel, role: str, inputs: Inputs, after: Callable
     return result
 
 
-def _logits(output: Any, result: Walk, role: str) -> Any:
+def _logits(output: Any, result: Walk, role: str, logits_in: Callable[[Any], Tensor]) -> Any:
     try:
-        return logits_of(output)
+        return logits_in(output)
     except TypeError as error:
         result.problems.append(f"head: the {role}'s {error}")
         return None

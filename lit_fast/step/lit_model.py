@@ -61,7 +61,8 @@ class LITOutput(NamedTuple):
     Attributes:
         loss: 0-d, differentiable.
         parts: detached: total, ce, kl: 0-d; ir: [number of sections with an IR loss].
-        logits: of the student, as its model returns them; None where they are not needed, or never there as a whole.
+        logits: of the student, as its model returns them (or as a function makes them of that, with own ``targets``);
+            None where they are not needed, or never there as a whole.
     """
 
     loss: Tensor
@@ -142,7 +143,8 @@ class LITModel(nn.Module):
         self._amp_dtype = _amp_dtype(precision, next(student.parameters()).device)
         self._shapes = OutputShapes()
         self.rows = LossRows(targets, self.options.ignore_index, skip_padding)
-        self.engine, self._engine_reason = _choose_engine(engine, teacher)
+        own_targets = callable(targets) and self._needs_soft_targets
+        self.engine, self._engine_reason = _choose_engine(engine, teacher, own_targets)
         self._strict = engine == "runner"
         self._frozen: FrozenTeacher | None = None
         self._shared_frozen = frozen
@@ -231,7 +233,7 @@ class LITModel(nn.Module):
                 loss = loss * dist.get_world_size()
         parts = self.criterion.parts
         assert parts is not None  # of the call above
-        return LITOutput(loss, parts, None if outputs.output is None or heads else logits_of(outputs.output))
+        return LITOutput(loss, parts, None if heads else _logits(outputs.output, compared[2]))
 
     @torch.no_grad()
     def counts(self, inputs: Inputs, labels: Tensor | None = None) -> LossCounts:
@@ -259,7 +261,7 @@ class LITModel(nn.Module):
             irs, output = self.student.run(self.passes.laid_out(inputs), head=self.options.beta > 0.0)
         self.student.release()
         compared = [irs[i] for i in self.ir_sections]
-        return PassOutputs(compared, None if output is None else logits_of(output), [], None)
+        return PassOutputs(compared, output, [], None)
 
     def _whole(self, normalizer: Normalizer, compared: tuple[Any, ...], masks: dict[str, Any]) -> LossCounts | None:
         """What the sums of the loss are divided by; None for this batch's own counts."""
@@ -370,7 +372,15 @@ class LITModel(nn.Module):
         self._needs_teacher = needs_teacher
 
 
-def _choose_engine(requested: str, teacher: SplitModel | None) -> tuple[str, str]:
+def _logits(output: Any, rows: Tensor | None) -> Tensor | None:
+    """Those that a model returned; where they are not found, what own targets made of it."""
+    try:
+        return None if output is None else logits_of(output)
+    except TypeError:
+        return rows
+
+
+def _choose_engine(requested: str, teacher: SplitModel | None, own_targets: bool) -> tuple[str, str]:
     """The engine, and why it was taken."""
     if requested not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {requested!r}")
@@ -381,6 +391,8 @@ def _choose_engine(requested: str, teacher: SplitModel | None) -> tuple[str, str
         raise UnavailableError(f"engine 'runner' is not available: {reason}; {mend}")
     if requested != "auto":
         return requested, "requested"
+    if own_targets:
+        return "eager", "targets is a function, which is to be given all that the teacher returns"
     return ("runner", "the compiled extension is there") if usable else ("eager", reason)
 
 

@@ -78,7 +78,8 @@ class LITStep:
             a CUDA device. Results agree to rounding.
         targets: how rows of logits and their labels are made of the models' outputs: ``"classification"`` (logits
             [B, C]), ``"dense"`` ([B, C, H, W]), ``"tokens"`` ([B, T, C]), ``"causal_lm"`` ([B, T, V], the next token),
-            or a function of (output, inputs, labels); see `lit_fast.targets`. Outputs may be tensors, tuples (the
+            or a function of (output, inputs, labels), given all that the models return, under ``engine="runner"`` the
+            teacher's logits alone; see `lit_fast.targets`. Outputs may be tensors, tuples (the
             first), dicts, or objects with ``.logits``.
         skip_padding: leave out of every term of the loss, IRs [B, T, ...] included, the tokens that
             ``inputs["attention_mask"]`` says are padding; without a mask those whose label is ``ignore_index``.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf, padding_of, resolve
-from lit_fast.sections.inputs import Inputs
+from lit_fast.sections.inputs import Inputs, replaced
 from lit_fast.step.batches import signature
 from lit_fast.step.passes import PassOutputs
 
@@ -32,10 +32,12 @@ class OutputShapes:
             if len(self._known) >= MAX_SHAPES:
                 del self._known[next(iter(self._known))]
             irs, output, *_ = run(inputs)
-            shapes = [torch.empty_like(ir, device="meta") for ir in irs]
-            logits = None if output is None else torch.empty_like(output, device="meta")
-            self._known[key] = PassOutputs(shapes, logits, [], None)
+            self._known[key] = PassOutputs([_shape(ir) for ir in irs], replaced(output, _shape), [], None)
         return self._known[key]
+
+
+def _shape(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 class LossRows:
