@@ -141,18 +141,35 @@ def test_a_process_alone_trains_by_ddp(
     assert "embed.weight" in torch.load("student.pt")
 
 
+def in_two_processes(name: str, folder: Path, *options: str) -> list[float]:
+    """The losses that the example prints, run by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [str(EXAMPLES / f"{name}.py"), "--tiny", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return numbers("loss", done.stdout)
+
+
 @exhaustive
 def test_two_processes_train_alike_by_ddp_and_by_fsdp(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     results = []
     for options in ([], ["--fsdp"]):
-        saved = tmp_path / f"student{len(options)}.pt"
-        command = [*torchrun, str(EXAMPLES / "ddp.py"), "--tiny", "--save", str(saved), *options]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        losses = in_two_processes("ddp", tmp_path, *options)
         # The biases of attention's keys have no gradient but rounding, which AdamW makes a whole step of.
-        weights = {key: value for key, value in torch.load(saved).items() if not key.endswith("in_proj_bias")}
-        results.append((numbers("loss", done.stdout), weights))
+        weights = torch.load(tmp_path / "student.pt")
+        results.append((losses, {key: value for key, value in weights.items() if not key.endswith("in_proj_bias")}))
     check_falls(results[0][0])
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+@exhaustive
+@pytest.mark.parametrize("name", ["accelerate_loop", "bert"])
+def test_frameworks_train_in_two_processes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDED[name], reason=f"{NEEDED[name]} is not installed")
+    losses = in_two_processes(name, tmp_path)
+    if name == "accelerate_loop":
+        check_falls(losses)
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")]
