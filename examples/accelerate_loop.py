@@ -37,17 +37,17 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     if args.tiny:
         args.epochs = 3
+    digits = lf.data.open_data("digits", image_size=8, train_size=400 if args.tiny else None)
+    teacher = trained_teacher(digits, 3 if args.tiny else 10)  # before there are several processes
+
     accelerator = Accelerator(
         mixed_precision=args.precision, gradient_accumulation_steps=args.accumulate, cpu=args.tiny
     )
-
-    digits = lf.data.open_data("digits", image_size=8, train_size=400 if args.tiny else None)
     loaders = []
     for split in (digits.train, digits.val):
         images = digits.network_input(split.fetch(torch.arange(len(split))))
         loaders.append(DataLoader(TensorDataset(images, split.labels), batch_size=50, shuffle=split is digits.train))
 
-    teacher = trained_teacher(digits, 3 if args.tiny else 10)
     student = lf.split(lf.models.ResNet(8, in_channels=1))
     several = accelerator.num_processes > 1
     model = lf.LITModel(teacher, student.train(), lf.LITLoss(alpha=0.9, beta=0.5, tau=4.0), over_processes=several)

@@ -90,7 +90,6 @@ def main(argv: list[str] | None = None) -> None:
     student = lf.split(student_net, blocks="bert.encoder.layer", sections=args.layers)
     lf.copy_parts(teacher, student)
     lf.copy_blocks(teacher, student)
-    model = lf.LITModel(teacher, student.train(), lf.LITLoss(alpha=0.5, beta=0.5, tau=2.0), skip_padding=True)
 
     settings = TrainingArguments(
         output_dir=args.out,
@@ -104,6 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         remove_unused_columns=False,  # it would keep only what LITModel.forward names: the labels
         label_names=["labels"],
     )
+    criterion = lf.LITLoss(alpha=0.5, beta=0.5, tau=2.0)
+    several = settings.world_size > 1
+    model = lf.LITModel(teacher, student.train(), criterion, skip_padding=True, over_processes=several)
     trainer = LITTrainer(
         model,
         settings,

@@ -23,6 +23,7 @@ NEEDED = {
     "llama": "transformers",
     "timm_vit": "timm",
 }
+LOOPS = ("plain_loop", "accelerate_loop")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def check_falls(losses: list[float]) -> None:
 def test_all_examples_are_run_here() -> None:
     tested = Path(__file__).read_text(encoding="utf-8")
     for path in EXAMPLES.glob("*.py"):
-        assert f'run("{path.stem}"' in tested or f'"{path.name}"' in tested, path.name
+        assert f'run("{path.stem}"' in tested or path.stem in LOOPS, path.name
 
 
 def test_cifar_prints_the_table_of_both_networks(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,9 +66,9 @@ def test_cifar_prints_the_table_of_both_networks(in_folder: Path, capsys: pytest
     assert "conv1.weight" in torch.load("student.pt")
 
 
-@pytest.mark.parametrize("name", ["plain_loop", "accelerate_loop"])
+@pytest.mark.parametrize("name", LOOPS)
 def test_loops_train_and_write_a_network(name: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = run("plain_loop", capsys) if name == "plain_loop" else run("accelerate_loop", capsys)
+    printed = run(name, capsys)
     check_falls(numbers("loss", printed))
     (saved,) = in_folder.glob("*.pt")
     assert "conv1.weight" in torch.load(saved)
@@ -75,7 +76,7 @@ def test_loops_train_and_write_a_network(name: str, in_folder: Path, capsys: pyt
         assert re.findall(r"^(\w+): test", printed, re.MULTILINE) == ["student", "EMA", "SWA"]
 
 
-@pytest.mark.parametrize("options", [(), ("--manual",)], ids=["automatic", "manual"])
+@pytest.mark.parametrize("options", [(), pytest.param(("--manual",), marks=exhaustive)], ids=["automatic", "manual"])
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_trains_and_keeps_the_student_alone(
     options: tuple[str, ...], in_folder: Path, capsys: pytest.CaptureFixture[str]
@@ -141,18 +142,35 @@ def test_a_process_alone_trains_by_ddp(
     assert "embed.weight" in torch.load("student.pt")
 
 
+def in_two_processes(name: str, folder: Path, *options: str) -> list[float]:
+    """The losses that the example prints, run by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [str(EXAMPLES / f"{name}.py"), "--tiny", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return numbers("loss", done.stdout)
+
+
 @exhaustive
 def test_two_processes_train_alike_by_ddp_and_by_fsdp(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     results = []
     for options in ([], ["--fsdp"]):
-        saved = tmp_path / f"student{len(options)}.pt"
-        command = [*torchrun, str(EXAMPLES / "ddp.py"), "--tiny", "--save", str(saved), *options]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        losses = in_two_processes("ddp", tmp_path, *options)
         # The biases of attention's keys have no gradient but rounding, which AdamW makes a whole step of.
-        weights = {key: value for key, value in torch.load(saved).items() if not key.endswith("in_proj_bias")}
-        results.append((numbers("loss", done.stdout), weights))
+        weights = torch.load(tmp_path / "student.pt")
+        results.append((losses, {key: value for key, value in weights.items() if not key.endswith("in_proj_bias")}))
     check_falls(results[0][0])
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+@exhaustive
+@pytest.mark.parametrize("name", ["accelerate_loop", "bert"])
+def test_frameworks_train_in_two_processes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDED[name], reason=f"{NEEDED[name]} is not installed")
+    losses = in_two_processes(name, tmp_path)
+    if name == "accelerate_loop":
+        check_falls(losses)
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")]

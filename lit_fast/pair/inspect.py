@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,8 +44,8 @@ def inspect(
         teacher, student: split models.
         example: a batch of both: a tensor [B, ...], a tuple of arguments or a dict; one image is enough.
         projector: the maps between unequal widths, from `make_projectors`.
-        loader: batches of (images [B, ...], labels [B] int64) to check that the teacher is better than chance; up to
-            1,000 images are used.
+        loader: batches of (images [B, ...], labels [B] int64), or dicts with labels, to check that the teacher is
+            better than chance; up to 1,000 images are used.
         targets: the step's, where it is a function: it makes logits of the outputs of both. None: these are
             found as the named ones find them.
 
@@ -293,7 +293,10 @@ def _chance(
 ) -> list[str]:
     """Is the teacher's accuracy above 1 / classes by three standard errors of a guesser's accuracy?"""
     correct = images = classes = 0
-    for batch, labels in loader:
+    for given in loader:
+        batch, labels = without_labels(given, None) if isinstance(given, Mapping) else given
+        if labels is None:
+            return ["loader: its batches have no labels; pass (inputs, labels), or dicts with labels among them"]
         output = call(teacher, replaced(batch, lambda value: _on(value, device)))
         logits = logits_of(output) if targets is None else targets(output, batch, labels)[0]
         if logits.dim() != 2 or logits.shape[0] != labels.shape[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -117,8 +118,13 @@ def _cut(
             if failed is SplitError and _unpacks(part):
                 raise SplitError(f"{name!r} gives several values, of which the hidden state is one")
     except failed as error:
-        return RecordedModel(model, chain(), str(error))
+        return RecordedModel(model, chain(), _cause(error))
     return traced
+
+
+def _cause(error: SplitError) -> str:
+    """What an error says without what it says to do."""
+    return re.split(r"; |\. It is read|\n", str(error), maxsplit=1)[0]
 
 
 def _unpacks(part: Part) -> bool:
