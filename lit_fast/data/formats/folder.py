@@ -3,6 +3,7 @@
 The latter may also be called valid or validation, and `root` may be the only folder in the one that is named."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ class FolderSplit(Split):
         self.labels = labels
         self.size = size
         self.crop = crop
+        self._hashes: list[bytes] = []  # of the files' contents, once they have been read for the digest
 
     def subset(self, indices: Tensor) -> "FolderSplit":
         """The images at `indices`, as a split of its own."""
@@ -48,12 +50,22 @@ class FolderSplit(Split):
         squares = in_threads(lambda i: read_square(self.files[i], self.size, self.crop), indices.tolist())
         return torch.stack(squares) if squares else torch.empty((0, 3, self.size, self.size), dtype=torch.uint8)
 
-    def digest(self) -> bytes:
-        """Names and full contents of the files; reads every file once."""
+    def digest(self, without: Collection[str] = ()) -> bytes:
+        """Names and full contents of the files, but for the contents of some names; reads every file once."""
         sha = hashlib.sha256()
-        for path, content in zip(self.files, in_threads(_file_hash, self.files)):
-            sha.update(path.relative_to(self.root).as_posix().encode(errors="surrogateescape") + b"\0" + content)
+        self._hashes = self._hashes or in_threads(_file_hash, self.files)
+        for path, content in zip(self.files, self._hashes):
+            name = self.name(path)
+            sha.update(name.encode(errors="surrogateescape") + b"\0" + (b"" if name in without else content))
         return sha.digest()
+
+    def name(self, path: Path) -> str:
+        """What the fingerprint calls a file."""
+        return path.relative_to(self.root).as_posix()
+
+    def is_as_it_was(self, path: Path) -> bool:
+        """Whether a file has the content that it had when the digest was made."""
+        return bool(self._hashes) and _file_hash(path) == self._hashes[self.files.index(path)]
 
 
 def load(options: Options) -> Data:

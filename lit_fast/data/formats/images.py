@@ -79,6 +79,14 @@ def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
     Raises:
         DataError: naming the file, if it cannot be decoded or is smaller than `crop`.
     """
+    try:
+        return _square(path, size, crop)
+    except DataError as error:
+        error.file = path
+        raise
+
+
+def _square(path: Path, size: int, crop: int | None) -> Tensor:
     image_module = pillow()
     try:
         with image_module.open(path) as image:

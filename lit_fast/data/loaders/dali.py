@@ -204,12 +204,13 @@ class _Pipe:
             try:
                 read_square(files.files[at], files.size, files.crop)
             except DataError as bad:
-                return DataError(f"{bad} (reported by DALI, {operator})")
+                return _about(bad.file, f"{bad} (reported by DALI, {operator})")
         for at in rows:
             if not self._decodes(files.files[at]):
-                return DataError(
+                return _about(
+                    files.files[at],
                     f"{files.files[at]}: DALI, {operator}, cannot decode it, though Pillow can: save it again as PNG "
-                    f"or JPEG, or begin with --loader torch ({said})"
+                    f"or JPEG, or begin with --loader torch ({said})",
                 )
         first, last = int(batches[0].indices[0]), int(batches[0].indices[-1])
         return DataError(f"DALI, {operator}, failed in the batch of images {first} ... {last}: {said}")
@@ -239,6 +240,12 @@ def _begins_as_decoded(path: Path) -> bool:
     except OSError:
         return True  # reading it as a whole says why
     return not head or head.startswith(_DECODED)
+
+
+def _about(file: Path | None, message: str) -> DataError:
+    error = DataError(message)
+    error.file = file
+    return error
 
 
 def _content(path: Path) -> Any:
