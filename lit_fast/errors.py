@@ -6,6 +6,7 @@ All are `LitFastError`; each is also what Python calls such an error, so that ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -65,7 +66,13 @@ class LoweringError(LitFastError, RuntimeError):
 
 
 class DataError(LitFastError, ValueError):
-    """Data is missing, corrupt, or was asked for in a way that cannot be given; the message names file or argument."""
+    """Data is missing, corrupt, or was asked for in a way that cannot be given; the message names file or argument.
+
+    Attributes:
+        file: the one of many that cannot be decoded, where that is the reason.
+    """
+
+    file: Path | None = None
 
 
 class ClassError(DataError):

@@ -45,6 +45,7 @@ from lit_fast.settings.classifier import load_experiment
 from lit_fast.step import parallel
 from lit_fast.teacher import programs
 from lit_fast.teacher.instruction import Instruction
+from lit_fast.training.classifier import ClassifierTask
 from lit_fast.training.evaluation import evaluate as evaluate_split
 from lit_fast.training.experiment import Session, run_experiment
 from lit_fast.training.tally import LossTally
@@ -675,6 +676,14 @@ def _() -> None:
     parallel.check_batches(parallel.Workers(0, 3, "cpu"), 32, 1000, sync_batchnorm=False)
 
 
+@cause("parallel-one-image")
+def _() -> None:
+    task = mock.Mock(data=mock.Mock(train=range(96)), workers=parallel.Workers(0, 4, "cpu"))
+    task.settings.batch_size, task.spec.name, task.spec.phases = 4, "net-lit-seed0", [mock.Mock()]
+    task._takes_one_row.return_value = False
+    ClassifierTask._check_one_row(task)
+
+
 @cause("parallel-lost")
 def _() -> None:
     said = RuntimeError(
@@ -750,6 +759,15 @@ def _() -> None:
 @cause("data-classes")
 def _() -> None:
     for folder in ("train/daisy", "train/tulip", "test/daisy"):
+        path = Path("photos") / folder
+        path.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path / "1.png")
+    lf.data.open_data("folder", data_dir="photos", image_size=32)
+
+
+@cause("data-deeper")
+def _() -> None:
+    for folder in ("train/daisy/2020", "test/daisy"):
         path = Path("photos") / folder
         path.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(path / "1.png")

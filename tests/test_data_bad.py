@@ -14,6 +14,7 @@ from training_helpers import differing, quiet, tiny, weights
 from lit_fast.data import Data, DataError, open_data
 from lit_fast.data.formats.folder import FolderSplit
 from lit_fast.data.loaders import open_loader
+from lit_fast.errors import RunFolderError
 from lit_fast.report.run import write_report
 from lit_fast.training.experiment import run_experiment
 
@@ -157,3 +158,41 @@ def test_a_file_that_breaks_during_a_run_costs_no_step(root, tmp_path, monkeypat
     assert seen[0] == 5  # every batch before the bad one was kept
     for name in ("teacher-resnet20", "resnet20-lit-seed0"):
         assert differing(weights(whole, name), weights(cut, name)) == []
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_run_goes_on_with_a_good_file_in_place_of_one_that_was_bad_from_the_beginning(root, tmp_path, name):
+    chosen, good = f"data.loader={name}", {root / file: (root / file).read_bytes() for file in BAD}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_experiment(experiment(root, chosen), whole, console=quiet())
+    for path in good:
+        cut_short(path)
+    for count in range(len(good)):  # one after the other is found
+        with pytest.raises(DataError, match=r"\.jpg: cannot be decoded as an image") as stopped:
+            run_experiment(experiment(root, chosen), cut, resume=count > 0, console=quiet())
+        stopped.value.file.write_bytes(good[stopped.value.file])
+    run_experiment(experiment(root, chosen), cut, resume=True, console=quiet())
+    for run in ("teacher-resnet20", "resnet20-lit-seed0"):
+        assert differing(weights(whole, run), weights(cut, run)) == []
+    identities = [json.loads((run / "identity.json").read_text()) for run in (whole, cut)]
+    assert identities[0] == identities[1]
+    assert not (cut / "bad_files.json").exists()
+
+
+def test_other_files_must_be_as_they_were_and_so_must_one_that_broke_on_the_way(root, tmp_path, monkeypatch):
+    bad, other = root / BAD[0], root / "train/ant/05.jpg"
+    whole, kept = bad.read_bytes(), other.read_bytes()
+    cut_short(bad)
+    with pytest.raises(DataError, match=r"ant.03\.jpg: cannot be decoded"):
+        run_experiment(experiment(root), tmp_path / "run", console=quiet())
+    other.write_bytes(whole)
+    bad.write_bytes(whole)
+    with pytest.raises(RunFolderError, match="the data have changed"):
+        run_experiment(experiment(root), tmp_path / "run", resume=True, console=quiet())
+    other.write_bytes(kept)
+    data = open_photos(root)
+    assert data.fingerprint
+    assert data.bad_from_the_beginning(other) == BAD[0].replace("03", "05")
+    other.write_bytes(whole)
+    assert data.bad_from_the_beginning(other) is None
+    assert data.bad_from_the_beginning(root / "elsewhere.jpg") is None

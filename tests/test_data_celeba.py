@@ -99,6 +99,48 @@ def test_the_fingerprint_tells_attributes_apart(folder):
     assert load(folder, attributes=TWO).fingerprint != load(folder, attributes=TWO[::-1]).fingerprint
 
 
+def kaggle(folder: Path, root: Path) -> Path:
+    """The same faces as Kaggle's copy of CelebA unpacks."""
+    (root / "img_align_celeba").mkdir()
+    (root / "img_align_celeba" / "img_align_celeba").symlink_to(folder / "img_align_celeba")
+    rows = [",".join(row.split()) for row in (folder / "list_attr_celeba.txt").read_text().splitlines()[1:]]
+    (root / "list_attr_celeba.csv").write_text("\n".join(["image_id," + rows[0], *rows[1:]]) + "\n")
+    return root
+
+
+def test_kaggles_copy_gives_the_same_data(folder, tmp_path):
+    assert load(kaggle(folder, tmp_path)).fingerprint == load(folder).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "replacement", "message"),
+    [
+        ("image_id,", "id,", r"csv:1: expected image_id and attribute names"),
+        ("Male", "Mael", r"csv:1: there is no attribute 'Male'; did you"),
+        (
+            "000003.jpg,",
+            "000003.jpg,1,",
+            r"csv:4: expected a file name and 6 values .* of line 1\), got .* \(7 values\)",
+        ),
+    ],
+)
+def test_a_malformed_line_of_kaggles_copy_is_named(folder, tmp_path, text, replacement, message):
+    listing = kaggle(folder, tmp_path) / "list_attr_celeba.csv"
+    listing.write_text(listing.read_text().replace(text, replacement))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_a_byte_order_mark_does_not_count(folder, tmp_path):
+    edited(folder, tmp_path, 1, "\ufeff40")
+    assert load(tmp_path).fingerprint == load(folder).fingerprint
+    (tmp_path / "list_attr_celeba.txt").unlink()
+    (tmp_path / "img_align_celeba").unlink()
+    listing = kaggle(folder, tmp_path) / "list_attr_celeba.csv"
+    listing.write_text("\ufeff" + listing.read_text())
+    assert load(tmp_path).fingerprint == load(folder).fingerprint
+
+
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [

@@ -152,6 +152,33 @@ def test_files_that_dali_cannot_decode_alike_are_decoded_by_pillow(tmp_path, suf
         same(loader.train_batches(0, batch_size=8, seed=0), data.train_batches(0, batch_size=8, seed=0))
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF"])
+def test_how_a_file_begins_decides_and_not_its_name(tmp_path, kind):
+    if kind not in Image.registered_extensions().values():
+        pytest.skip(f"this Pillow writes no {kind}")
+    root = write_folder(tmp_path, "jpg")
+    with (root / "train" / "ant" / "03.jpg").open("wb") as file:
+        picture(3, width=30, height=30).save(file, kind)
+    data = photos(root)
+    with open_loader(data, "dali") as loader:
+        same(loader.train_batches(0, batch_size=8, seed=0), data.train_batches(0, batch_size=8, seed=0))
+
+
+def test_a_file_that_only_dali_cannot_decode_is_named(tmp_path, monkeypatch):
+    from lit_fast.data.loaders import dali
+
+    data = photos(write_folder(tmp_path, "jpg"))
+    bad = data.train.files[17]
+    picture(3, width=30, height=30).save(bad.with_suffix(".gif"))
+    bad.with_suffix(".gif").rename(bad)
+    monkeypatch.setattr(dali, "_DECODED", (*dali._DECODED, b"GIF8"))
+    with (
+        open_loader(data, "dali") as loader,
+        pytest.raises(DataError, match=rf"^{bad}: DALI, nvidia.*, cannot decode it, though Pillow can: save it again"),
+    ):
+        list(loader.train_batches(0, batch_size=4, seed=0))
+
+
 def test_batches_are_copies_that_later_batches_leave_alone():
     data = coloured()
     with open_loader(data, "dali") as loader:

@@ -95,6 +95,32 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(root):
         open_folder(root).test.fetch(torch.tensor([0]))
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_validation_split_has_the_names_that_people_give_it(root, name):
+    for class_name in ("ant", "bee"):
+        write_image(root / name / class_name / "a.png", shade=7)
+    assert red(open_folder(root), "val") == [7, 7]
+
+
+def test_the_folder_that_holds_the_only_one_with_train_is_taken(root, tmp_path_factory):
+    outer = tmp_path_factory.mktemp("unpacked")
+    root.rename(outer / "photos-1.0")
+    (outer / "__MACOSX").mkdir()
+    data = open_folder(outer)
+    assert data.fingerprint == open_folder(outer / "photos-1.0").fingerprint
+    (outer / "other" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="train: missing"):
+        open_folder(outer)
+
+
+def test_images_that_lie_deeper_are_named(root):
+    for path in list((root / "train" / "ant").iterdir()):
+        (root / "train" / "ant" / "2020").mkdir(exist_ok=True)
+        path.rename(root / "train" / "ant" / "2020" / path.name)
+    with pytest.raises(DataError, match=r"train.ant: holds no images; .* there are some in .*train.ant.2020: move"):
+        open_folder(root)
+
+
 def test_files_that_are_not_images_by_name_and_hidden_ones_are_left_out(root):
     for name in ("notes.txt", ".hidden.png"):
         (root / "train" / "ant" / name).write_text("x")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from training_helpers import differing, quiet, weights
 
 import lit_fast as lf
 from lit_fast.errors import ConfigError, RunFolderError
+from lit_fast.step.parallel import Workers
+from lit_fast.training import classifier
 
 OVERRIDES = ("epochs=3", "batch_size=16", "logging.tensorboard=false", "step.device=cpu")
 
@@ -129,3 +134,111 @@ def test_unknown_override(teacher: Net, tmp_path: Path) -> None:
             run_dir=tmp_path / "r",
             overrides=["loss.gamma=1"],
         )
+
+
+# -- a last batch of one image ---------------------------------------------------------------------------------------
+
+
+class OneValue(Net):
+    """BatchNorm has one value per channel and image, in the head or in section 2."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(1)
+        if where == "head":
+            self.last = nn.Sequential(nn.BatchNorm1d(8), self.last)
+        else:
+            self.high = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+
+
+def trained(net: nn.Module) -> nn.Module:
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    (batch,) = bright_or_dark().train_batches(0, batch_size=96, seed=0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
+        optimizer.step()
+    return net
+
+
+def one_left(where: str, folder: Path, *overrides: str) -> lf.Distilled:
+    """Five batches of 19 images and one of one image, in two LIT epochs and a fine-tune epoch."""
+    torch.manual_seed(2)
+    pair = halves(trained(OneValue(where))), halves(OneValue(where))
+    settings = [*OVERRIDES, "batch_size=19", *overrides]
+    options = {"recipe": "digits", "run_dir": folder, "overrides": settings, "console": quiet()}
+    return lf.distill(*pair, bright_or_dark(), **options)
+
+
+@pytest.mark.parametrize(("where", "in_lit"), [("head", True), ("section", False)])
+@pytest.mark.parametrize("policy", ["composed", "recalibrate"])
+def test_a_last_image_that_batchnorm_cannot_be_trained_on_is_left_out_where_it_cannot(
+    where: str, in_lit: bool, policy: str, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    step = classifier._train
+
+    def look(lit: lf.LITStep, images: Tensor, labels: Tensor) -> Any:
+        seen.append((bool(lit.student.frozen), len(images)))
+        return step(lit, images, labels)
+
+    monkeypatch.setattr(classifier, "_train", look)
+    one_left(where, tmp_path / "r", f"step.bn_policy={policy}")
+    lit = [(True, 19)] * 5 + [(True, 1)] * in_lit
+    assert seen == lit + lit + [(False, 19)] * 5
+    phases = "finetune" if in_lit else "lit, finetune"
+    assert (
+        f"with one of the 96 images, on which its BatchNorm cannot be trained: it is left out in the phases {phases}"
+        in (caplog.text)
+    )
+
+
+def test_a_last_image_that_a_network_can_be_trained_on_is_trained_on(
+    teacher: Net, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    seen: list[int] = []
+    step = classifier._train
+    monkeypatch.setattr(classifier, "_train", lambda lit, *batch: seen.append(len(batch[0])) or step(lit, *batch))
+    options = {"recipe": "digits", "run_dir": tmp_path, "overrides": [*OVERRIDES, "batch_size=19"], "console": quiet()}
+    lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
+    assert seen == [*([19] * 5), 1] * 3
+    assert "left out" not in caplog.text
+
+
+def test_a_run_that_leaves_an_image_out_is_resumed_exactly(tmp_path: Path, monkeypatch: Any) -> None:
+    whole = one_left("section", tmp_path / "whole")
+    step, calls = classifier._train, []
+
+    def stop(*batch: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 8:
+            signal.raise_signal(signal.SIGINT)
+        return step(*batch)
+
+    monkeypatch.setattr(classifier, "_train", stop)
+    with pytest.raises(lf.Interrupted):
+        one_left("section", tmp_path / "parts")
+    monkeypatch.undo()
+    options = {"recipe": "digits", "run_dir": tmp_path / "parts", "console": quiet(), "resume": True}
+    torch.manual_seed(2)
+    pair = halves(trained(OneValue("section"))), halves(OneValue("section"))
+    parts = lf.distill(*pair, bright_or_dark(), overrides=[*OVERRIDES, "batch_size=19"], **options)
+    assert not differing(dict(whole.student.state_dict()), dict(parts.student.state_dict()))
+
+
+def test_batches_of_one_image_for_each_process_are_refused_where_batchnorm_cannot_be_trained() -> None:
+    task = SimpleNamespace(
+        settings=SimpleNamespace(batch_size=4),
+        data=SimpleNamespace(train=range(96)),
+        workers=Workers(0, 4, "cpu"),
+        spec=SimpleNamespace(name="net", phases=[SimpleNamespace(name="lit")]),
+        _takes_one_row=lambda phase: False,
+    )
+    with pytest.raises(ConfigError, match=r"batch_size: the BatchNorm of net cannot .* one of the 4 of a step; choose"):
+        classifier.ClassifierTask._check_one_row(task)
+    task.settings.batch_size, task.data.train = 8, range(85)  # five images to four processes
+    classifier.ClassifierTask._check_one_row(task)
+    assert task._leave_out_last == {"lit": True}
+    del task._leave_out_last
+    task.data.train = range(96)
+    classifier.ClassifierTask._check_one_row(task)
+    assert not hasattr(task, "_leave_out_last")

@@ -34,6 +34,15 @@ def test_tokens_are_numbered_as_the_paper_prints_the_characters():
     assert {table[b] for b in (0, 9, 10, ord("@"), ord("\\"), 0x80, 0xC3, 0xFF)} == {UNKNOWN}
 
 
+def test_a_byte_order_mark_at_the_beginning_of_a_file_does_not_count():
+    row = b'"1","Bad","Very bad!"\n'
+    marked, labels = tokenise(b"\xef\xbb\xbf" + row, "f.csv", length=40, classes=2)
+    assert torch.equal(marked, tokenise(row, "f.csv", length=40, classes=2)[0])
+    assert labels.tolist() == [0]
+    with pytest.raises(DataError, match="line 2"):
+        tokenise(b"\xef\xbb\xbf" + row, "f.csv", length=40, classes=2, first_line=2)
+
+
 # -- the form ----------------------------------------------------------------------------------------------------------
 
 

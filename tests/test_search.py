@@ -89,10 +89,10 @@ def test_a_real_search_leaves_the_test_split_alone_and_goes_on(monkeypatch: pyte
     monkeypatch.setattr(
         experiments.ClassifierTask, "scores", lambda self, split: (asked.append(split), real(self, split))[1]
     )
-    accuracy = experiments.Session._accuracy
+    accuracy = experiments.Session._scores
     monkeypatch.setattr(
         experiments.Session,
-        "_accuracy",
+        "_scores",
         lambda self, model, split: (asked.append(split), accuracy(self, model, split))[1],
     )
     base = tiny("epochs=1", "teacher.epochs=12", "data.train_size=300")

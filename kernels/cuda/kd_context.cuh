@@ -120,13 +120,10 @@ struct HardTargets {
   C mass;  // sum of all targets
 };
 
-// In place of the label of a row that does not count: a register less than a flag beside it.
-constexpr Index kNoRow = -0x4c49545f524f5753;
-
-// label: ignore_index where there is none, kNoRow where the row does not count.
+// label: ignore_index where there is none.
 template <typename C>
 __device__ __forceinline__ HardTargets<C> hard_targets(const KdContext<C>& kd, Index label) {
-  if (!kd.rows.has_labels || label == kd.rows.ignore_index || label == kNoRow) {
+  if (!kd.rows.has_labels || label == kd.rows.ignore_index) {
     return {-1, 0, 0, 0};
   }
   const C label_target = kd.at_label * class_weight_of<C>(kd.rows, label);

@@ -9,7 +9,7 @@ namespace lit_fast::cuda {
 template <typename C, int n>
 struct Held {
   C student[n], teacher[n];  // the classes lane, lane + lanes, ...; -inf where there is none
-  Index label;               // ignore_index if there is none, kNoRow if the row does not count: its gradient is 0
+  Index label;               // ignore_index if there is none
 };
 
 template <typename C, int n, typename Array>
@@ -20,7 +20,7 @@ __device__ __forceinline__ Held<C, n> hold(const Rows& rows, const Logits<Array>
   Held<C, n> held;
   load_strip(row.student, lane, lanes, classes, held.student);
   load_strip(row.teacher, lane, lanes, rows.has_teacher ? classes : 0, held.teacher);
-  held.label = is_row && rows.has_labels ? rows.labels[number] : is_row ? rows.ignore_index : kNoRow;
+  held.label = is_row && rows.has_labels ? rows.labels[number] : rows.ignore_index;
   return held;
 }
 
@@ -85,6 +85,8 @@ __device__ __forceinline__ void kd_held_row(const KdContext<C>& kd, const Held<C
   const C log_hard = log1p(sums[kHard] + (sums[kLargest] - C(1)));
   const C inverse_s = C(1) / sums[kStudent], inverse_t = C(1) / sums[kTeacher];
   const C log_ratio = log_of_ratio(sums[kDifference], inverse_s, inverse_t);
+  // Looked up again: kept since the row was loaded, it would be a register too many. Else the row's gradient is 0.
+  const bool soft = rows.has_teacher && number < rows.batch && counts(rows, number);
   const bool hard = targets.label >= 0;
   C ce = 0, every_log = 0, kl = 0;
 #pragma unroll
@@ -100,8 +102,8 @@ __device__ __forceinline__ void kd_held_row(const KdContext<C>& kd, const Held<C
     // The difference of near-equal logits is exact, that of two shifted ones is not: the difference is shifted.
     const C delta = ((held.student[i] - held.teacher[i]) - (max[0] - max[1])) * kd.inverse_tau - log_ratio;
     const auto share = kl_element(e.teacher[i] * inverse_t, e.student[i] * inverse_s, delta);
-    slope += rows.has_teacher && held.label != kNoRow ? kd.kl_scale * share.slope : C(0);
-    kl += inside && rows.has_teacher && held.label != kNoRow ? share.loss : C(0);
+    slope += soft ? kd.kl_scale * share.slope : C(0);
+    kl += inside && soft ? share.loss : C(0);
     if (inside && grad.data != nullptr) {
       grad.write(c, slope);
     }

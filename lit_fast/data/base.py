@@ -3,10 +3,11 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -201,13 +202,32 @@ class Data:
 
         A checkpoint keeps it, so that a run is never resumed on other data.
         """
+        return self._hash(self._digests)
+
+    def fingerprint_without(self, files: Collection[str]) -> str:
+        """The fingerprint but for the contents of image files that a split names so."""
+        digests = {}
+        for name in SPLITS:
+            split: Any = self.split(name)
+            digests[name] = split.digest(files) if hasattr(split, "is_as_it_was") else self._digests[name]
+        return self._hash(digests)
+
+    def bad_from_the_beginning(self, file: Path) -> str | None:
+        """The name of an image file whose content is what it was when the fingerprint was made."""
+        for name in SPLITS:
+            split: Any = self.split(name)
+            if hasattr(split, "is_as_it_was") and file in split.files:
+                return str(split.name(file)) if split.is_as_it_was(file) else None
+        return None
+
+    def _hash(self, digests: Mapping[str, bytes]) -> str:
         sha = hashlib.sha256()
         sha.update(repr((self.name, self.shape, self.classes, self.mean, self.std, self.augmentation)).encode())
         for name in SPLITS:
             split = self.split(name)
             sha.update(len(split).to_bytes(8, "little"))
             sha.update(split.labels.contiguous().numpy().data)
-            sha.update(self._digests[name])
+            sha.update(digests[name])
         return sha.hexdigest()
 
     @cached_property

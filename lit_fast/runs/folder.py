@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lit_fast.data import Data
-from lit_fast.errors import RunFolderError
+from lit_fast.errors import DataError, RunFolderError
 from lit_fast.files import atomic_write, write_json
 from lit_fast.runs.results import RunResult
 
 _FINGERPRINT = "data.fingerprint"
+_BAD_FILES = "bad_files.json"  # those that stopped a run, and the fingerprint of all others
 DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
 
 __all__ = ["DALI", "RunFolder"]
@@ -59,6 +60,24 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"cannot write to the run directory {path}: {error.strerror or error}") from error
 
+    def remember(self, error: DataError, data: Data) -> None:
+        """A file that has been bad from the beginning stopped a run: a good one in its place does not end it.
+
+        What was trained has not seen the file, so the run goes on as one that was begun with the good one.
+        """
+        name = None if error.file is None else data.bad_from_the_beginning(error.file)
+        if name is None:
+            return
+        names = sorted({name, *self._bad().get("files", ())})
+        write_json(self.path / _BAD_FILES, {"files": names, "others": data.fingerprint_without(names)})
+
+    def _bad(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / _BAD_FILES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def _check(self, identity: dict[str, Any], data: Data, resume: bool) -> None:
         try:
             there = json.loads((self.path / "identity.json").read_text(encoding="utf-8"))
@@ -74,6 +93,10 @@ class RunFolder:
                 f"{self.path}: this experiment was begun {begun} DALI, whose pixels are rounded otherwise; go on with"
                 f" --loader {loader}"
             )
+        bad = self._bad() if differing == [_FINGERPRINT] and resume else {}
+        if bad and bad.get("others") == data.fingerprint_without(bad.get("files", ())):
+            (self.path / _BAD_FILES).unlink()
+            return
         if differing == [_FINGERPRINT]:
             raise RunFolderError(
                 f"{self.path}: the data have changed since this experiment was begun: {self._changed(data)}. Bring them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from lit_fast.data.loaders import Loader
 from lit_fast.data.loaders.resident import ResidentLoader
-from lit_fast.errors import SplitError
+from lit_fast.errors import ConfigError, SplitError
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, resolve
 from lit_fast.sections.copying import copy_blocks, copy_parts
+from lit_fast.sections.dryrun import untouched
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors
 from lit_fast.settings.classifier import Experiment
@@ -37,6 +39,7 @@ from lit_fast.training.task import Rows, RunSpec, Task
 
 __all__ = ["ClassifierTask", "LITPhase"]
 
+_LOG = logging.getLogger(__name__)
 _EVAL_BATCH = 256
 _LEAST_ROWS = 2  # that BatchNorm can train on
 _FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
@@ -102,6 +105,8 @@ class ClassifierTask(Task):
         self.pruning = None if spec.sparsity is None else Pruning(spec, settings, student)
         self.step: LITStep | None = None
         self._looks: SectionLooks | None = None
+        self._phase = ""
+        self._leave_out_last: dict[str, bool] = {}  # by phase: whether a last batch of one row is not trained on
 
     # -- the course of a run -----------------------------------------------------------------------------------------
 
@@ -112,18 +117,68 @@ class ClassifierTask(Task):
             self.copied = copy_fitting(self.teacher.split, self.student, self.settings)
 
     def begin(self) -> None:
+        self._begin_looks()
+        self._check_one_row()
+
+    def _begin_looks(self) -> None:
         """Who looks at the sections: nobody without a teacher, past a projector, or where the student is pruned."""
         every, rows = self.settings.logging.sections_every, min(self.settings.batch_size, len(self.data.val))
         comparable = self.teacher is not None and self.projector is None and self.pruning is None
         if comparable and every and rows >= _LEAST_ROWS:
             self._looks = SectionLooks(self.data, rows, self.device, every)
 
-    def enter(self, phase: Phase) -> LITPhase:
-        in_lit, chosen = phase.name == "lit", self.settings.student
+    def _check_one_row(self) -> None:
+        """Find the phases in which the student cannot be trained on the last batch, because a process has one row.
+
+        BatchNorm has no variance of one value per channel. The batch is then left out of these phases' epochs, so the
+        rows of other batches are what they would be.
+
+        Raises:
+            ConfigError: that would leave out every batch.
+        """
+        batch, images, processes = self.settings.batch_size, len(self.data.train), self.workers.size
+        last = images % batch or batch
+        if last // processes > 1:
+            return
+        self._leave_out_last = {phase.name: not self._takes_one_row(phase) for phase in self.spec.phases}
+        if not any(self._leave_out_last.values()):
+            return
+        if batch // processes < _LEAST_ROWS or images <= batch:
+            raise ConfigError(
+                f"batch_size: the BatchNorm of {self.spec.name} cannot be trained on one image, and a process has one "
+                f"of the {min(batch, images)} of a step; choose a larger batch_size, or train on more images"
+            )
+        if self.workers.leads:
+            _LOG.warning(
+                "%s: the last batch of an epoch leaves a process with one of the %d images, on which its BatchNorm "
+                "cannot be trained: it is left out in the phases %s; another batch_size trains on all images",
+                *(self.spec.name, images, ", ".join(name for name, out in self._leave_out_last.items() if out)),
+            )
+
+    def _takes_one_row(self, phase: Phase) -> bool:
+        """Whether the student can be trained on one row, as it is in that phase."""
+        if any(isinstance(module, torch.nn.SyncBatchNorm) for module in self.student.modules()):
+            return True  # it counts the rows of all processes
+        self._set_modes(phase)
+        try:
+            with untouched(self.student), torch.no_grad():
+                self.student.model(self.data.example(1).to(self.device))
+        except Exception as error:  # any other may not come up in a step
+            return "more than 1 value per channel" not in str(error)
+        return True
+
+    def _set_modes(self, phase: Phase) -> None:
+        """Freeze what the phase freezes, and train the rest."""
+        chosen = self.settings.student
         if self.switches.ir != "none":
             self.student.unfreeze(*self.student.part_names)
-            self.student.freeze(*(self.copied if in_lit else chosen.frozen_in_finetune))
+            self.student.freeze(*(self.copied if phase.name == "lit" else chosen.frozen_in_finetune))
         self.student.train()
+
+    def enter(self, phase: Phase) -> LITPhase:
+        in_lit = phase.name == "lit"
+        self._set_modes(phase)
+        self._phase = phase.name
         self.step = self._build_step(in_lit)
         if self.pruning is not None:
             self.pruning.keep_zero(self.step.optimizer)
@@ -187,6 +242,10 @@ class ClassifierTask(Task):
             label_smoothing=loss.label_smoothing,
         )
 
+    @property
+    def _leaves_out_last(self) -> bool:
+        return self._leave_out_last.get(self._phase, False)
+
     def engine(self) -> str | None:
         step = self.step
         if step is None or step.teacher is None:
@@ -196,7 +255,12 @@ class ClassifierTask(Task):
             return f"{line}, steps replayed as a CUDA graph"
         return f"{line}, steps not captured ({step.capture_reason})" if self.device.type == "cuda" else line
 
-    def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
+    def steps(self, at: Position) -> Iterator[Callable[[], Rows] | None]:
+        last = self.data.steps_per_epoch(self.settings.batch_size) - 1
+        for number, train in enumerate(self._every_step(at), at.step):
+            yield None if number == last and self._leaves_out_last else train
+
+    def _every_step(self, at: Position) -> Iterator[Callable[[], Rows]]:
         step, loader = self.step, self.loader
         assert step is not None
         if step.captured and isinstance(loader, ResidentLoader):  # the graph makes its batches itself
@@ -210,7 +274,8 @@ class ClassifierTask(Task):
         if phase.name != "lit" or self.settings.step.bn_policy != "recalibrate":
             return
         # Every worker on whole batches: then all have the statistics of the whole training set, and none waits.
-        recalibrate(self.student, (images for images, _ in self.batches(epochs)))
+        least = _LEAST_ROWS if self._leaves_out_last else 1
+        recalibrate(self.student, (images for images, _ in self.batches(epochs) if len(images) >= least))
 
     # -- what is seen of it ------------------------------------------------------------------------------------------
 

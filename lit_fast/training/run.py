@@ -127,6 +127,10 @@ class Run:
             for train in self.task.steps(at):
                 self._set_rate(phase.lr_at(at.epoch * self.steps_per_epoch + at.step, self.steps_per_epoch))
                 images = self._batch_images(at.step)
+                if train is None:
+                    at.step, at.total_steps = at.step + 1, at.total_steps + 1
+                    self.progress.step(at.total_steps)
+                    continue
                 rows = train()
                 at.step += 1
                 at.total_steps += 1

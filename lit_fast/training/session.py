@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
-from lit_fast.errors import ConfigError
+from lit_fast.errors import ConfigError, DataError
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.results import RunResult, write_results
@@ -193,9 +193,23 @@ def opened(
             wanted = experiment.data.loader
             chosen = workers.first(lambda: choose_loader(data, wanted, device=device, processes=workers.size))
             folder = claim(**{DALI: True} if chosen.name == "dali" else {})
-            loader = open_loader(data, chosen, device=device, channels_last=channels_last)
-        with kind(experiment, loader, folder, console or Console(), signals, workers) as session:
+            with _remembered(folder, data):
+                loader = open_loader(data, chosen, device=device, channels_last=channels_last)
+        with (
+            _remembered(folder, data),
+            kind(experiment, loader, folder, console or Console(), signals, workers) as session,
+        ):
             yield session
+
+
+@contextmanager
+def _remembered(folder: RunFolder, data: Data) -> Iterator[None]:
+    """A bad image file that ends this is noted in the run folder."""
+    try:
+        yield
+    except DataError as error:
+        folder.remember(error, data)
+        raise
 
 
 def specs(experiment: AnyExperiment) -> Iterator[tuple[RunSpec, Any]]:

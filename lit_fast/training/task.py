@@ -93,8 +93,8 @@ class Task(ABC):
         }
 
     @abstractmethod
-    def steps(self, at: Position) -> Iterator[Callable[[], Rows]]:
-        """What is left of the epoch that ``at`` is in: a call for each step."""
+    def steps(self, at: Position) -> Iterator[Callable[[], Rows] | None]:
+        """What is left of the epoch that ``at`` is in: a call for each step; ``None`` for one that is left out."""
 
     def end_phase(self, phase: Phase, epochs: int) -> None:
         """The phase has ended, after ``epochs`` in all; its step is still there. Every process is called."""

@@ -27,6 +27,7 @@ TEST_SIZE, VAL_SIZE = 2000, 2000
 _SMALL = 20_000  # a file of fewer rows is a sample: then a tenth is tested on
 _SHUFFLE_SEED = 1234
 _LIST = "list_attr_celeba.txt"
+_TABLE = "list_attr_celeba.csv"  # Kaggle's copy: commas, no count, and the images one folder deeper
 _IMAGE_FOLDERS = ("img_align_celeba", "images")
 
 
@@ -81,43 +82,49 @@ def load(options: Options) -> Data:
 def read_attributes(path: Path, attributes: tuple[str, ...]) -> Faces:
     """Read the wanted columns of an attribute file: a count, the names, then ``file.jpg -1 1 ...`` for every image.
 
+    Kaggle's has commas and no count: ``image_id`` and the names, then ``file.jpg,-1,1,...``.
+
     Raises:
         DataError: naming the file and the line.
     """
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
+        rows = path.read_text(encoding="utf-8-sig").splitlines()  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if len(rows) < 3 or not rows[0].strip().isdecimal():
+    commas = path.name == _TABLE
+    at = 1 if commas else 2  # the line of the attributes' names
+    if not commas and (len(rows) < 3 or not rows[0].strip().isdecimal()):
         raise DataError(f"{path}:1: expected the number of images, then a line of attribute names, then one per image")
-    known = rows[1].split()
-    columns = [_column(path, known, name) for name in attributes]
+    if commas and (len(rows) < 2 or not rows[0].startswith("image_id,")):
+        raise DataError(f"{path}:1: expected image_id and attribute names, with commas, then a line per image")
+    known = rows[0].split(",")[1:] if commas else rows[1].split()
+    columns = [_column(f"{path}:{at}", known, name) for name in attributes]
     names, lines, values = [], [], []
-    for number, row in enumerate(rows[2:], start=3):
+    for number, row in enumerate(rows[at:], start=at + 1):
         if not row.strip():
             continue
-        name, *fields = row.split()
+        name, *fields = row.split("," if commas else None)
         if len(fields) != len(known) or not set(fields) <= {"1", "-1"}:
             raise DataError(
                 f"{path}:{number}: expected a file name and {len(known)} values of 1 or -1 (one per attribute of line "
-                f"2), got {row[:60]!r} ({len(fields)} values)"
+                f"{at}), got {row[:60]!r} ({len(fields)} values)"
             )
         names.append(name)
         lines.append(number)
         values.append([fields[column] == "1" for column in columns])
-    if len(names) != int(rows[0]):
+    if not commas and len(names) != int(rows[0]):
         raise DataError(
             f"{path}:1: says {int(rows[0])} images, but {len(names)} rows follow; the file may be cut short"
         )
     return Faces(names, lines, torch.tensor(values, dtype=torch.float32))
 
 
-def _column(path: Path, known: list[str], name: str) -> int:
+def _column(line: str, known: list[str], name: str) -> int:
     if name in known:
         return known.index(name)
     close = difflib.get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
-    raise DataError(f"{path}:2: there is no attribute {name!r}; {hint}")
+    raise DataError(f"{line}: there is no attribute {name!r}; {hint}")
 
 
 def _find(root: Path) -> tuple[Path, Path]:
@@ -125,13 +132,16 @@ def _find(root: Path) -> tuple[Path, Path]:
     if not root.is_dir():
         raise DataError(f"data_dir: {root} is not a folder")
     for place in (root, root / "celeba"):
-        listing = place / _LIST
-        if listing.is_file():
+        listing = next((place / name for name in (_LIST, _TABLE) if (place / name).is_file()), None)
+        if listing is not None:
             for name in _IMAGE_FOLDERS:
-                if (place / name).is_dir():
-                    return listing, place / name
-            raise DataError(f"{place}: holds {_LIST} but no folder {' or '.join(_IMAGE_FOLDERS)} with the images")
-    raise DataError(f"{root}: holds no {_LIST}, neither itself nor in a folder celeba")
+                for folder in (place / name / name, place / name):
+                    if folder.is_dir():
+                        return listing, folder
+            raise DataError(
+                f"{place}: holds {listing.name} but no folder {' or '.join(_IMAGE_FOLDERS)} with the images"
+            )
+    raise DataError(f"{root}: holds no {_LIST} or {_TABLE}, neither itself nor in a folder celeba")
 
 
 def _check_images(listing: Path, folder: Path, faces: Faces, crop: int) -> None:

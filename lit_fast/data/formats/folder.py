@@ -1,27 +1,23 @@
-"""Folders of image files: root/train/<class>/*, root/test/<class>/*, and root/val/<class>/* where there is one."""
+"""Folders of image files: root/train/<class>/*, root/test/<class>/*, and root/val/<class>/* where there is one.
+
+The latter may also be called valid or validation, and `root` may be the only folder in the one that is named."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import Data, Split
-from lit_fast.data.formats.images import check_header, pillow, read_square
+from lit_fast.data.formats.images import check_header, in_threads, pillow, read_square
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options
 from lit_fast.data.splits import kept_and_held_out
 from lit_fast.errors import DataError
 
+_VAL = ("val", "valid", "validation")  # what people call it
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-THREADS = min(8, os.cpu_count() or 1)
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 
 class FolderSplit(Split):
@@ -43,6 +39,7 @@ class FolderSplit(Split):
         self.labels = labels
         self.size = size
         self.crop = crop
+        self._hashes: list[bytes] = []  # of the files' contents, once they have been read for the digest
 
     def subset(self, indices: Tensor) -> "FolderSplit":
         """The images at `indices`, as a split of its own."""
@@ -50,15 +47,25 @@ class FolderSplit(Split):
         return FolderSplit(self.root, files, self.labels[indices], self.size, self.crop)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        squares = _in_threads(lambda i: read_square(self.files[i], self.size, self.crop), indices.tolist())
+        squares = in_threads(lambda i: read_square(self.files[i], self.size, self.crop), indices.tolist())
         return torch.stack(squares) if squares else torch.empty((0, 3, self.size, self.size), dtype=torch.uint8)
 
-    def digest(self) -> bytes:
-        """Names and full contents of the files; reads every file once."""
+    def digest(self, without: Collection[str] = ()) -> bytes:
+        """Names and full contents of the files, but for the contents of some names; reads every file once."""
         sha = hashlib.sha256()
-        for path, content in zip(self.files, _in_threads(_file_hash, self.files)):
-            sha.update(path.relative_to(self.root).as_posix().encode(errors="surrogateescape") + b"\0" + content)
+        self._hashes = self._hashes or in_threads(_file_hash, self.files)
+        for path, content in zip(self.files, self._hashes):
+            name = self.name(path)
+            sha.update(name.encode(errors="surrogateescape") + b"\0" + (b"" if name in without else content))
         return sha.digest()
+
+    def name(self, path: Path) -> str:
+        """What the fingerprint calls a file."""
+        return path.relative_to(self.root).as_posix()
+
+    def is_as_it_was(self, path: Path) -> bool:
+        """Whether a file has the content that it had when the digest was made."""
+        return bool(self._hashes) and _file_hash(path) == self._hashes[self.files.index(path)]
 
 
 def load(options: Options) -> Data:
@@ -78,10 +85,10 @@ def load(options: Options) -> Data:
             "folder: image_size is needed: the pixels of a side that images are resized to, such as 32 or 224"
         )
     pillow()
-    root = options.data_dir
+    root = _holder_of_train(options.data_dir)
     classes = _classes(root / "train")
-    own_val = (root / "val").is_dir()
-    names = ("train", "val", "test") if own_val else ("train", "test")
+    val = next((name for name in _VAL if (root / name).is_dir()), None)
+    names = ("train", "test") if val is None else ("train", val, "test")
     splits = {name: _scan(root, name, classes, options.image_size) for name in names}
     left_out: list[str] = []
     if options.on_bad_image == "skip":
@@ -90,9 +97,9 @@ def load(options: Options) -> Data:
             left_out += bad
             _check_classes(root / name, splits[name].labels, classes)
     else:
-        _in_threads(check_header, [file for split in splits.values() for file in split.files])
+        in_threads(check_header, [file for split in splits.values() for file in split.files])
     train = splits["train"]
-    kept, held_out = kept_and_held_out(train.labels, options, own_val=own_val)
+    kept, held_out = kept_and_held_out(train.labels, options, own_val=val is not None)
     return Data(
         name="folder",
         shape=(3, options.image_size, options.image_size),
@@ -101,7 +108,7 @@ def load(options: Options) -> Data:
         std=options.std or IMAGENET_STD,
         augmentation=options.augmentation or Augmentation(pad=options.image_size // 8, flip=True),
         train=train.subset(kept),
-        val=splits["val"] if own_val else train.subset(held_out),
+        val=train.subset(held_out) if val is None else splits[val],
         test=splits["test"],
         left_out=tuple(left_out),
     )
@@ -120,9 +127,17 @@ def sound(split: FolderSplit) -> tuple[FolderSplit, list[str]]:
             return str(error)
         return None
 
-    problems = _in_threads(problem, range(len(split)))
+    problems = in_threads(problem, range(len(split)))
     good = [at for at, found in enumerate(problems) if found is None]
     return split.subset(torch.tensor(good, dtype=torch.int64)), [found for found in problems if found is not None]
+
+
+def _holder_of_train(folder: Path) -> Path:
+    """The folder itself, or the only one in it that holds train/, as archives often unpack."""
+    if (folder / "train").is_dir() or not folder.is_dir():
+        return folder
+    holders = [entry for entry in folder.iterdir() if (entry / "train").is_dir()]
+    return holders[0] if len(holders) == 1 else folder
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -151,10 +166,18 @@ def _scan(root: Path, name: str, classes: tuple[str, ...], size: int) -> FolderS
         folder = root / name / class_name
         images = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
         if not images:
-            raise DataError(f"{folder}: holds no images; expected files ending in {', '.join(EXTENSIONS)}")
+            raise DataError(
+                f"{folder}: holds no images; expected files ending in {', '.join(EXTENSIONS)}{_deeper(folder)}"
+            )
         files += images
         labels += [label] * len(images)
     return FolderSplit(root, files, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def _deeper(folder: Path) -> str:
+    """Where images of a class lie in folders of their own, what to do."""
+    deeper = next((file.parent for file in sorted(folder.rglob("*")) if file.suffix.lower() in EXTENSIONS), None)
+    return "" if deeper is None else f"; there are some in {deeper}: move them up, or name a data_dir that fits"
 
 
 def _check_classes(folder: Path, labels: Tensor, classes: tuple[str, ...]) -> None:
@@ -166,8 +189,3 @@ def _check_classes(folder: Path, labels: Tensor, classes: tuple[str, ...]) -> No
 
 def _file_hash(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _in_threads(function: Callable[[A], R], arguments: Iterable[A]) -> list[R]:
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="lit_fast-images") as pool:
-        return list(pool.map(function, arguments))

@@ -1,13 +1,21 @@
 """From a Pillow image to uint8 pixels, and from a file to a square of a given size."""
 
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_fast.errors import DataError
+
+_THREADS = min(8, os.cpu_count() or 1)
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 def pillow() -> ModuleType:
@@ -71,6 +79,14 @@ def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
     Raises:
         DataError: naming the file, if it cannot be decoded or is smaller than `crop`.
     """
+    try:
+        return _square(path, size, crop)
+    except DataError as error:
+        error.file = path
+        raise
+
+
+def _square(path: Path, size: int, crop: int | None) -> Tensor:
     image_module = pillow()
     try:
         with image_module.open(path) as image:
@@ -95,6 +111,12 @@ def _central_square(image: Any, side: int, path: Path) -> Any:
         raise DataError(f"{path}: expected at least {side} x {side} pixels for the crop, got {width} x {height}")
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+def in_threads(function: Callable[[A], R], arguments: Iterable[A]) -> list[R]:
+    """`function` of each argument, in order; for reading and decoding files, which free the interpreter."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lit_fast-images") as pool:
+        return list(pool.map(function, arguments))
 
 
 def _undecodable(path: Path, error: Exception) -> DataError:

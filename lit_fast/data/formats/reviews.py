@@ -7,6 +7,7 @@ one unknown token, so is a line break; the string is cut or padded to a fixed le
 
 from __future__ import annotations
 
+import codecs
 import re
 
 import torch
@@ -39,6 +40,8 @@ def tokenise(content: bytes, path: str, *, length: int, classes: int, first_line
     Raises:
         DataError: naming the file, the line and what is wrong with it; `ClassError` if that is a class too high.
     """
+    if first_line == 1:
+        content = content.removeprefix(codecs.BOM_UTF8)
     lines = content.split(b"\n")
     if not lines[-1]:
         lines.pop()  # what follows the last line's end

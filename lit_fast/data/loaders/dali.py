@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from lit_fast.data.base import Batch, Data, Split, TrainingPlan, read_ahead
-from lit_fast.data.formats.images import read_square
+from lit_fast.data.formats.images import in_threads, read_square
 from lit_fast.data.loaders.base import Loader
 from lit_fast.errors import DataError
 
 if TYPE_CHECKING:
     from lit_fast.data.loaders.dali_graph import Graph
 
-_NOT_DECODED = (".gif", ".webp")  # DALI reads no GIF; its WebP differs from Pillow's by more than rounding
+# How files begin that DALI decodes as Pillow does, whatever their names: JPEG, PNG, BMP, TIFF, PNM, JPEG 2000. It reads
+# no GIF and not every AVIF; its WebP differs from Pillow's by more than rounding.
+_DECODED = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"P", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 _MOST_THREADS = 16
 
 
@@ -81,6 +84,7 @@ class DaliLoader(Loader):
             raise DataError(f"loader 'dali': {why}")
         self._threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._idle: dict[tuple[Graph, int], _Pipe] = {}
+        self._decodable = cache(_decodable)  # it looks into every file
 
     def _train(self, plan: TrainingPlan) -> Iterator[Batch]:
         tables = plan.tables
@@ -124,7 +128,7 @@ class DaliLoader(Loader):
         from lit_fast.data.loaders.dali_graph import Graph
 
         data = self.data
-        encoded = _decodable(split)
+        encoded = self._decodable(split)
         return Graph(
             shape=data.shape,
             encoded=encoded,
@@ -155,6 +159,7 @@ class _Pipe:
         from lit_fast.data.loaders import dali_graph
 
         self._graph = graph
+        self._threads = threads
         self._source = _Source()
         self._device = device if device.type == "cuda" else None
         gpu = None if self._device is None else device.index or 0
@@ -171,7 +176,7 @@ class _Pipe:
                 try:
                     (made,) = self._pipeline.run(stream)
                 except (RuntimeError, IndexError) as error:
-                    raise _failure(split, batches[number : number + 1 + self._ahead], error) from error
+                    raise self._failure(split, batches[number : number + 1 + self._ahead], error) from error
                 yield torch.from_dlpack(made.as_tensor())
             with suppress(StopIteration):
                 self._pipeline.run()
@@ -187,11 +192,60 @@ class _Pipe:
             first = split.fetch(rows.indices).numpy()
         return (first, *(table.numpy() for table in (rows.offsets, rows.flips) if table is not None))
 
+    def _failure(self, split: Split, batches: list[Rows], error: Exception) -> DataError:
+        """DALI's error with the operator and the file. DALI names a sample at best, so the files of the batches that it
+        was at work on are decoded one by one, by Pillow and then by DALI, until one fails."""
+        found = re.search(r"operator `([^`]+)`", str(error))
+        operator = found[1] if found else "its pipeline"
+        said = " ".join(re.sub(r"Stacktrace.*", "", str(error), flags=re.DOTALL).split())
+        files: Any = split
+        rows = [at for batch in batches for at in batch.indices.tolist()] if self._graph.encoded else []
+        for at in rows:
+            try:
+                read_square(files.files[at], files.size, files.crop)
+            except DataError as bad:
+                return _about(bad.file, f"{bad} (reported by DALI, {operator})")
+        for at in rows:
+            if not self._decodes(files.files[at]):
+                return _about(
+                    files.files[at],
+                    f"{files.files[at]}: DALI, {operator}, cannot decode it, though Pillow can: save it again as PNG "
+                    f"or JPEG, or begin with --loader torch ({said})",
+                )
+        first, last = int(batches[0].indices[0]), int(batches[0].indices[-1])
+        return DataError(f"DALI, {operator}, failed in the batch of images {first} ... {last}: {said}")
+
+    def _decodes(self, path: Path) -> bool:
+        from lit_fast.data.loaders import dali_graph
+
+        alone = replace(self._graph, cropped=False, flipped=False)
+        gpu = None if self._device is None else self._device.index or 0
+        try:
+            dali_graph.build(alone, lambda: ([_content(path)],), 1, gpu, self._threads).run()
+        except (RuntimeError, IndexError):
+            return False
+        return True
+
 
 def _decodable(split: Split) -> bool:
     """Whether DALI reads the split's files itself: a split of files has `files`, `size` and `crop` as `FolderSplit`."""
     files: list[Path] = getattr(split, "files", [])
-    return bool(files) and not any(file.suffix.lower() in _NOT_DECODED for file in files)
+    return bool(files) and all(in_threads(_begins_as_decoded, files))
+
+
+def _begins_as_decoded(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return True  # reading it as a whole says why
+    return not head or head.startswith(_DECODED)
+
+
+def _about(file: Path | None, message: str) -> DataError:
+    error = DataError(message)
+    error.file = file
+    return error
 
 
 def _content(path: Path) -> Any:
@@ -203,20 +257,3 @@ def _content(path: Path) -> Any:
     if not len(content):
         raise DataError(f"{path}: cannot be decoded as an image (it is empty); replace the file or remove it")
     return content
-
-
-def _failure(split: Split, batches: list[Rows], error: Exception) -> DataError:
-    """DALI's error with the operator and the file. DALI names a sample at best, so the files of the batches that it was
-    at work on are decoded by Pillow until one fails."""
-    found = re.search(r"operator `([^`]+)`", str(error))
-    operator = found[1] if found else "its pipeline"
-    files: Any = split if _decodable(split) else None
-    for rows in batches if files is not None else ():
-        for at in rows.indices.tolist():
-            try:
-                read_square(files.files[at], files.size, files.crop)
-            except DataError as bad:
-                return DataError(f"{bad} (reported by DALI, {operator})")
-    first, last = int(batches[0].indices[0]), int(batches[0].indices[-1])
-    said = " ".join(str(error).split())
-    return DataError(f"DALI, {operator}, failed in the batch of images {first} ... {last}: {said}")
