@@ -345,6 +345,7 @@ WORKER = """
     dist.all_reduce(grad)
     torch.testing.assert_close(total, whole.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
+    dist.barrier()
     dist.destroy_process_group()
 """
 

@@ -28,7 +28,7 @@ def test_joined_passes_have_the_gradients_and_the_statistics_of_the_step() -> No
     steps = [tricks.built(exact, passes) for passes in (None, tricks.JoinedPasses)]
     for _ in range(3):
         for step in steps:
-            step(exact.images, exact.labels)
+            step(exact.inputs, exact.labels)
     ours, joined = (dict(step.student.model.state_dict()) for step in steps)
     assert "layer2.0.bn1.running_var" in ours
     for name, value in ours.items():
@@ -37,7 +37,7 @@ def test_joined_passes_have_the_gradients_and_the_statistics_of_the_step() -> No
 
 def test_modules_are_as_they_were_after_a_joined_pass() -> None:
     step = tricks.built(problem(), tricks.JoinedPasses)
-    step(problem().images, problem().labels)
+    step(problem().inputs, problem().labels)
     assert not any("forward" in vars(module) for module in step.student.modules())
 
 
