@@ -9,6 +9,7 @@ from typing import Any
 import fake_celeba
 import pytest
 import torch
+from everyday import exhaustive
 from gan_helpers import TINY, networks, tiny_gan
 from test_parallel import together, torchrun
 from torch import Tensor
@@ -159,6 +160,7 @@ def test_two_processes_are_one_at_twice_the_batch_and_rank_0_alone_writes(
     assert (tmp_path / "run" / "samples.png").is_file()
 
 
+@exhaustive
 def test_a_run_of_one_process_goes_on_with_two(
     whole: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_compiled_it_gives_the_same(kind: str) -> None:
     torch.testing.assert_close(*losses)
 
 
+@exhaustive
 def test_a_compiled_step_gives_the_same() -> None:
     plain, compiled = step_of(engine="eager"), step_of(engine="eager")
     call = torch.compile(compiled, backend="eager")

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from everyday import exhaustive
 from torch import nn
 
 from lit_fast.loss import modules as losses
@@ -303,6 +304,7 @@ def test_functional_form_compiles_and_parts_change_from_call_to_call():
         torch.testing.assert_close(compiled_function(students, moved, z_s, z_t, labels, backend="eager"), loss)
 
 
+@exhaustive
 @pytest.mark.usefixtures("compiled_from_scratch")
 def test_inductor_compiles_the_eager_backend():
     criterion, given = LITLoss(ir="smooth_l1", alpha=0.5, backend="eager"), batch()

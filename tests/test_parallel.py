@@ -363,6 +363,7 @@ def distill(run_dir: Path, *settings: str) -> list[str]:
     return ["-m", "lit_fast", "distill", "--run-dir", str(run_dir), *sets]
 
 
+@exhaustive
 def test_the_command_line_trains_together_and_rank_0_alone_writes(tmp_path: Path) -> None:
     """Built-in networks with per-rank BatchNorm, recalibrated at the end; a teacher that is trained first."""
     done = torchrun(2, *distill(tmp_path / "run", "step.device=cpu", "step.bn_policy=recalibrate"))
