@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -123,8 +124,8 @@ def check(case: Case, device: str = "cpu") -> None:
     computed = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32).eps
     # A mean is kept to the last bit of the type that is computed in, relative to the deviation: about 1, but less where
     # a channel has few values (of two, PyTorch's own float32 is as far off).
-    deviation = problem.x.detach().double().std((0, 2, 3), unbiased=False).min().item()
-    kept = computed * max(8.0, 2 * abs(case.mean)) / min(1.0, deviation)
+    variance = problem.x.detach().double().var((0, 2, 3), unbiased=False).min().item()
+    kept = computed * max(8.0, 2 * abs(case.mean)) / min(1.0, math.sqrt(variance + problem.norm.eps))
     for name, tensor, other in compared(ours, right):
         rounding = last_bit if tensor.dtype == case.dtype else computed
         scale = max(other.abs().max().item(), 1.0) if other.numel() else 1.0
