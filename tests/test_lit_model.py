@@ -389,3 +389,12 @@ def test_checkpoints_give_the_same_or_are_refused(norm: Any, reentrant: bool) ->
     else:
         saving(*batch())
         assert_same(saving.student.model.state_dict(), plain.student.model.state_dict())
+
+
+def test_counts_beforehand_are_those_of_the_loss_also_past_a_projector() -> None:
+    teacher, student = pair(6)
+    projector = lf.make_projectors(teacher, student, torch.zeros(2, 3, 8, 8))
+    model = lf.LITModel(teacher, student, criterion(), projector=projector)
+    seen: list[lf.LossCounts] = []
+    model(*batch(), normalizer=lambda own: seen.append(own) or own)
+    assert torch.equal(model.counts(*batch()).tensor(), seen[0].tensor())

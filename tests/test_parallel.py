@@ -160,8 +160,10 @@ def test_class_weights_and_ignored_labels_count_over_all_workers(ignored: tuple[
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_workers_accumulate() -> None:
-    data, (alone, *copies) = batches(8, 8, 8, 3), pairs(3)
+@pytest.mark.parametrize("sizes", [(8, 8, 8, 3), (8, 1, 1, 8)])
+def test_workers_accumulate(sizes: tuple[int, ...]) -> None:
+    """Also where a worker has rows in one of the calls of an update alone."""
+    data, (alone, *copies) = batches(*sizes), pairs(3)
     logged, expected = steps(Workers(), alone, data, accumulate=2)
     for parts, found in together(2, lambda workers: steps(workers, copies[workers.rank], data, accumulate=2)):
         torch.testing.assert_close(parts, logged, rtol=1e-9, atol=1e-12)

@@ -260,7 +260,7 @@ class LITModel(nn.Module):
         ):
             irs, output = self.student.run(self.passes.laid_out(inputs), head=self.options.beta > 0.0)
         self.student.release()
-        compared = [irs[i] for i in self.ir_sections]
+        compared = [self.passes.in_teachers_width(i, irs[i]) for i in self.ir_sections]
         return PassOutputs(compared, output, [], None)
 
     def _whole(self, normalizer: Normalizer, compared: tuple[Any, ...], masks: dict[str, Any]) -> LossCounts | None:

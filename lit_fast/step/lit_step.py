@@ -314,11 +314,14 @@ class LITStep:
 
     def _over_all_workers(self, shared: SharedGradients, parts: LossParts | None) -> LossParts:
         """The loss parts of all workers' rows; with an update, their gradients too."""
-        own = None if parts is None else torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
-        if self._waiting == self.accumulate:
-            summed = shared.sum(own)
+        if parts is None:  # its gradients may still be those of earlier calls
+            summed = self._one.new_zeros(shared.parts, dtype=shared.dtype)
         else:
-            summed = self._one.new_zeros(shared.parts) if own is None else own.clone()
+            own = torch.cat([torch.stack([parts.total, parts.ce, parts.kl]).detach(), parts.ir])
+            summed = own.to(shared.dtype)
+        if self._waiting == self.accumulate:
+            summed = shared.sum(summed)
+        else:
             self.workers.sum_(summed)
         total, ce, kl, ir = summed.split([1, 1, 1, shared.parts - 3])
         return LossParts(total[0], ce[0], kl[0], ir)

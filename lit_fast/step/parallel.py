@@ -221,16 +221,18 @@ class SharedGradients:
         self.parts = parts
         self._workers = workers
         self._parameters = list(parameters)
+        double = any(p.dtype == torch.float64 for p in self._parameters)
+        self.dtype = torch.float64 if double else torch.float32  # of all that is summed, in every process
         self._flat: Tensor | None = None  # [places of all gradients, parts, 1], made at the first call
         self._used: list[nn.Parameter] = []
         self._unused: list[nn.Parameter] = []
         self._views: list[Tensor] = []
 
-    def sum(self, parts: Tensor | None) -> Tensor:
+    def sum(self, parts: Tensor) -> Tensor:
         """Add ``.grad`` of the parameters up, in place.
 
         Args:
-            parts: loss parts of this process, [parts]; ``None`` where it has no rows.
+            parts: loss parts of this process, [parts]; zeros where it has no rows.
 
         Returns:
             The sum of the loss parts, [parts].
@@ -280,11 +282,9 @@ class SharedGradients:
         counts = reached.tolist()
         self._used = [p for p, count in zip(parameters, counts, strict=True) if count]
         self._unused = [p for p, count in zip(parameters, counts, strict=True) if not count]
-        double = any(p.dtype == torch.float64 for p in parameters)
         places = [_ALIGNED * -(-p.numel() // _ALIGNED) for p in self._used]
         size = sum(places) + self.parts + 1
-        dtype = torch.float64 if double else torch.float32
-        self._flat = torch.zeros(size, dtype=dtype, device=parameters[0].device)
+        self._flat = torch.zeros(size, dtype=self.dtype, device=parameters[0].device)
         at = 0
         for p, place in zip(self._used, places, strict=True):
             dense = torch.empty_like(p).stride()  # the parameter's own layout: the optimizer then needs no copy

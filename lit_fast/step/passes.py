@@ -164,7 +164,7 @@ class StudentPasses:
             irs = []  # torch.compile does not trace a comprehension whose elements enter contexts
             for i in self.compared:
                 ir = self.fed(i, teacher_irs[i - 1]) if self._is_fed(i) else composed[i]
-                irs.append(self._in_teachers_width(i, ir))
+                irs.append(self.in_teachers_width(i, ir))
         self.student.release()
         self._inputs_checked = True
         return irs, output
@@ -178,7 +178,7 @@ class StudentPasses:
             i = before + 1
             if i in self.compared:
                 with streams.beside(i, after=0), torch.set_grad_enabled(with_grad):
-                    fed[i] = self._in_teachers_width(i, self.fed(i, teacher_ir))
+                    fed[i] = self.in_teachers_width(i, self.fed(i, teacher_ir))
 
         try:
             with streams.beside(0):
@@ -189,7 +189,7 @@ class StudentPasses:
             composed, output = self.composed(inputs)
         finally:  # also after an error: what has begun reads tensors that the caller goes on with
             streams.join()
-        irs = [fed[i] if self._is_fed(i) else self._in_teachers_width(i, composed[i]) for i in self.compared]
+        irs = [fed[i] if self._is_fed(i) else self.in_teachers_width(i, composed[i]) for i in self.compared]
         self._inputs_checked = True
         return PassOutputs(irs, output, teacher_irs, teacher_output)
 
@@ -226,7 +226,8 @@ class StudentPasses:
         """Whether section ``i`` (from 0) is compared in a pass of its own; section 1 is both passes at once."""
         return self.teacher_fed and i > 0
 
-    def _in_teachers_width(self, i: int, ir: Tensor) -> Tensor:
+    def in_teachers_width(self, i: int, ir: Tensor) -> Tensor:
+        """The IR of section ``i`` (from 0) as it is compared."""
         return ir if self.projector is None else self.projector.compare(i, ir)
 
     def _check_gradient(self, i: int, ir: Tensor) -> None:
