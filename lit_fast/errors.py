@@ -180,6 +180,10 @@ class OtherLayout(Signal):
     """A checkpoint of another version of lit_fast."""
 
 
+class ManifestError(Signal):
+    """A file of a run that is not as the run wrote it: damaged, cut short, missing, or another run's."""
+
+
 class MalformedReview(Signal):
     """What is wrong with a line of a file of reviews, and the error that says so."""
 

@@ -589,7 +589,7 @@ def _() -> None:
     images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
     for count in (10, 9):
         data = lf.data.from_arrays((images, labels), test=(images[:count], labels[:count]))
-        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True)
+        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True).claim()
 
 
 @cause("run-dali")
@@ -597,7 +597,7 @@ def _() -> None:
     images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
     data = lf.data.from_arrays((images, labels), test=(images, labels))
     for extra in ({DALI: True}, {}):
-        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True, extra=extra)
+        RunFolder(Path("runs/mine"), load_experiment("digits"), data, resume=True, extra=extra).claim()
 
 
 class Photos(lf.data.Split):
@@ -655,7 +655,9 @@ def _() -> None:
 
 @cause("run-layout")
 def _() -> None:
-    store = checkpoint.CheckpointStore(Path("runs/mine/runs/teacher-resnet20/checkpoints"))
+    run = Path("runs/mine/runs/teacher-resnet20")
+    run.mkdir(parents=True)
+    store = checkpoint.CheckpointStore(run / "checkpoints")
     with mock.patch.object(checkpoint, "_LAYOUT", 1):
         store.save(checkpoint.Checkpoint(2, {"weight": torch.zeros(1)}, None, {}))
     store.load()

@@ -12,6 +12,7 @@ import torch
 from lit_fast.errors import StoreError
 from lit_fast.runs import checkpoint as module
 from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.runs.manifest import write_manifest
 
 
 def made(step: int, best: bool = True) -> Checkpoint:
@@ -19,6 +20,11 @@ def made(step: int, best: bool = True) -> Checkpoint:
     return Checkpoint(
         step, model, {"w": torch.zeros(2)} if best else None, {"position": {"step": step}, "list": [1, 2.5]}
     )
+
+
+def signed(folder: Path) -> None:
+    """With a manifest that fits the files as they are, as only one who forges them writes it."""
+    write_manifest(folder, folder.name, ["model.safetensors", "best.safetensors", "state.pt"])
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -124,13 +130,15 @@ def test_pickled_code_in_a_state_is_not_run(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "c")
     store.save(made(1))
     torch.save(Evil(), tmp_path / "c" / "step-000000001" / "state.pt")
-    with pytest.raises(StoreError):
+    signed(tmp_path / "c" / "step-000000001")
+    with pytest.raises(StoreError, match="Weights only load failed"):
         store.load()
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_checkpoint_of_another_layout_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """Not passed over for an older one: what is there was trained, and may be trained to its end elsewhere."""
+    (tmp_path / "mine").mkdir()
     store = CheckpointStore(tmp_path / "mine" / "checkpoints")
     store.save(made(1))
     store.save(made(2))
@@ -138,6 +146,7 @@ def test_a_checkpoint_of_another_layout_is_refused_with_the_way_out(tmp_path: Pa
     content = torch.load(state, weights_only=True)
     assert content.pop("layout") == 2
     torch.save(content, state)  # as the first layout was
+    signed(state.parent)
     message = rf"step-000000002 was written by another version.*remove the folder {tmp_path / 'mine'}, then --resume"
     with pytest.raises(StoreError, match=message):
         store.load()

@@ -55,11 +55,10 @@ from lit_fast.cli import app
 from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
 from lit_fast.data.augment import normalise, resize
 from lit_fast.data.formats import cifar
-from lit_fast.gan.report import is_gan
 from lit_fast.gan.report import table as gan_table
 from lit_fast.paper.overview import overview
 from lit_fast.paper.plan import load_study
-from lit_fast.runs.results import HEADERS, load_results, plain_table, table
+from lit_fast.runs.results import HEADERS, load_results, plain_table, table, trains_generators
 from lit_fast.settings.classifier import Experiment, load_experiment
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.training import distill as distilling
@@ -223,8 +222,8 @@ class PageRun:
             hold(block, shown(self.printed))
         elif kind == "results":
             folder = block.page.parent / argument
-            found = json.loads((folder / "results.json").read_text()) if is_gan(folder) else load_results(folder)
-            hold(block, gan_table(found["results"]) if is_gan(folder) else plain_table(table(found["results"])))
+            found = json.loads((folder / "results.json").read_text()) if trains_generators(folder) else load_results(folder)
+            hold(block, gan_table(found["results"]) if trains_generators(folder) else plain_table(table(found["results"])))
         elif kind == "study":
             hold(block, studies_at(block.page.parent / "results" / "studies")[argument])
         elif kind == "files":

@@ -37,7 +37,7 @@ def relabelled(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def begun(path: Path) -> None:
-    RunFolder(path, tiny(), opened(), resume=False)
+    RunFolder(path, tiny(), opened(), resume=False).claim()
 
 
 def test_the_same_data_go_on(tmp_path):
@@ -75,7 +75,7 @@ def test_what_changed_in_the_data_is_named(tmp_path, changes, message):
 def test_a_folder_that_does_not_tell_still_refuses_other_data(tmp_path):
     begun(tmp_path)
     (tmp_path / "data.json").unlink()
-    RunFolder(tmp_path, tiny(), opened(), resume=True)
+    RunFolder(tmp_path, tiny(), opened(), resume=True).claim()
     (tmp_path / "data.json").unlink()
     with pytest.raises(RunFolderError, match=r"the data have changed .*: images, labels, splits, normalisation or"):
         RunFolder(tmp_path, tiny(), opened(test=pictures(14)), resume=True)
@@ -89,6 +89,6 @@ def test_a_folder_that_does_not_tell_still_refuses_other_data(tmp_path):
     ],
 )
 def test_a_run_goes_on_with_or_without_dali_as_it_began(tmp_path, there, now, message):
-    RunFolder(tmp_path, tiny(), opened(), resume=False, extra=there)
+    RunFolder(tmp_path, tiny(), opened(), resume=False, extra=there).claim()
     with pytest.raises(RunFolderError, match=message):
         RunFolder(tmp_path, tiny(), opened(), resume=True, extra=now)

@@ -25,6 +25,7 @@ from lit_fast.step import capture
 from lit_fast.step.lit_step import LITStep
 from lit_fast.teacher import programs
 from lit_fast.training import classifier
+from lit_fast.runs import folder as folder_module
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.interrupt import SignalWatch
@@ -137,18 +138,19 @@ def test_a_kill_while_a_checkpoint_is_written_is_harmless(
     assert not differing(weights(tmp_path / "run", NAME), weights(whole, NAME))
 
 
-@pytest.mark.parametrize("at", ["save_weights", "write_json"])
+@pytest.mark.parametrize("at", ["save_weights", "atomic_write"])
 def test_a_kill_while_a_run_ends_is_harmless(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    original = getattr(experiment_module, at)
+    module = experiment_module if at == "save_weights" else folder_module
+    original = getattr(module, at)
 
     def dying(path: Path, *args: object) -> None:
         if NAME in str(path) and path.name in ("last.safetensors", "result.json"):
             raise Killed
         original(path, *args)
 
-    monkeypatch.setattr(experiment_module, at, dying)
+    monkeypatch.setattr(module, at, dying)
     with pytest.raises(Killed):
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     monkeypatch.undo()

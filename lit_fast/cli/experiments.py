@@ -180,9 +180,9 @@ def _conclude(folder: Path) -> None:
     """Write the report; print the table and where everything lies."""
     from lit_fast.gan import report as gan_report
     from lit_fast.report.run import load_results, table, write_report
-    from lit_fast.runs.results import legend
+    from lit_fast.runs.results import legend, trains_generators
 
-    if gan_report.is_gan(folder):
+    if trains_generators(folder):
         typer.echo(gan_report.conclude(folder))
         return
 

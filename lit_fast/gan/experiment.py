@@ -15,7 +15,6 @@ from torch import nn
 from lit_fast import models
 from lit_fast.data import open_data
 from lit_fast.data.base import Batch
-from lit_fast.files import write_json
 from lit_fast.gan.metrics import (
     as_result,
     check_inception,
@@ -29,7 +28,8 @@ from lit_fast.gan.task import GanTask, Pair
 from lit_fast.models.stargan import Discriminator, with_domain
 from lit_fast.pair.counting import count_layers, count_macs, count_parameters
 from lit_fast.pair.inspect import check_pair
-from lit_fast.runs.results import RunResult, read_results
+from lit_fast.runs.results import read_results
+from lit_fast.runs.schema import RunResult
 from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.sections.cutting import split
 from lit_fast.settings.gan import GanExperiment
@@ -125,7 +125,6 @@ class GanSession(BaseSession[GanExperiment]):
                 **self._described(spec.name, role, model, spec.variant, spec.seed, teacher and teacher[0]),
                 **cost(spec, outcome, files),
             }
-            write_json(folder / "result.json", result)
             return cast(RunResult, result)
 
         def load(done: RunResult) -> None:
@@ -187,7 +186,7 @@ class GanSession(BaseSession[GanExperiment]):
         """
         weights = self.experiment.metrics.inception
         attributes, grid = self.data.classes, self.folder.path / "samples.png"
-        left = [r for r in self.results if "scores" not in r or (weights is not None and r["scores"]["fid"] is None)]
+        left = [r for r in self.results if "scores" not in r or (weights is not None and r["scores"].get("fid") is None)]
         if not left and grid.exists():
             return self.results
         features = None if weights is None else [f.to(self.device) for f in inception_features(weights)]
@@ -223,7 +222,7 @@ class GanSession(BaseSession[GanExperiment]):
 def _scores(folder: Path) -> dict[str, dict[str, float | None]]:
     """By run, what an earlier call of the same experiment found."""
     try:
-        results = read_results(folder)["results"]
+        results = read_results(folder, generators=True)["results"]
     except FileNotFoundError:
         return {}
     return {result["name"]: result["scores"] for result in results if "scores" in result}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from lit_fast.figure import WAY_COLORS, legend, panels, plain_log, save, whole_epochs
+from lit_fast.figure import BLACK, WAY_COLORS, legend, panels, plain_log, save, whole_epochs
 from lit_fast.files import atomic_write
-from lit_fast.runs.results import Results, RunResult, Runs, left_out_lines, read_results
+from lit_fast.runs.results import Runs, left_out_lines, load_results
+from lit_fast.runs.schema import Results, RunResult
 from lit_fast.tables import aligned, markdown_table
 
-__all__ = ["LEGEND", "conclude", "draw", "is_gan", "table"]
+__all__ = ["LEGEND", "conclude", "draw", "table"]
 
 _COLUMNS = (
     "network", "training", "seed", "layers", "params", "MMACs", "MACs ratio",
@@ -25,17 +26,9 @@ LEGEND = (
 )
 
 
-def is_gan(folder: Path) -> bool:
-    """Whether ``results.json`` of ``folder`` is of a StarGAN experiment; false where it cannot be read."""
-    try:
-        return bool(read_results(folder)["experiment"].get("task") == "gan")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
-
-
 def conclude(folder: Path) -> str:
     """Write the report of ``folder``; returns the table and where everything lies, as text."""
-    content = read_results(folder)
+    content = load_results(folder, generators=True)
     results = content["results"]
     lines = [table(results), LEGEND, ""]
     figure: Path | None = folder / "report.png"
@@ -49,7 +42,7 @@ def conclude(folder: Path) -> str:
     atomic_write(markdown, lambda p: p.write_text(text, encoding="utf-8"))
     lines.append(f"report   {markdown}")
     shown = [("figure", figure), ("samples", folder / "samples.png")]
-    shown += [("weights", folder / result["files"]["generator"]) for result in results if result["files"]]
+    shown += [("weights", folder / r["files"]["generator"]) for r in results if "generator" in r["files"]]
     lines += [f"{what:<8} {path}" for what, path in shown if path is not None and path.is_file()]
     return "\n".join(lines)
 
@@ -106,7 +99,7 @@ def draw(results: Runs, path: Path) -> None:
                 if points:
                     label = f"{name}, {result['model']}" + (" (validation)" if style == ":" else "")
                     marker = "o" if len(points) < 2 else None
-                    ax.plot(*zip(*points), style, color=WAY_COLORS[name], label=label, marker=marker)
+                    ax.plot(*zip(*points), style, color=WAY_COLORS.get(name, BLACK), label=label, marker=marker)
         ax.set_title(title)
         ax.set_xlabel("epoch of the run")
         whole_epochs(ax)
@@ -120,8 +113,9 @@ def draw(results: Runs, path: Path) -> None:
 def _markdown(content: Results, figure: Path | None) -> str:
     environment = [(key, str(value)) for key, value in content["environment"].items()]
     experiment = yaml.safe_dump(content["experiment"], sort_keys=False, allow_unicode=True).rstrip()
+    settings = content["experiment"]
     parts = [
-        f"# lit_fast: {content['experiment']['recipe']} on {content['experiment']['data']['name']}",
+        f"# lit_fast: {settings.get('recipe', '')} on {settings.get('data', {}).get('name', '')}",
         markdown_table(_COLUMNS, [_cells(result) for result in content["results"]], left=None),
         LEGEND,
         "## Curves",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from lit_fast.data.formats.celeba import ATTRIBUTES, CROP, SIZE, TEST_SIZE
+from lit_fast.errors import ReportError
 from lit_fast.gan.report import LEGEND
 from lit_fast.paper.plan import Planned, Study
 from lit_fast.paper.view import View, dots
-from lit_fast.runs.results import Spread, picked, read_results
+from lit_fast.runs.results import Spread, load_results, picked
+from lit_fast.runs.stored import read_json
 
 __all__ = ["found", "head", "view"]
 
@@ -24,6 +27,9 @@ _PAPERS: dict[str, tuple[Any, ...]] = {
     "data.attributes": (None, list(ATTRIBUTES)),
     "width": (64,),
 }
+
+
+_Counts = TypedDict("_Counts", {"test.count": int})  # what is needed of data.json
 
 
 def head(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
@@ -38,12 +44,16 @@ def head(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
 
 def found(folder: Path) -> dict[str, Any]:
     """What the results file keeps of a generator's run."""
-    teacher, student = read_results(folder)["results"]
+    results = load_results(folder, generators=True)["results"]
+    if [result["role"] for result in results] != ["teacher", "student"]:
+        raise ReportError(f"{folder / 'results.json'}: expected the results of a teacher and a student")
+    teacher, student = results
+    test = read_json(folder / "data.json", _Counts, ReportError)
     sizes = ("layers", "parameters", "mmacs", "compression", "macs_ratio")
     return {
         **picked(student, *sizes, "scores", "epochs", "seconds", "images_per_second"),
-        "test_images": json.loads((folder / "data.json").read_text(encoding="utf-8"))["test.count"],
-        "teacher": {"network": teacher["model"], "scores": teacher["scores"]},
+        "test_images": test["test.count"],
+        "teacher": {"network": teacher["model"], **picked(teacher, "scores")},
     }
 
 

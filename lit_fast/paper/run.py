@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lit_fast.errors import NonFiniteLoss, StudyFailed
+from lit_fast.errors import NonFiniteLoss, ReportError, StudyFailed
 from lit_fast.files import atomic_write, write_json
 from lit_fast.gan.any_experiment import run_any_experiment, train_any_teacher
 from lit_fast.paper import gan as generators
@@ -143,7 +143,9 @@ def _found(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
         return None
     sizes = ("layers", "parameters", "mmacs", "compression")
     pruned = () if entry.get("sparsity") is None else ("nonzero_parameters",)
-    teacher = next(r for r in results if r["role"] == "teacher")
+    teacher = next((r for r in results if r["role"] == "teacher"), None)
+    if teacher is None:
+        raise ReportError(f"{folder / 'results.json'}: expected the result of a teacher, there is none")
     return {
         **picked(student, *sizes, "accuracy", "epochs", "seconds", "images_per_second", *pruned),
         "teacher": {"network": teacher["model"], "accuracy": teacher["accuracy"]},

@@ -24,7 +24,8 @@ from lit_fast.figure import (
     whole_epochs,
 )
 from lit_fast.report.curves import Points, curve, finite, history, phase_starts
-from lit_fast.runs.results import Results, Row, RunResult, Runs, grouped, table
+from lit_fast.runs.results import Row, Runs, grouped, table
+from lit_fast.runs.schema import Results, RunResult
 
 __all__ = ["draw"]
 

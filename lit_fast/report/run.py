@@ -14,7 +14,8 @@ from lit_fast.files import atomic_write
 from lit_fast.report import plots
 from lit_fast.report.section_plots import draw_sections
 from lit_fast.report.section_table import SECTION_COLUMNS, looked_at, section_rows
-from lit_fast.runs.results import Results, Row, RunResult, Runs, headers, left_out_lines, legend, load_results, table
+from lit_fast.runs.results import Row, Runs, headers, left_out_lines, legend, load_results, table
+from lit_fast.runs.schema import Results, RunResult
 from lit_fast.tables import markdown_table
 
 __all__ = ["ReportPaths", "load_results", "table", "write_report"]
@@ -61,10 +62,10 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
 
 def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
     results = content["results"]
-    experiment: Mapping[str, Any] = content.get("experiment") or {}
-    environment: Mapping[str, Any] = content.get("environment") or {}
+    experiment: Mapping[str, Any] = content.get("experiment", {})
+    environment: Mapping[str, Any] = content.get("environment", {})
     rows = table(results)
-    dataset = (experiment.get("data") or {}).get("name", "")
+    dataset = experiment.get("data", {}).get("name", "")
     title = " on ".join(part for part in (experiment.get("recipe", ""), dataset) if part)
     parts = [
         f"# lit_fast: {title or 'results'}",

@@ -9,7 +9,8 @@ from typing import Any
 from lit_fast.figure import BLACK, DARK, LIGHT, SERIES, legend, nothing, panels, plain_log, save, whole_epochs
 from lit_fast.report.curves import Points, curve, finite, history, phase_starts
 from lit_fast.report.section_table import looked_at
-from lit_fast.runs.results import RunResult, Runs
+from lit_fast.runs.results import Runs
+from lit_fast.runs.schema import RunResult
 
 __all__ = ["draw_sections"]
 
@@ -93,7 +94,7 @@ def _looks(run: RunResult) -> list[tuple[int, Mapping[str, Any]]]:
 
 
 def _count(runs: Runs) -> int:
-    return max(len(look["teacher_fed"]) for run in runs for _, look in _looks(run))
+    return min(len(look["teacher_fed"]) for run in runs for _, look in _looks(run))
 
 
 def _of(field: str, section: int) -> Series:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from lit_fast.runs.results import RunResult, Runs, grouped
+from lit_fast.runs.results import Runs, grouped
+from lit_fast.runs.schema import RunResult
 
 __all__ = ["SECTION_COLUMNS", "looked_at", "section_rows"]
 
@@ -33,7 +34,7 @@ def section_rows(results: Runs) -> list[tuple[str, ...]]:
             for phase, look in last.items():
                 phases.setdefault(phase, []).append(look)
         for phase, looks in phases.items():
-            for i in range(len(looks[0]["teacher_fed"])):
+            for i in range(min(len(look["teacher_fed"]) for look in looks)):
                 fed, composed = (
                     statistics.fmean(look[key][i] for look in looks) for key in ("teacher_fed", "composed")
                 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from lit_fast.files import atomic_write
+from lit_fast.files import atomic_write, make_folder, must_be_regular
 
 __all__ = ["RunLog"]
+
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -46,15 +49,21 @@ class RunLog:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The beginning of the log that is whole: the last line of a killed run may be cut."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    must_be_regular(path)
+    kept: list[str] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for line in lines:
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run may be cut
+            at = json.loads(line)["step"]
+            later = at > step
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if len(kept) + 1 < len(lines):
+                _log.warning("%s: line %d is damaged; it is dropped with all that follow", path, len(kept) + 1)
             break
-        if entry["step"] > step:
+        if later:
             break
         kept.append(line)
     return kept
@@ -65,4 +74,4 @@ def _summary_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step or None)
+    return SummaryWriter(str(make_folder(folder)), purge_step=step or None)

@@ -1,30 +1,23 @@
-"""What an experiment found: ``results.json``, and one table row per network and way of training it."""
+"""What an experiment found, as in ``results.json``, and one table row per network and way of training it."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from lit_fast.errors import ReportError
 from lit_fast.files import write_json
+from lit_fast.runs.schema import ClassifierResults, GeneratorResults, Results, RunResult
+from lit_fast.runs.stored import read_json
 from lit_fast.tables import aligned
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired
 
 __all__ = [
     "HEADERS",
-    "Accuracy",
-    "Pruned",
-    "Results",
     "Row",
-    "RunResult",
     "Runs",
-    "Size",
     "Spread",
     "grouped",
     "headers",
@@ -36,6 +29,7 @@ __all__ = [
     "plain_table",
     "read_results",
     "table",
+    "trains_generators",
     "way_of",
     "write_results",
 ]
@@ -61,70 +55,6 @@ _ACCURACY_OF = {
     "causal_lm": "next %: next tokens that are the likeliest; perplexity: exp of their mean cross-entropy, last epoch.",
     "own": "row %: right classes, of the rows that your targets give.",
 }
-_NEEDED = ("name", "role", "model", "variant", "seed", "layers", "parameters", "mmacs", "compression", "accuracy")
-
-
-# -- what is on disk: further keys are kept as they are -----------------------------------------------------------
-
-
-class Accuracy(TypedDict):
-    """In percent: after the last epoch, and of the weights that were best on validation. None: not measured."""
-
-    val_last: float
-    val_best: float
-    best_epoch: int
-    test_last: float | None
-    test_best: float | None
-
-
-class Pruned(TypedDict, total=False):
-    """Of a pruned network alone, whose compression is by the parameters that are not zero."""
-
-    sparsity: float
-    nonzero_parameters: int
-
-
-class Size(Pruned):
-    """Of a network: MACs in millions, for one input; compression, the teacher's parameters over its own."""
-
-    layers: int
-    parameters: int
-    mmacs: float
-    compression: float
-
-
-class RunResult(Size):
-    """How one run ended: ``result.json`` in its folder, and an entry of ``results.json``.
-
-    ``role`` is "teacher" or "student", ``model`` the network's label, ``teacher`` the name of the run that taught it,
-    ``history`` an entry for each epoch, ``files`` the weights by what they are, as paths within the run folder.
-    """
-
-    name: str
-    role: str
-    model: str
-    variant: str
-    seed: int | None
-    teacher: str | None
-    epochs: int
-    seconds: float
-    images_per_second: float | None
-    history: list[dict[str, Any]]
-    files: dict[str, str]
-    accuracy: NotRequired[Accuracy]  # of a classifier
-    macs_ratio: NotRequired[float]  # of a generator: the teacher's over its own
-    targets: NotRequired[str]  # of anything but a classifier: what the accuracy is of
-    scores: NotRequired[dict[str, float | None]]  # of a generator, once all have been trained; of a language model
-
-
-class Results(TypedDict):
-    """``results.json``: the experiment as it was resolved, where it ran, and its runs, the teacher's first."""
-
-    experiment: dict[str, Any]
-    environment: dict[str, Any]
-    left_out: NotRequired[list[str]]  # images that cannot be decoded
-    results: list[RunResult]
-
 
 Runs = Sequence[RunResult]
 _FILE = "results.json"
@@ -199,47 +129,57 @@ def write_results(run_dir: Path, content: Results) -> None:
     write_json(run_dir / _FILE, content)
 
 
-def read_results(run_dir: Path) -> Results:
-    """The content of ``run_dir/results.json`` as it is.
+def read_results(run_dir: Path, *, generators: bool = False) -> Results:
+    """The content of ``run_dir/results.json``, of an experiment with classifiers or with generators.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is not JSON.
+        OSError: it cannot be read.
+        ReportError: it is not what an experiment writes; names the file and the key.
     """
-    content: Results = json.loads((run_dir / _FILE).read_text(encoding="utf-8"))
+    content: Results = read_json(run_dir / _FILE, GeneratorResults if generators else ClassifierResults, ReportError)
     return content
 
 
-def load_results(run_dir: Path) -> Results:
-    """The content of ``run_dir/results.json``, looked through, of an experiment with classifiers.
+def trains_generators(run_dir: Path) -> bool:
+    """Whether ``results.json`` is of an experiment with generators; false where it cannot be read."""
+    try:
+        content = read_json(run_dir / _FILE, dict[str, Any], ReportError)
+    except (OSError, ReportError):
+        return False
+    experiment = content.get("experiment")
+    return isinstance(experiment, dict) and experiment.get("task") == "gan"
+
+
+def load_results(run_dir: Path, *, generators: bool = False) -> Results:
+    """As `read_results`, of an experiment of which a run has ended.
 
     Raises:
-        ReportError: there is none, or it is not what an experiment writes; names the file.
+        ReportError: there is none, or it is not what an experiment writes; names the file and the key.
     """
     path = run_dir / _FILE
     try:
-        content = read_results(run_dir)
+        content = read_results(run_dir, generators=generators)
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError(
             f"{path} does not exist: {run_dir} is not the run folder of an experiment, or none of its runs has ended"
         ) from None
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
-        raise ReportError(f"{path}: expected a mapping with a list under 'results', as an experiment writes it")
     if not content["results"]:
         raise ReportError(f"{path} holds no result yet: let a run end, or --resume the experiment")
-    for i, result in enumerate(content["results"]):
-        missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
-        if missing:
-            raise ReportError(f"{path}: result {i + 1} lacks {', '.join(missing)}; this file is not an experiment's")
     return content
 
 
 def picked(result: RunResult, *keys: str) -> dict[str, Any]:
-    """These of its keys, as another results file takes them over."""
+    """These of its keys, as another results file takes them over.
+
+    Raises:
+        ReportError: one is missing.
+    """
     fields: Mapping[str, Any] = result
+    lacking = [key for key in keys if key not in fields]
+    if lacking:
+        raise ReportError(f"the result of run {result['name']} lacks {', '.join(lacking)}")
     return {key: fields[key] for key in keys}
 
 

@@ -18,7 +18,7 @@ from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf
 from lit_fast.models.own import cut, digest, structure
 from lit_fast.pair.inspect import check_pair
-from lit_fast.runs.results import RunResult
+from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import ModelConfig, load_experiment

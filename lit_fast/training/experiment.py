@@ -17,14 +17,13 @@ from lit_fast import models
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
-from lit_fast.files import write_json
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf, resolve
 from lit_fast.models.own import cut, own_network
 from lit_fast.pair.counting import count_layers, count_macs, count_nonzero, count_parameters
 from lit_fast.pair.inspect import check_pair
 from lit_fast.runs.environment import cudnn_benchmark
-from lit_fast.runs.results import Accuracy, Pruned, RunResult, Size
+from lit_fast.runs.schema import Accuracy, Pruned, RunResult, Size
 from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.sections.cutting import split
 from lit_fast.sections.model import SplitModel
@@ -143,7 +142,6 @@ class Session(BaseSession[Experiment]):
             if self.targets == "classification":
                 refuse_chance(teacher.label, val.accuracy, len(self.data.val), self.data.num_classes or val.classes)
             test = self._scores(teacher.split, "test") if self.score_test else None
-            self.folder.run(teacher.name)
             result = {
                 "name": teacher.name,
                 "role": "teacher",
@@ -156,8 +154,8 @@ class Session(BaseSession[Experiment]):
                 **self._further(test),
                 **UNTRAINED,
             }
-            write_json(self.folder.path / "runs" / teacher.name / "result.json", result)
             done = cast(RunResult, result)
+            self.folder.finish(teacher.name, done)
         return done
 
     def check(self) -> None:
@@ -246,7 +244,7 @@ class Session(BaseSession[Experiment]):
         config: ModelConfig,
         role: str,
     ) -> RunResult:
-        """Write the weights, touch the test split for the first and only time, write the result."""
+        """Write the weights and touch the test split for the first and only time."""
         spec, student = task.spec, task.student
         last = weights_of(student.model)
         files = {}
@@ -271,7 +269,6 @@ class Session(BaseSession[Experiment]):
             **self._further(tests["last"]),
             **cost(spec, outcome, files),
         }
-        write_json(folder / "result.json", result)
         return cast(RunResult, result)
 
     def as_teacher(self, name: str, label: str, model: SplitModel) -> Teacher:

@@ -7,7 +7,6 @@ of any other student.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn.utils import prune
 from lit_fast.errors import RunFolderError
 from lit_fast.files import write_json
 from lit_fast.runs.results import percent
+from lit_fast.runs.stored import read_json
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.classifier import Experiment
 from lit_fast.settings.variants import VARIANTS
@@ -122,7 +122,7 @@ def refuse_others(folder: Path, spec: RunSpec) -> None:
     file = folder / _SETTINGS
     if not file.exists():
         return
-    there, mine = json.loads(file.read_text(encoding="utf-8")), _settings(spec)
+    there, mine = read_json(file, dict[str, Any], RunFolderError), _settings(spec)
     differing = [f"{key} ({there.get(key)} there, {mine[key]} now)" for key in mine if there.get(key) != mine[key]]
     if differing:
         raise RunFolderError(

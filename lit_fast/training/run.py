@@ -45,19 +45,20 @@ class Run:
 
     Args:
         task: what is trained, and by what.
-        folder: of the run; a checkpoint found there is continued.
+        folder: of the run; a checkpoint found there is continued, if it is of this run.
+        of: the run, as its checkpoints say (`RunFolder.of`).
         console, signals: where progress goes; who may ask to stop.
 
     Raises:
         NonFiniteLoss, Interrupted, StoreError: see there; ``--resume`` then goes on from the last checkpoint.
     """
 
-    def __init__(self, task: Task, folder: Path, *, console: Console, signals: SignalWatch) -> None:
+    def __init__(self, task: Task, folder: Path, of: str, *, console: Console, signals: SignalWatch) -> None:
         self.task, self.folder = task, folder
         self.spec, self.settings, self.workers = task.spec, task.settings, task.workers
         self.console, self.signals = console, signals
         self.steps_per_epoch = task.data.steps_per_epoch(self.settings.batch_size)
-        self.state = RunState(folder, task.networks, self.workers)
+        self.state = RunState(folder, task.networks, self.workers, of)
         self.position = self.state.position
         self.step: Step | None = None
         self.log: RunLog | None = None

@@ -51,6 +51,7 @@ class RunState:
         folder: of the run.
         networks: those that are trained, by name, on one device.
         workers: rank 0 writes, and reads for all.
+        of: the run, as its checkpoints say (`RunFolder.of`).
 
     Attributes:
         position: one object from first to last; a restored checkpoint is written into it.
@@ -58,11 +59,11 @@ class RunState:
         best: the weights of the first network that were best on validation; ``None`` before there are any.
     """
 
-    def __init__(self, folder: Path, networks: Mapping[str, nn.Module], workers: Workers) -> None:
+    def __init__(self, folder: Path, networks: Mapping[str, nn.Module], workers: Workers, of: str) -> None:
         self.position = Position()
         self.tally = LossTally()
         self.best: dict[str, Tensor] | None = None
-        self.store = CheckpointStore(folder / "checkpoints")
+        self.store = CheckpointStore(folder / "checkpoints", of)
         self._networks, self._workers = networks, workers
         self._main = next(iter(networks.values()))
         self._device = next(self._main.parameters()).device

@@ -15,7 +15,9 @@ from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.errors import ConfigError, DataError
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
-from lit_fast.runs.results import RunResult, write_results
+from lit_fast.runs.lock import RunLock
+from lit_fast.runs.results import write_results
+from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.base import AnyExperiment, BaseStepConfig
 from lit_fast.step.lit_model import PRECISIONS
@@ -77,7 +79,7 @@ class BaseSession(Generic[E]):
         self.loader.close()
 
     def run(self, task: Task, folder: Path) -> Run:
-        return Run(task, folder, console=self.console, signals=self.signals)
+        return Run(task, folder, self.folder.of(task.spec.name), console=self.console, signals=self.signals)
 
     def train_task(
         self,
@@ -88,14 +90,20 @@ class BaseSession(Generic[E]):
         """Run a task to its end, or find it ended; its networks then have their last weights, in every process.
 
         Args:
-            finish: writes weights and result of a run, and returns the result; called in rank 0.
+            finish: writes the weights of a run and returns its result; called in rank 0.
             load: reads the weights of a result that was found; called in rank 0.
         """
         name = task.spec.name
         done, folder = self.workers.first(lambda: (self.folder.finished(name), self.folder.run(name)))
         if done is None:
             outcome = self.run(task, folder).run()
-            done = self.workers.first(lambda: finish(task, folder, outcome))
+
+            def end() -> RunResult:
+                result = finish(task, folder, outcome)
+                self.folder.finish(name, result)
+                return result
+
+            done = self.workers.first(end)
         else:
             self.workers.first(lambda: load(done))
         for network in task.networks.values():
@@ -171,7 +179,7 @@ def opened(
     Raises:
         ValueError: what cannot work, before anything is written or read at length.
     """
-    with SignalWatch() as signals, join(experiment.step.device) as workers:
+    with SignalWatch() as signals, join(experiment.step.device) as workers, RunLock() as lock:
         source = source() if callable(source) else source
         data = source.data if isinstance(source, Loader) else source
         check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)
@@ -180,7 +188,9 @@ def opened(
 
         def claim(**further: Any) -> RunFolder:
             identity = {**extra, **further}
-            return workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity))
+            return workers.first(
+                lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity, lock=lock)
+            )
 
         if isinstance(source, Loader):
             loader = source
