@@ -18,7 +18,7 @@ from image_files import cut_short
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_helpers import differing, quiet, without_times
+from training_helpers import checkpoint, differing, quiet, without_times
 
 from lit_fast import models
 from lit_fast.data import DataError, open_data
@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     )
     with pytest.raises(NonFiniteLoss, match=message):
         run_gan_experiment(tiny_gan(folder), tmp_path / "run", console=quiet())
-    kept = CheckpointStore(tmp_path / "run" / "runs" / TEACHER / "checkpoints").load()
+    kept = checkpoint(tmp_path / "run", TEACHER)
     assert kept is not None
     assert kept.step == STEPS
     assert all(tensor.isfinite().all() for tensor in kept.model.values())
@@ -383,7 +383,7 @@ def test_a_file_that_breaks_during_a_run_costs_no_step(
         patch.setattr(FolderSplit, "fetch", breaks)
         with pytest.raises(DataError, match=r"\.jpg: cannot be decoded as an image"):
             run_gan_experiment(experiment, tmp_path / "run", console=quiet())
-    saved = CheckpointStore(tmp_path / "run" / "runs" / TEACHER / "checkpoints").load()
+    saved = checkpoint(tmp_path / "run", TEACHER)
     assert saved is not None
     assert saved.step == 2
     for path, content in kept.items():

@@ -20,14 +20,13 @@ import small_reviews
 import torch
 from everyday import exhaustive
 from torch import Tensor, nn
-from training_helpers import TINY, tiny, weights
+from training_helpers import TINY, checkpoint, tiny, weights
 
 import lit_fast as lf
 from lit_fast.cli.errors import explain
 from lit_fast.data import Augmentation, Data, DataError, from_arrays
 from lit_fast.data.tables import share
 from lit_fast.errors import ConfigError, FirstFailed, Interrupted, WorkerLost
-from lit_fast.runs.checkpoint import CheckpointStore
 from lit_fast.step import parallel
 from lit_fast.step.parallel import SharedGradients, Workers, check_batches, join
 
@@ -334,7 +333,7 @@ def test_a_run_that_lost_a_process_resumes_with_as_many_or_another_number(
     assert len(told) == 1
     assert told[0].startswith(message)
     assert "--resume" in told[0]
-    saved = CheckpointStore(tmp_path / "two" / "runs" / NAME / "checkpoints").load()
+    saved = checkpoint(tmp_path / "two", NAME)
     assert saved is not None
     assert saved.step == (6 if number == signal.SIGKILL else 7)
 

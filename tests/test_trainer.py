@@ -16,7 +16,7 @@ import pytest
 import torch
 from everyday import but_first, exhaustive
 from recorded_graphs import RecordedGraphs
-from training_helpers import TINY, before_step, differing, interrupt, quiet, tiny, weights, without_times
+from training_helpers import TINY, before_step, checkpoint, differing, interrupt, quiet, tiny, weights, without_times
 
 from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
 from lit_fast.extension import EXTENSION
@@ -219,7 +219,7 @@ def test_a_signal_saves_says_so_and_exits(tmp_path: Path, number: signal.Signals
     assert f"stopped by {number.name} after step" in errors
     assert "--resume" in errors
     assert "Traceback" not in errors
-    saved = CheckpointStore(tmp_path / "run" / "runs" / NAME / "checkpoints").load()
+    saved = checkpoint(tmp_path / "run", NAME)
     assert saved is not None
     assert f"after step {saved.step};" in errors
 
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path, monkeypatch
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 5 \(phase lit\): loss nan .*loss.beta") as caught:
         run_experiment(tiny(), tmp_path / "run", console=quiet())
     assert "lr" in str(caught.value)
-    saved = CheckpointStore(tmp_path / "run" / "runs" / NAME / "checkpoints").load()
+    saved = checkpoint(tmp_path / "run", NAME)
     assert saved is not None
     assert saved.step == 3
     assert all(torch.isfinite(tensor).all() for tensor in saved.model.values() if tensor.is_floating_point())

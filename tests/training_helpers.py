@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.settings.classifier import Experiment, load_experiment
 from lit_fast.step.lit_step import LITStep
 
@@ -41,6 +43,12 @@ def quiet() -> Console:
 
 def weights(run_dir: Path, name: str, which: str = "last") -> dict[str, Tensor]:
     return load_file(run_dir / "runs" / name / f"{which}.safetensors")
+
+
+def checkpoint(run_dir: Path, name: str) -> Checkpoint | None:
+    """The one that a resumed run would go on from."""
+    begun_as = json.loads((run_dir / "identity.json").read_text())["folder"]
+    return CheckpointStore(run_dir / "runs" / name / "checkpoints", f"{begun_as} {name}").load()
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

@@ -125,8 +125,8 @@ class CheckpointStore:
                 return _read(folder)
             except OtherLayout as error:
                 raise StoreError(str(error)) from None
-            except Exception as error:  # a damaged file fails in as many ways as it has bytes
-                failures.append(f"{folder}: {error}")
+            except Exception as error:  # what fits its manifest may still be of another version of torch
+                failures.append(str(error) if isinstance(error, ManifestError) else f"{folder}: {error}")
                 _log.warning("checkpoint %s cannot be read (%s); trying the one before it", folder, error)
         if failures:
             raise StoreError(
