@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ __all__ = [
     "as_json",
     "atomic_write",
     "fsync_path",
-    "hashes",
     "make_folder",
     "must_be_regular",
+    "refuse_odd",
     "sha256",
     "system_error",
     "write_json",
@@ -55,7 +55,7 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         OSError: it cannot be written, such as to a full disk; or ``path`` is no regular file: a link, a device.
         Exception: what ``write`` raises for other reasons.
     """
-    _refuse_odd(path)
+    refuse_odd(path)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
     try:
         # Nobody can have put a link there: the name cannot be guessed, and what exists is an error.
@@ -76,8 +76,12 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def _refuse_odd(path: Path) -> None:
-    """Raise OSError for what is there and no regular file."""
+def refuse_odd(path: Path) -> None:
+    """Before a file is written.
+
+    Raises:
+        OSError: what is there is no regular file.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -152,8 +156,3 @@ def sha256(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def hashes(files: Mapping[str, Path | None]) -> dict[str, str]:
-    """SHA-256 of each file that is given."""
-    return {name: sha256(path) for name, path in files.items() if path is not None}

@@ -6,7 +6,57 @@ import copy
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["NamedYaml"]
+__all__ = ["NamedYaml", "parse_yaml"]
+
+_MOST_BYTES = 4 << 20
+_MOST_NODES = 100_000  # a value that aliases repeat counts each time: what is made of them goes through all
+_DEEPEST = 40
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML file of a user's says, in lists, mappings and plain values.
+
+    Raises:
+        ValueError: it is not YAML, gives a key twice, or is larger than settings are: also by what its aliases repeat.
+    """
+    import yaml
+
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"expected at most {_MOST_BYTES >> 20} MiB of settings, got {len(text):,} characters")
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        _size(root, {}, 0)
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"lists and mappings are more than {_DEEPEST} deep") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _size(node: Any, known: dict[int, int], depth: int) -> int:
+    """How many nodes a YAML node has once its aliases are written out."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if depth > _DEEPEST:
+        raise ValueError(f"lists and mappings are more than {_DEEPEST} deep")
+    if id(node) not in known:
+        keys: list[str] = []
+        size = 1
+        for part in node.value:
+            if isinstance(part, tuple):
+                keys.append(str(part[0].value))
+            size += sum(_size(inner, known, depth + 1) for inner in (part if isinstance(part, tuple) else (part,)))
+        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise ValueError(f"the key {twice[0]!r} is given twice{_line(node)}")
+        if size > _MOST_NODES:
+            raise ValueError(f"with its aliases written out it has more than {_MOST_NODES:,} values")
+        known[id(node)] = size
+    return known[id(node)]
+
+
+def _line(node: Any) -> str:
+    return f", in the mapping at line {node.start_mark.line + 1}"
 
 
 class NamedYaml:

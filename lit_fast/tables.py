@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
-__all__ = ["aligned", "markdown_table"]
+__all__ = ["aligned", "fenced", "markdown_table", "markdown_text", "printable"]
+
+
+def printable(text: str) -> str:
+    """Names as a terminal may show them: what would move its cursor, colour it or end a line is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown_text(text: str) -> str:
+    """Names as Markdown shows them, and nothing that it or HTML would make of their signs."""
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code in Markdown, behind a longer fence than any that is in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def aligned(
@@ -18,6 +36,7 @@ def aligned(
         rule: lines above the rule; None: no rule.
         least: the columns' least widths.
     """
+    lines = [[printable(cell) for cell in line] for line in lines]
     flush_left = range(left) if isinstance(left, int) else left
     least = least or [0] * len(lines[0])
     widths = [max(width, *map(len, column)) for width, *column in zip(least, *lines, strict=True)]

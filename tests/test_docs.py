@@ -222,8 +222,13 @@ class PageRun:
             hold(block, shown(self.printed))
         elif kind == "results":
             folder = block.page.parent / argument
-            found = json.loads((folder / "results.json").read_text()) if trains_generators(folder) else load_results(folder)
-            hold(block, gan_table(found["results"]) if trains_generators(folder) else plain_table(table(found["results"])))
+            found = (
+                json.loads((folder / "results.json").read_text()) if trains_generators(folder) else load_results(folder)
+            )
+            hold(
+                block,
+                gan_table(found["results"]) if trains_generators(folder) else plain_table(table(found["results"])),
+            )
         elif kind == "study":
             hold(block, studies_at(block.page.parent / "results" / "studies")[argument])
         elif kind == "files":

@@ -101,7 +101,9 @@ def test_one_file_alone_is_held_to_the_manifest_beside_it(files: Path) -> None:
 def saved(folder: Path, of: str, value: float) -> CheckpointStore:
     store = CheckpointStore(folder, of)
     for step in (1, 2):
-        store.save(Checkpoint(step, {"w": torch.full((40,), value + step)}, {"w": torch.full((3,), value)}, {"n": value}))
+        store.save(
+            Checkpoint(step, {"w": torch.full((40,), value + step)}, {"w": torch.full((3,), value)}, {"n": value})
+        )
     return store
 
 
@@ -181,12 +183,14 @@ def resumed(folders: Path, run_dir: Path) -> str:
 
 @pytest.mark.parametrize(
     ("file", "damage"),
-    but_first([
-        (f"runs/{TEACHER}/last.safetensors", flip),
-        (f"runs/{TEACHER}/best.safetensors", remove),
-        (f"runs/{TEACHER}/result.json", exchange),
-        (f"runs/{TEACHER}/{MANIFEST}", remove),
-    ]),
+    but_first(
+        [
+            (f"runs/{TEACHER}/last.safetensors", flip),
+            (f"runs/{TEACHER}/best.safetensors", remove),
+            (f"runs/{TEACHER}/result.json", exchange),
+            (f"runs/{TEACHER}/{MANIFEST}", remove),
+        ]
+    ),
 )
 def test_a_teacher_that_is_not_as_it_was_trained_teaches_nobody(
     folders: Path, tmp_path: Path, file: str, damage: Callable

@@ -20,12 +20,12 @@ from training_helpers import TINY, before_step, checkpoint, differing, interrupt
 
 from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreError
 from lit_fast.extension import EXTENSION
+from lit_fast.runs import folder as folder_module
 from lit_fast.runs.checkpoint import CheckpointStore
 from lit_fast.step import capture
 from lit_fast.step.lit_step import LITStep
 from lit_fast.teacher import programs
 from lit_fast.training import classifier
-from lit_fast.runs import folder as folder_module
 from lit_fast.training import experiment as experiment_module
 from lit_fast.training.experiment import run_experiment, train_model
 from lit_fast.training.interrupt import SignalWatch

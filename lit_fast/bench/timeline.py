@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_fast.bench.ways import Way
 from lit_fast.figure import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels, save
+from lit_fast.files import atomic_write
 
 __all__ = ["PARTS", "Bar", "Timeline", "draw", "mark", "record"]
 
@@ -77,7 +78,7 @@ def record(way: Way, title: str, trace: Path) -> Timeline:
             way()
         if cuda:
             torch.cuda.synchronize()
-    profiler.export_chrome_trace(str(trace))
+    atomic_write(trace, lambda path: profiler.export_chrome_trace(str(path)))
     events = json.loads(trace.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
     return _read([event for event in events if event.get("ph") == "X"], title)
 

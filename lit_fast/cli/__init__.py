@@ -20,6 +20,7 @@ from lit_fast.cli.networks import evaluate, export, inspect
 from lit_fast.cli.reproduce import reproduce
 from lit_fast.cli.search import search
 from lit_fast.openmp import share_cores
+from lit_fast.training.interrupt import stop_with_stdin
 
 __all__ = ["app", "main"]
 
@@ -83,6 +84,7 @@ app.command("build-info")(build_info)
 def main() -> None:
     """Console entry point."""
     share_cores()
+    stop_with_stdin()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # "±" on a terminal that has no such sign

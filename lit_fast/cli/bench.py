@@ -73,6 +73,7 @@ def bench(
 
     from lit_fast import models
     from lit_fast.bench.ways import Problem
+    from lit_fast.files import refuse_odd
     from lit_fast.runs.environment import describe_environment, resolve_device
     from lit_fast.runs.export import random_input
     from lit_fast.sections.inputs import replaced
@@ -83,6 +84,8 @@ def bench(
     for option, path in (("--out", out), ("--profile", profile)):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option} {path}: there is no folder {path.parent}")
+        if path is not None:
+            refuse_odd(path)
     if profile is not None and profile.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--profile: expected a file ending in .png, .svg or .pdf, got {profile}")
     if threads is not None:

@@ -181,6 +181,7 @@ def _conclude(folder: Path) -> None:
     from lit_fast.gan import report as gan_report
     from lit_fast.report.run import load_results, table, write_report
     from lit_fast.runs.results import legend, trains_generators
+    from lit_fast.tables import printable
 
     if trains_generators(folder):
         typer.echo(gan_report.conclude(folder))
@@ -200,7 +201,7 @@ def _conclude(folder: Path) -> None:
     for result in results:
         last = (result.get("files") or {}).get("last")
         if last and (folder / last).is_file():  # results are read without their weights, too
-            typer.echo(f"weights  {folder / last}")
+            typer.echo(printable(f"weights  {folder / last}"))
 
 
 def _print_table(rows: Sequence[Row]) -> None:
@@ -217,14 +218,16 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 def _rich_table(rows: Sequence[Row]) -> Table:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from lit_fast.runs.results import headers
+    from lit_fast.tables import printable
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, (above, name) in enumerate(headers(rows)):
         # Only the way of training may wrap: its longest name is the one thing that outgrows a narrow terminal.
         shown.add_column(f"{above}\n{name}", justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
     for row in rows:
-        shown.add_row(*row.cells(), style="bold" if row.training == "lit" else "")
+        shown.add_row(*(escape(printable(cell)) for cell in row.cells()), style="bold" if row.training == "lit" else "")
     return shown

@@ -251,8 +251,11 @@ def export(
 
 
 def _must_exist(checkpoint: Path) -> None:
+    from lit_fast.runs.manifest import check_beside
+
     if not checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {checkpoint}: there is no such file")
+    check_beside(checkpoint)
 
 
 def _told(network: Network | None, checkpoint: Path) -> Network:

@@ -11,7 +11,7 @@ from lit_fast.figure import BLACK, WAY_COLORS, legend, panels, plain_log, save, 
 from lit_fast.files import atomic_write
 from lit_fast.runs.results import Runs, left_out_lines, load_results
 from lit_fast.runs.schema import Results, RunResult
-from lit_fast.tables import aligned, markdown_table
+from lit_fast.tables import aligned, fenced, markdown_table, markdown_text
 
 __all__ = ["LEGEND", "conclude", "draw", "table"]
 
@@ -111,12 +111,12 @@ def draw(results: Runs, path: Path) -> None:
 
 
 def _markdown(content: Results, figure: Path | None) -> str:
-    environment = [(key, str(value)) for key, value in content["environment"].items()]
+    environment = [(markdown_text(key), markdown_text(str(value))) for key, value in content["environment"].items()]
     experiment = yaml.safe_dump(content["experiment"], sort_keys=False, allow_unicode=True).rstrip()
     settings = content["experiment"]
     parts = [
-        f"# lit_fast: {settings.get('recipe', '')} on {settings.get('data', {}).get('name', '')}",
-        markdown_table(_COLUMNS, [_cells(result) for result in content["results"]], left=None),
+        markdown_text(f"# lit_fast: {settings.get('recipe', '')} on {settings.get('data', {}).get('name', '')}"),
+        markdown_table(_COLUMNS, [tuple(map(markdown_text, _cells(r))) for r in content["results"]], left=None),
         LEGEND,
         "## Curves",
         f"![losses over the epochs]({figure.name})" if figure else "(no figure: matplotlib is not installed)",
@@ -124,6 +124,6 @@ def _markdown(content: Results, figure: Path | None) -> str:
         "## Environment",
         markdown_table(("", ""), environment, left=None),
         "## Config",
-        f"```yaml\n{experiment}\n```",
+        fenced(experiment, "yaml"),
     ]
     return "\n\n".join(parts) + "\n"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_fast.files import atomic_write
+from lit_fast.files import atomic_write, make_folder
 from lit_fast.models.stargan import with_domain
 
 __all__ = ["domains", "draw_grid", "to_pixels", "translate"]
@@ -58,7 +58,7 @@ def draw_grid(
     """Write the PNG ``path``: columns are the original and the domains; each image has one row per generator.
 
     Args:
-        path: its folder is made if absent.
+        path: its folder is made if absent, in one that is there.
         images: [N, 3, H, W] in -1..1.
         labels: [N, D].
         attributes: the names of the columns.
@@ -86,7 +86,7 @@ def draw_grid(
                 canvas.paste(tile, (_LABEL + column * step_x, y))
             y += step_y
         y += _MARGIN
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     atomic_write(path, lambda temporary: canvas.save(temporary, format="PNG"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from lit_fast.errors import ReportError
 from lit_fast.figure import MARKERS, SERIES, panels, plain_log, save
@@ -14,7 +15,7 @@ from lit_fast.files import atomic_write
 from lit_fast.paper import gan as generators
 from lit_fast.paper.view import View, dots
 from lit_fast.runs.results import Spread, way_of
-from lit_fast.tables import aligned, markdown_table
+from lit_fast.tables import aligned, markdown_table, markdown_text
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
 
@@ -180,18 +181,20 @@ def _cells(line: Line, *, pruned: bool) -> tuple[str, ...]:
 def _markdown(content: dict[str, Any], view: View, figure: Path | None) -> str:
     budget, environment = content["budget"], content["environment"]
     parts = [
-        f"# {content['title']}",
-        f"{content['source'][0].upper()}{content['source'][1:]}. Budget {budget['name']}: {budget['about']}. Dataset:"
-        f" {', '.join(content['dataset'])}. Device: {environment['device']}, torch {environment['torch']}.",
+        f"# {markdown_text(content['title'])}",
+        markdown_text(
+            f"{content['source'][:1].upper()}{content['source'][1:]}. Budget {budget['name']}: {budget['about']}. "
+            f"Dataset: {', '.join(content['dataset'])}. Device: {environment['device']}, torch {environment['torch']}."
+        ),
     ]
     if view.warning is not None:
         parts.append(f"**{view.warning}**")
     for group, rows in tables(view).items():
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        parts += [f"## {group}", markdown_table(("setting", *view.columns[1:]), cells, left=3)]
+        cells = [[markdown_text(cell) for cell in row] for row in rows]
+        parts += [f"## {markdown_text(group)}", markdown_table(("setting", *view.columns[1:]), cells, left=3)]
     parts += view.below
     if figure is not None:
-        parts.append(f"![{content['title']}]({figure.name})")
+        parts.append(f"![{markdown_text(content['title'])}]({quote(figure.name)})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from lit_fast.errors import NonFiniteLoss, ReportError, StudyFailed
-from lit_fast.files import atomic_write, write_json
+from lit_fast.errors import NonFiniteLoss, ReportError, RunFolderError, StudyFailed
+from lit_fast.files import atomic_write, make_folder, refuse_odd, write_json
 from lit_fast.gan.any_experiment import run_any_experiment, train_any_teacher
 from lit_fast.paper import gan as generators
 from lit_fast.paper.budgets import Budget
@@ -24,6 +26,7 @@ from lit_fast.paper.identity import digest
 from lit_fast.paper.plan import GanScores, Planned, Study
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.results import load_results, picked
+from lit_fast.training.interrupt import STOP_WITH_STDIN
 
 __all__ = ["planned_content", "run_study"]
 
@@ -66,7 +69,8 @@ def run_study(
             key = digest(run.teacher)
             if key not in given:
                 console.print(f"teacher of {run.group}: {run.teacher.teacher.label}", highlight=False)
-                given[key] = train_any_teacher(run.teacher, folder / "teachers" / key, console=console)
+                own = make_folder(folder / "teachers") / key
+                given[key] = train_any_teacher(run.teacher, own, console=console)
             teacher = experiment.teacher.model_copy(update=given[key])
             experiment = experiment.model_copy(update={"teacher": teacher})
         ready.append(run._replace(experiment=experiment))
@@ -85,7 +89,7 @@ def _title(run: Planned) -> str:
 
 
 def _in_this_process(run: Planned, folder: Path, console: Console) -> tuple[str, Path]:
-    own = folder / "runs" / digest(run.experiment)
+    own = _run_folder(folder, run)
     try:
         run_any_experiment(run.experiment, own, resume=True, console=console)
     except NonFiniteLoss as error:  # a finding, such as of a learning rate without the IR loss
@@ -93,23 +97,30 @@ def _in_this_process(run: Planned, folder: Path, console: Console) -> tuple[str,
     return "done", own
 
 
+def _run_folder(folder: Path, run: Planned) -> Path:
+    own = make_folder(folder / "runs") / digest(run.experiment)
+    if own.is_symlink():
+        raise RunFolderError(f"{own} is a symbolic link, which is not followed: remove it")
+    return own
+
+
 def _in_processes(runs: Sequence[Planned], folder: Path, workers: int, shown: _Shown, console: Console) -> None:
     places: queue.Queue[int] = queue.Queue()
     for place in range(workers):
         places.put(place)
 
-    def one(i: int) -> None:
-        own = folder / "runs" / digest(runs[i].experiment)
-        own.parent.mkdir(parents=True, exist_ok=True)
+    def one(i: int, alive: int) -> None:
+        own = _run_folder(folder, runs[i])
         config, log = own.with_suffix(".yaml"), own.with_suffix(".log")
         atomic_write(config, lambda p: p.write_text(runs[i].experiment.to_yaml(), encoding="utf-8"))
+        refuse_odd(log)
         place = places.get()
         try:
             command = [sys.executable, "-m", "lit_fast", "distill", "--config", str(config), "--run-dir", str(own)]
-            environment = {**os.environ, **_device(place)}
+            environment = {**os.environ, **_device(place), STOP_WITH_STDIN: "1"}
             with log.open("a", encoding="utf-8") as output:
                 code = subprocess.run(
-                    [*command, "--resume"], env=environment, stdout=output, stderr=output, check=False
+                    [*command, "--resume"], env=environment, stdin=alive, stdout=output, stderr=output, check=False
                 ).returncode
         finally:
             places.put(place)
@@ -118,11 +129,36 @@ def _in_processes(runs: Sequence[Planned], folder: Path, workers: int, shown: _S
         console.print(f"{_title(runs[i])}: {status}", highlight=False, markup=False)
         shown.done(i, status, own)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, range(len(runs))))
+    with _alive() as (alive, stop), ThreadPoolExecutor(workers) as pool:
+        try:
+            list(pool.map(one, range(len(runs)), itertools.repeat(alive)))
+        except BaseException:  # Ctrl-C, or a results file that cannot be written: those under way save and stop
+            stop()
+            pool.shutdown(cancel_futures=True)
+            raise
     failed = [entry["status"] for entry in shown.runs if entry["status"].startswith("failed")]
     if failed:
         raise StudyFailed(f"{len(failed)} of {len(runs)} runs failed; the first {failed[0]}")
+
+
+@contextmanager
+def _alive() -> Iterator[tuple[int, Callable[[], None]]]:
+    """A pipe for the standard input of other processes, whose end tells them that this one has gone, and how to end it.
+
+    The system closes it whatever this process dies of.
+    """
+    reading, writing = os.pipe()
+    ends = [writing]
+
+    def stop() -> None:
+        while ends:
+            os.close(ends.pop())
+
+    try:
+        yield reading, stop
+    finally:
+        stop()
+        os.close(reading)
 
 
 def _device(place: int) -> dict[str, str]:

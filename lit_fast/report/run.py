@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -16,7 +17,7 @@ from lit_fast.report.section_plots import draw_sections
 from lit_fast.report.section_table import SECTION_COLUMNS, looked_at, section_rows
 from lit_fast.runs.results import Row, Runs, headers, left_out_lines, legend, load_results, table
 from lit_fast.runs.schema import Results, RunResult
-from lit_fast.tables import markdown_table
+from lit_fast.tables import fenced, markdown_table, markdown_text
 
 __all__ = ["ReportPaths", "load_results", "table", "write_report"]
 
@@ -68,7 +69,7 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
     dataset = experiment.get("data", {}).get("name", "")
     title = " on ".join(part for part in (experiment.get("recipe", ""), dataset) if part)
     parts = [
-        f"# lit_fast: {title or 'results'}",
+        f"# lit_fast: {markdown_text(title) or 'results'}",
         markdown_table(_columns(rows), [_cells(row) for row in rows]),
         legend(rows) + " Compression: the first teacher's parameters over the network's own. MMACs: millions of "
         "multiply-accumulates for one image. Seconds and images/s: training alone, without evaluation.",
@@ -82,10 +83,10 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
         ),
         *left_out_lines(content.get("left_out") or ()),
         "## Environment",
-        markdown_table(("", ""), [(str(key), _inline(value)) for key, value in environment.items()], left=2),
+        markdown_table(("", ""), [(_inline(key), _inline(value)) for key, value in environment.items()], left=2),
         "## Config",
         "As resolved from recipe, file and command line; `lit-fast distill --config FILE` repeats it.",
-        "```yaml\n" + yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).rstrip() + "\n```",
+        fenced(yaml.safe_dump(dict(experiment), sort_keys=False, allow_unicode=True).rstrip(), "yaml"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,7 +100,7 @@ def _sections(results: Runs, figure: Path | None) -> list[str]:
         "On a batch of the validation split, in training mode, after the last epoch of each phase. Teacher-fed, "
         "composed: IR error of a section that is given the teacher's IR, or the student's own, mean over the elements; "
         "gap: their difference. Cosine: between the gradients of the KD and the IR loss in that section.",
-        markdown_table(SECTION_COLUMNS, rows, left=3),
+        markdown_table(SECTION_COLUMNS, [tuple(map(markdown_text, row)) for row in rows], left=3),
         *([f"![IR errors, assembly gaps, cosines]({SECTIONS_PNG})"] if figure else []),
     ]
 
@@ -116,7 +117,8 @@ def _joined(above: str, name: str) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     network, training, layers, _, *others = row.cells()
-    return (network, training, str(row.seeds), layers, f"{row.parameters:,}", *others)
+    names = (markdown_text(network), markdown_text(training))
+    return (*names, str(row.seeds), layers, f"{row.parameters:,}", *others)
 
 
 def _run_cells(result: RunResult) -> tuple[str, ...]:
@@ -124,13 +126,13 @@ def _run_cells(result: RunResult) -> tuple[str, ...]:
     epoch = accuracy.get("best_epoch")
     files = result.get("files") or {}
     return (
-        str(result["name"]),
+        markdown_text(result["name"]),
         _percent(accuracy.get("val_last")),
         _percent(accuracy.get("val_best")) + ("" if epoch is None else f" ({epoch})"),
         _percent(accuracy.get("test_last")),
         _percent(accuracy.get("test_best")),
         str(result.get("epochs") or "-"),
-        ", ".join(f"[{name}]({path})" for name, path in files.items() if path) or "-",
+        ", ".join(f"[{markdown_text(name)}]({quote(path)})" for name, path in files.items() if path) or "-",
     )
 
 
@@ -141,4 +143,4 @@ def _percent(value: float | None) -> str:
 def _inline(value: Any) -> str:
     if isinstance(value, Mapping):
         value = ", ".join(f"{key} {item}" for key, item in value.items())
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return markdown_text(str(value).replace("\n", " "))

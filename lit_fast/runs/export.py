@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lit_fast.data.formats.alphabet import SYMBOLS
 from lit_fast.errors import ExportError
-from lit_fast.files import atomic_write
+from lit_fast.files import atomic_write, refuse_odd
 from lit_fast.runs.weights import WeightInfo, save_weights
 from lit_fast.sections.dryrun import untouched
 
@@ -73,6 +73,7 @@ def export(
         raise ValueError(f"export format: expected one of {', '.join(FORMATS)}, got {to!r}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the name of a file in it")
+    refuse_odd(out)
     if to == "onnx":
         _require_onnx()
     out.parent.mkdir(parents=True, exist_ok=True)

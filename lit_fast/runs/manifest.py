@@ -12,11 +12,11 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from lit_fast.errors import ManifestError
+from lit_fast.errors import CheckpointError, ManifestError
 from lit_fast.files import must_be_regular, sha256, write_json
 from lit_fast.runs.stored import read_json
 
-__all__ = ["MANIFEST", "check_beside", "check_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "check_beside", "check_manifest", "hashes", "write_manifest"]
 
 MANIFEST = "manifest.json"
 
@@ -63,13 +63,32 @@ def check_beside(path: Path) -> None:
     """Hold one file to the manifest beside it, where there is one that has it.
 
     Raises:
-        ManifestError: it is not as it was written.
+        CheckpointError: it is not as it was written.
     """
     if not (path.parent / MANIFEST).is_file():
         return
-    entry = _read(path.parent)["files"].get(path.name)
-    if entry is not None:
-        _check(path, entry)
+    try:
+        entry = _read(path.parent)["files"].get(path.name)
+        if entry is not None:
+            _check(path, entry)
+    except ManifestError as error:
+        raise CheckpointError(
+            f"{error}. Bring it back as it was; if it was written over on purpose, move it out of the run's folder"
+        ) from None
+
+
+def hashes(files: Mapping[str, Path | None]) -> dict[str, str]:
+    """SHA-256 of each file of weights that is given.
+
+    Raises:
+        CheckpointError: as `check_beside`.
+        OSError: one cannot be read.
+    """
+    given = {name: path for name, path in files.items() if path is not None}
+    for path in given.values():
+        must_be_regular(path)
+        check_beside(path)
+    return {name: sha256(path) for name, path in given.items()}
 
 
 def _read(folder: Path) -> Manifest:

@@ -12,7 +12,7 @@ from lit_fast.errors import ReportError
 from lit_fast.files import write_json
 from lit_fast.runs.schema import ClassifierResults, GeneratorResults, Results, RunResult
 from lit_fast.runs.stored import read_json
-from lit_fast.tables import aligned
+from lit_fast.tables import aligned, markdown_text
 
 __all__ = [
     "HEADERS",
@@ -266,5 +266,5 @@ def left_out_lines(files: Sequence[str]) -> list[str]:
     return [
         f"## Images left out: {len(files)}",
         "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
-        "\n".join(f"- {file}" for file in files),
+        "\n".join(f"- {markdown_text(file)}" for file in files),
     ]

@@ -6,15 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD, Data
-from lit_fast.files import atomic_write
+from lit_fast.errors import CheckpointError
+from lit_fast.files import atomic_write, must_be_regular
+from lit_fast.models.registry import Network
 from lit_fast.models.saved import read_torch
+from lit_fast.runs.stored import checked
 
 __all__ = ["WeightInfo", "normalization_of", "read_info", "save_weights"]
 
@@ -58,8 +63,8 @@ class WeightInfo:
         """(C, H, W) of an image, or (L,) of a text."""
         if self.length is not None:
             return (self.length,)
-        assert self.in_channels is not None
-        assert self.image_size is not None
+        if self.in_channels is None or self.image_size is None:
+            raise CheckpointError(f"the weights of {self.model} do not tell what it is fed")
         return (self.in_channels, self.image_size, self.image_size)
 
 
@@ -71,14 +76,44 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], info: WeightInfo) ->
 
 
 def read_info(path: Path) -> WeightInfo | None:
-    """The metadata of a weight file written here; ``None`` for any other file."""
+    """The metadata of a weight file written here; ``None`` for any other file.
+
+    Raises:
+        CheckpointError: a value is none that is written here; names file and key.
+    """
     try:
+        must_be_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        fields: dict[str, Any] = {k: _thaw(json.loads(v)) for k, v in metadata.items() if k != "format"}
-        return WeightInfo(**fields)
-    except (SafetensorError, OSError, TypeError, json.JSONDecodeError):
+        fields: dict[str, Any] = {k: json.loads(v) for k, v in metadata.items() if k != "format"}
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return None
+    if not _Metadata.__required_keys__ <= fields.keys():
+        return None
+    checked(fields, _Metadata, f"{path}: metadata", CheckpointError)
+    kind = Network(fields["model"]).kind
+    needed = ("num_classes", "length") if kind == "texts" else ("num_classes", "in_channels", "image_size")
+    for key in needed if kind is not None else ():
+        if fields.get(key) is None:
+            raise CheckpointError(f"{path}: metadata: {key}: expected a number for {fields['model']}, got null")
+    if len(fields["mean"]) != len(fields["std"]):
+        raise CheckpointError(f"{path}: metadata: expected as many values in mean as in std")
+    return WeightInfo(**{key: _thaw(fields[key]) for key in _Metadata.__annotations__ if key in fields})
+
+
+class _Metadata(TypedDict):
+    """What `WeightInfo` becomes in a file."""
+
+    model: Annotated[str, Field(max_length=300)]
+    num_classes: Annotated[int, Field(ge=0, le=10**6)] | None
+    in_channels: Annotated[int, Field(ge=1, le=10**4)] | None
+    image_size: Annotated[int, Field(ge=1, le=10**4)] | None
+    dataset: Annotated[str, Field(max_length=1000)]
+    mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]]
+    std: list[Annotated[float, Field(gt=0, le=1e6)]]
+    cardinality: NotRequired[Annotated[int, Field(ge=1, le=1024)] | None]
+    length: NotRequired[Annotated[int, Field(ge=1, le=10**6)] | None]
+    width: NotRequired[Annotated[int, Field(ge=1, le=10**4)] | None]
 
 
 def _thaw(value: object) -> object:

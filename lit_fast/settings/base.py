@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from lit_fast.files import hashes
+from lit_fast.runs.manifest import hashes
 from lit_fast.settings.schedule import Phase
 
 LoaderName = Literal["auto", "resident", "dali", "torch"]  # lit_fast.data.loaders.NAMES

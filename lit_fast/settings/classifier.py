@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast, get_args
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
 from lit_fast.errors import ConfigError
+from lit_fast.files import must_be_regular
 from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, TargetsKind
+from lit_fast.named_yaml import parse_yaml
 from lit_fast.runs.results import percent
 from lit_fast.settings.base import (
     AnyExperiment,
@@ -308,8 +309,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not of the form key=value, for example loss.beta=0.5")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {error}") from error
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
@@ -387,10 +388,11 @@ def kind_of(tree: Mapping[str, Any]) -> type[Experiment] | type[GanExperiment]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        must_be_regular(path)
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of YAML, or of UTF-8
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(tree).__name__}")

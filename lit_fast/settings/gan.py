@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
-from lit_fast.files import hashes
 from lit_fast.literals import IRKind
+from lit_fast.runs.manifest import hashes
 from lit_fast.settings.base import (
     AnyExperiment,
     BaseDataConfig,

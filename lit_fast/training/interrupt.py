@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -9,7 +10,21 @@ from typing import Any
 
 from lit_fast.errors import Interrupted
 
-__all__ = ["SignalWatch", "stopped"]
+__all__ = ["STOP_WITH_STDIN", "SignalWatch", "stop_with_stdin", "stopped"]
+
+STOP_WITH_STDIN = "LIT_FAST_STOP_WITH_STDIN"  # in the environment of a process that another one has started
+
+
+def stop_with_stdin() -> None:
+    """Where that is set: a SIGTERM to this process when its standard input ends, which it does when its parent dies."""
+    if STOP_WITH_STDIN in os.environ:
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stopped(name: str, by: str, step: int) -> Interrupted:

@@ -25,11 +25,11 @@ class RunProgress:
     def __init__(self, console: Console, name: str, total_steps: int, done: int) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -52,7 +52,7 @@ class RunProgress:
         self._bar.update(self._task, status=f"{losses}  {images_per_second:,.0f} images/s")
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def epoch_line(name: str, entry: Mapping[str, Any], epochs: int, shown: str) -> str:

@@ -105,7 +105,7 @@ class Run:
         engine = self.task.engine()
         if engine is not None and not self._told_engine:
             self._told_engine = True
-            self.console.print(f"{self.spec.name}: {engine}", highlight=False)
+            self.console.print(f"{self.spec.name}: {engine}", highlight=False, markup=False)
 
     def _train_phase(self, phase: Phase) -> None:
         at = self.position

@@ -22,6 +22,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.settings.base import AnyExperiment, BaseStepConfig
 from lit_fast.step.lit_model import PRECISIONS
 from lit_fast.step.parallel import ALONE, Workers, check_batches, join
+from lit_fast.tables import printable
 from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.interrupt import SignalWatch
 from lit_fast.training.run import Outcome, Run
@@ -61,11 +62,11 @@ class BaseSession(Generic[E]):
         self.console = console if workers.leads else Console(file=io.StringIO(), quiet=True)
         self.device = loader.device
         self.results: list[RunResult] = []
-        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False)
+        self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False, markup=False)
         left_out = self.data.left_out
         if left_out:
             self.console.print(
-                f"images left out: {len(left_out)}, such as {left_out[0]}", highlight=False, markup=False
+                printable(f"images left out: {len(left_out)}, such as {left_out[0]}"), highlight=False, markup=False
             )
 
     @classmethod
@@ -188,9 +189,7 @@ def opened(
 
         def claim(**further: Any) -> RunFolder:
             identity = {**extra, **further}
-            return workers.first(
-                lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity, lock=lock)
-            )
+            return workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity, lock=lock))
 
         if isinstance(source, Loader):
             loader = source

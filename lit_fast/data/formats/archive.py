@@ -1,5 +1,6 @@
 """Find a published dataset in a folder or in its .tar.gz, and read members by name."""
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -7,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_fast.errors import DataError
+from lit_fast.files import must_be_regular
+
+_MOST_BYTES = 400_000_000  # twice what a dataset of a form unpacks to
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,11 @@ class Archive:
                 raise DataError(f"{self.path(name)}: missing from the archive; download it again")
             return self.members[name]
         try:
-            return (self.location / name).read_bytes()
+            path = self.location / name
+            must_be_regular(path)
+            if path.stat().st_size > _MOST_BYTES:
+                raise DataError(f"{path}: expected at most {_MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
+            return path.read_bytes()
         except FileNotFoundError:
             raise DataError(f"{self.path(name)}: missing; unpack the archive again") from None
         except OSError as error:
@@ -90,13 +98,30 @@ def find(data_dir: Path, forms: Sequence[Form]) -> Archive | None:
     return None
 
 
+class _Limited(gzip.GzipFile):
+    """A .gz of which no more is unpacked than a dataset can have, whatever the lengths in it say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0 or self.tell() + size > _MOST_BYTES + tarfile.RECORDSIZE:
+            raise tarfile.ReadError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+        return super().read(size)
+
+
 def _untar(path: Path, form: Form) -> dict[str, bytes]:
     """Contents of the wanted files; nothing is written to disk, so member paths and links can do no harm."""
     wanted = {f"{form.folder}/{name}": name for name in form.files}
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        must_be_regular(path)
+        with _Limited(path) as content, tarfile.open(fileobj=content, mode="r:") as tar:
+            total = 0
             for member in tar:
+                total += member.size  # of others too: they are unpacked on the way to the next
+                if total > _MOST_BYTES:
+                    raise DataError(
+                        f"{path}: unpacks to more than {_MOST_BYTES:,} bytes, which {form.folder} has not; download it"
+                        " again"
+                    )
                 name = wanted.get(member.name.removeprefix("./"))
                 if name is not None and member.isfile():
                     stream = tar.extractfile(member)

@@ -20,6 +20,7 @@ from lit_fast.data.formats.images import pillow
 from lit_fast.data.options import Options
 from lit_fast.data.tables import generator
 from lit_fast.errors import DataError
+from lit_fast.files import must_be_regular
 
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")  # StarGAN's, and the LIT paper's figure 9
 CROP, SIZE = 178, 128  # pixels: the width of an aligned image; StarGAN's training size
@@ -151,6 +152,7 @@ def _check_images(listing: Path, folder: Path, faces: Faces, crop: int) -> None:
             raise DataError(f"{listing}:{line}: there is no image {name} in {folder}")
     first = folder / faces.names[0]
     try:
+        must_be_regular(first)
         with pillow().open(first) as image:
             short = min(image.size)
     except OSError as error:

@@ -164,7 +164,7 @@ def _binary(content: bytes, path: str, version: Version, records: int) -> tuple[
 def _python(content: bytes, path: str, version: Version, records: int) -> tuple[Tensor, Tensor]:
     batch = read_pickle(content, path)
     if not isinstance(batch, dict) or b"data" not in batch or version.label_key not in batch:
-        keys = sorted(map(repr, batch)) if isinstance(batch, dict) else type(batch).__name__
+        keys = sorted(map(repr, batch))[:8] if isinstance(batch, dict) else type(batch).__name__
         raise DataError(f"{path}: expected a dictionary with the keys b'data' and {version.label_key!r}, got {keys}")
     labels = batch[version.label_key]
     kinds = {type(label).__name__ for label in labels} if isinstance(labels, list) else set()

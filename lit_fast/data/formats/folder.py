@@ -15,6 +15,7 @@ from lit_fast.data.formats.images import check_header, in_threads, pillow, read_
 from lit_fast.data.options import IMAGENET_MEAN, IMAGENET_STD, Options
 from lit_fast.data.splits import kept_and_held_out
 from lit_fast.errors import DataError
+from lit_fast.files import must_be_regular
 
 _VAL = ("val", "valid", "validation")  # what people call it
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -188,4 +189,5 @@ def _check_classes(folder: Path, labels: Tensor, classes: tuple[str, ...]) -> No
 
 
 def _file_hash(path: Path) -> bytes:
+    must_be_regular(path)
     return hashlib.sha256(path.read_bytes()).digest()

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_fast.errors import DataError
+from lit_fast.files import must_be_regular
 
+_MOST_PIXELS = 178_956_970  # above it Pillow takes an image for an attack; 512 MiB of RGB
 _THREADS = min(8, os.cpu_count() or 1)
 
 A = TypeVar("A")
@@ -54,18 +56,27 @@ def pixels(image: Any) -> Tensor:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file that does not begin like an image; cheap, nothing is decoded.
+    """Refuse a file that does not begin like an image, or like one that is too large; cheap, nothing is decoded.
 
     Raises:
         DataError: naming the file.
     """
     try:
-        with pillow().open(path):
-            pass
+        must_be_regular(path)
+        with pillow().open(path) as image:
+            _check_size(image, path)
     except DataError:
         raise
     except Exception as error:  # decoders of broken files raise nearly anything
         raise _undecodable(path, error) from error
+
+
+def _check_size(image: Any, path: Path) -> None:
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise DataError(
+            f"{path}: expected at most {_MOST_PIXELS:,} pixels, got {width:,} x {height:,}; make it smaller"
+        )
 
 
 def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
@@ -89,7 +100,9 @@ def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
 def _square(path: Path, size: int, crop: int | None) -> Tensor:
     image_module = pillow()
     try:
+        must_be_regular(path)
         with image_module.open(path) as image:
+            _check_size(image, path)
             colour = eight_bit(image, str(path), keep_grey=False)
     except DataError:
         raise
@@ -100,6 +113,11 @@ def _square(path: Path, size: int, crop: int | None) -> Tensor:
     width, height = colour.size
     short = min(width, height)
     width, height = size * width // short, size * height // short
+    if width * height > _MOST_PIXELS:
+        raise DataError(
+            f"{path}: {colour.size[0]} x {colour.size[1]} pixels: its shorter side as {size} pixels makes it {width} x "
+            f"{height}; cut the image or remove it"
+        )
     left, top = (width - size) // 2, (height - size) // 2
     resized = colour.resize((width, height), image_module.Resampling.BILINEAR)
     return pixels(resized.crop((left, top, left + size, top + size)))

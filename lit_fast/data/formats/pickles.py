@@ -7,6 +7,7 @@ they are given: no NumPy function sees the file's contents. Anything else is ref
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
 def _encode(text: str, encoding: str) -> bytes:
     """`_codecs.encode` as protocol 2 uses it to spell bytes; other codecs are not needed."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}" if isinstance(encoding, str) else "")
     return text.encode("latin-1")
 
 
@@ -68,12 +69,52 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _SafeUnpickler(pickle.Unpickler):
+class _SafeUnpickler(pickle._Unpickler):
+    """Python's own, in Python: the one in C reserves what lengths and positions in a file ask for, before it reads.
+
+    Keys are plain values: a tuple that holds another twice, which holds another twice, and so on, takes a few hundred
+    bytes, and its hash no end of time.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        if size > self.left():
+            raise pickle.UnpicklingError("it is cut short")
+        self.append(bytearray(self.read(size)))
+
+    def __init__(self, content: bytes) -> None:
+        file = io.BytesIO(content)
+        super().__init__(file, encoding="bytes")
+        self.left = lambda: len(content) - file.tell()
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs") from None
+
+
+def _with_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """An opcode that fills a dictionary from the stack, ``keys`` of which become keys."""
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            if not isinstance(key, bytes | str | int):
+                raise pickle.UnpicklingError(f"it has a key of type {type(key).__name__}")
+        load(unpickler)
+
+    return checked
+
+
+_dispatch = _SafeUnpickler.dispatch
+_KEYS = {pickle.SETITEM: slice(-2, -1), pickle.SETITEMS: slice(0, None, 2), pickle.DICT: slice(0, None, 2)}
+for _code, _keys in _KEYS.items():
+    _dispatch[_code[0]] = _with_plain_keys(_dispatch[_code[0]], _keys)
+_dispatch[pickle.BYTEARRAY8[0]] = _SafeUnpickler.load_bytearray8
+for _code in (pickle.FROZENSET, pickle.ADDITEMS, pickle.EMPTY_SET):  # would be hashed as well
+    del _dispatch[_code[0]]
 
 
 def read_pickle(content: bytes, path: str) -> Any:
@@ -87,7 +128,7 @@ def read_pickle(content: bytes, path: str) -> Any:
         DataError: if the pickle is malformed, truncated, or names anything else.
     """
     try:
-        return _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
+        return _SafeUnpickler(content).load()
     except Exception as error:  # a malformed pickle can raise nearly anything
         raise DataError(
             f"{path}: refused as a CIFAR pickle of {len(content)} bytes: {error or type(error).__name__};"
@@ -113,7 +154,10 @@ def uint8_matrix(value: Any, shape: tuple[int, int], path: str) -> Tensor:
         raise DataError(f"{path}: expected an array of uint8 {shape}, got {type(value).__name__}")
     code = value.type.code if isinstance(value.type, _Type) else value.type
     if code not in ("u1", "|u1") or value.shape != shape:
-        raise DataError(f"{path}: expected an array of uint8 {shape}, got {code} {value.shape}")
+        kind = code[:20] if isinstance(code, str) else type(code).__name__
+        numbers = isinstance(value.shape, tuple) and all(isinstance(size, int) for size in value.shape)
+        got = str(value.shape)[:80] if numbers else "a shape that is none"
+        raise DataError(f"{path}: expected an array of uint8 {shape}, got {kind} {got}")
     raw, size = value.raw, shape[0] * shape[1]
     if not isinstance(raw, bytes | bytearray) or len(raw) != size:
         got = len(raw) if isinstance(raw, bytes | bytearray) else type(raw).__name__

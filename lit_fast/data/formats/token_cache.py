@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,11 +45,11 @@ def write(path: Path, key: bytes, parts: Iterable[Rows]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         labels = bytearray()
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             for tokens, part_labels in parts:
                 file.write(tokens.contiguous().numpy().data)
                 labels += part_labels.numpy().tobytes()

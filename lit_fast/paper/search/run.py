@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from lit_fast.errors import ConfigError, NonFiniteLoss
-from lit_fast.files import write_json
+from lit_fast.files import refuse_odd, write_json
 from lit_fast.paper.identity import digest, teacher_alone
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.settings.classifier import Experiment
@@ -33,7 +33,8 @@ class Space(NamedTuple):
         for name, values in zip(NAMES, self):
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name}: expected different values, got {list(values)}")
-            wrong = [v for v in values if not (v > 0 if name == "tau" else 0 <= v <= 1)]
+            most = 1e6 if name == "tau" else 1.0  # Optuna draws without end between infinite bounds
+            wrong = [v for v in values if not 0 <= v <= most or (name == "tau" and v == 0)]
             if wrong:
                 raise ConfigError(f"{name}: expected {'values > 0' if name == 'tau' else '0..1'}, got {wrong}")
 
@@ -81,7 +82,7 @@ class _Trials:
         experiment = self._base.model_copy(update={"loss": loss, "variants": (variant,)})
         own = self.folder / "runs" / digest(experiment)
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        self.console.print(f"{stage}: {variant}, {shown}", highlight=False)
+        self.console.print(f"{stage}: {variant}, {shown}", highlight=False, markup=False)
         try:
             results = run_experiment(experiment, own, resume=True, console=self.console, score_test=False)
             scores = [float(r["accuracy"]["val_best"]) for r in results if r["role"] == "student"]
@@ -139,6 +140,7 @@ def joint(experiment: Experiment, folder: Path, space: Space, *, count: int, con
     if count < 1:
         raise ConfigError(f"trials: expected at least 1, got {count}")
     trials = _Trials(experiment, folder, "joint", console or Console())
+    refuse_odd(folder / "optuna.log")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
     study = optuna.create_study(study_name="lit", storage=storage, load_if_exists=True, direction="maximize")
