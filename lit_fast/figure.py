@@ -76,6 +76,10 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all, in the format of the path's ending."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name begins no formula
     atomic_write(path, lambda p: figure.savefig(p, format=path.suffix.removeprefix(".")))
 
 

@@ -22,7 +22,8 @@ def markdown_text(text: str) -> str:
 def fenced(text: str, language: str) -> str:
     """A block of code in Markdown, behind a longer fence than any that is in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
+    shown = "\n".join(map(printable, text.split("\n")))
+    return f"{fence}{language}\n{shown}\n{fence}"
 
 
 def aligned(

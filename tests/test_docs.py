@@ -20,7 +20,6 @@ import doctest
 import functools
 import importlib
 import io
-import json
 import os
 import pkgutil
 import re
@@ -222,13 +221,9 @@ class PageRun:
             hold(block, shown(self.printed))
         elif kind == "results":
             folder = block.page.parent / argument
-            found = (
-                json.loads((folder / "results.json").read_text()) if trains_generators(folder) else load_results(folder)
-            )
-            hold(
-                block,
-                gan_table(found["results"]) if trains_generators(folder) else plain_table(table(found["results"])),
-            )
+            generators = trains_generators(folder)
+            found = load_results(folder, generators=generators)["results"]
+            hold(block, gan_table(found) if generators else plain_table(table(found)))
         elif kind == "study":
             hold(block, studies_at(block.page.parent / "results" / "studies")[argument])
         elif kind == "files":

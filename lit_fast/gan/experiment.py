@@ -186,9 +186,9 @@ class GanSession(BaseSession[GanExperiment]):
         """
         weights = self.experiment.metrics.inception
         attributes, grid = self.data.classes, self.folder.path / "samples.png"
-        left = [
-            r for r in self.results if "scores" not in r or (weights is not None and r["scores"].get("fid") is None)
-        ]
+        known = {result["name"]: result["scores"] for result in self.results if "scores" in result}
+        without = [name for name, scores in known.items() if weights is not None and scores.get("fid") is None]
+        left = [result for result in self.results if result["name"] in without or result["name"] not in known]
         if not left and grid.exists():
             return self.results
         features = None if weights is None else [f.to(self.device) for f in inception_features(weights)]

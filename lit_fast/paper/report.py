@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,10 @@ from lit_fast.errors import ReportError
 from lit_fast.figure import MARKERS, SERIES, panels, plain_log, save
 from lit_fast.files import atomic_write
 from lit_fast.paper import gan as generators
+from lit_fast.paper.schema import GanStudyResults, StudyResults
 from lit_fast.paper.view import View, dots
 from lit_fast.runs.results import Spread, way_of
+from lit_fast.runs.stored import checked, read_json
 from lit_fast.tables import aligned, markdown_table, markdown_text
 
 __all__ = ["Line", "StudyReport", "lines", "plain_tables", "read_results", "tables", "view_of", "write_report"]
@@ -143,19 +144,20 @@ def read_results(path: Path) -> dict[str, Any]:
         ReportError: it is not there, or not a study's.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, dict[str, Any], ReportError)
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not {"study", "title", "budget", "runs"} <= set(content):
+    if not {"study", "title", "budget", "runs"} <= set(content):
         raise ReportError(f"{path} is not the results file of a study")
+    kind = GanStudyResults if content.get("task") == "gan" else StudyResults
+    checked(content, kind, str(path), ReportError)
     return content
 
 
 def _other_data(content: dict[str, Any]) -> bool:
     """Whether the budget trains on something else than the study: the paper's numbers are then no comparison."""
-    return "name" in content["budget"]["set"].get("data", {})
+    data = content["budget"]["set"].get("data")
+    return isinstance(data, dict) and "name" in data
 
 
 def _groups(found: Sequence[Line]) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from typing_extensions import NotRequired, Required, TypedDict
 
-__all__ = ["Accuracy", "ClassifierResults", "GeneratorResults", "Pruned", "Results", "RunResult", "Size"]
+__all__ = ["Accuracy", "ClassifierResults", "GeneratorResults", "Pruned", "Results", "RunResult", "Settings", "Size"]
 
-_OPEN = ConfigDict(extra="allow")
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Number = Annotated[float, Field(ge=-1e18, le=1e18)]  # NaN is none
@@ -45,7 +44,6 @@ class Accuracy(TypedDict):
 class Sections(TypedDict):
     """What the sections looked like at the end of an epoch, a number for each of them."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     teacher_fed: list[Number]
     composed: list[Number]
     cosines: list[Number | None]
@@ -55,7 +53,6 @@ class Sections(TypedDict):
 class Epoch(TypedDict):
     """What a history keeps of an epoch; further keys are loss parts and scores."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     epoch: Count
     phase: Text
     seconds: Number
@@ -104,7 +101,6 @@ class RunResult(Size):
     ``history`` an entry for each epoch, ``files`` the weights by what they are, as paths within the run folder.
     """
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     name: Text
     role: Literal["teacher", "student"]
     model: Text
@@ -124,28 +120,26 @@ class RunResult(Size):
 
 
 class _ClassifierResult(RunResult):
-    accuracy: Required[Accuracy]
+    accuracy: Required[Accuracy]  # type: ignore[misc]
     history: NotRequired[list[ClassifierEpoch]]
 
 
 class _GeneratorResult(RunResult):
-    macs_ratio: Required[Positive]
-    seconds: Required[Number]
-    history: Required[list[GeneratorEpoch]]
-    files: Required[dict[Text, Text]]
+    macs_ratio: Required[Positive]  # type: ignore[misc]
+    seconds: Required[Number]  # type: ignore[misc]
+    history: Required[list[GeneratorEpoch]]  # type: ignore[misc]
+    files: Required[dict[Text, Text]]  # type: ignore[misc]
 
 
 class Dataset(TypedDict):
     """The settings of the dataset; ``name`` as in ``data.name``."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     name: NotRequired[Text]
 
 
 class Settings(TypedDict):
     """An experiment as it was resolved."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     recipe: NotRequired[Text]
     data: NotRequired[Dataset]
 
@@ -153,7 +147,6 @@ class Settings(TypedDict):
 class Results(TypedDict):
     """``results.json``: the experiment as it was resolved, where it ran, and its runs, the teacher's first."""
 
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
     experiment: NotRequired[Settings]
     environment: NotRequired[dict[str, Any]]
     left_out: NotRequired[list[Text]]  # images that cannot be decoded
@@ -165,6 +158,6 @@ class ClassifierResults(Results):
 
 
 class GeneratorResults(Results):
-    experiment: Required[Settings]
-    environment: Required[dict[str, Any]]
+    experiment: Required[Settings]  # type: ignore[misc]
+    environment: Required[dict[str, Any]]  # type: ignore[misc]
     results: list[_GeneratorResult]  # type: ignore[misc]

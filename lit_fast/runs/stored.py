@@ -59,7 +59,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _check_depth(content: Any, named: str, error: type[LitFastError]) -> None:
-    level, depth = [content], 0
+    level, depth = [content] if isinstance(content, dict | list) else [], 0
     while level:
         depth += 1
         if depth > _DEEPEST:

@@ -88,7 +88,7 @@ def read_info(path: Path) -> WeightInfo | None:
         fields: dict[str, Any] = {k: json.loads(v) for k, v in metadata.items() if k != "format"}
     except (SafetensorError, OSError, ValueError, RecursionError):
         return None
-    if not _Metadata.__required_keys__ <= fields.keys():
+    if not {"model", "num_classes", "dataset", "mean", "std"} <= fields.keys():
         return None
     checked(fields, _Metadata, f"{path}: metadata", CheckpointError)
     kind = Network(fields["model"]).kind
@@ -98,7 +98,8 @@ def read_info(path: Path) -> WeightInfo | None:
             raise CheckpointError(f"{path}: metadata: {key}: expected a number for {fields['model']}, got null")
     if len(fields["mean"]) != len(fields["std"]):
         raise CheckpointError(f"{path}: metadata: expected as many values in mean as in std")
-    return WeightInfo(**{key: _thaw(fields[key]) for key in _Metadata.__annotations__ if key in fields})
+    known: dict[str, Any] = {key: _thaw(fields[key]) for key in _Metadata.__annotations__ if key in fields}
+    return WeightInfo(**known)
 
 
 class _Metadata(TypedDict):

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.lock import RunLock
 from lit_fast.runs.results import write_results
-from lit_fast.runs.schema import RunResult
+from lit_fast.runs.schema import RunResult, Settings
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.base import AnyExperiment, BaseStepConfig
 from lit_fast.step.lit_model import PRECISIONS
@@ -124,7 +124,7 @@ class BaseSession(Generic[E]):
         write_results(
             self.folder.path,
             {
-                "experiment": self.experiment.model_dump(mode="json"),
+                "experiment": cast(Settings, self.experiment.model_dump(mode="json")),
                 "environment": describe_environment(self.device, self.workers.size),
                 "left_out": list(self.data.left_out),
                 "results": self.results,

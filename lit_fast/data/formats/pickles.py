@@ -8,7 +8,7 @@ they are given: no NumPy function sees the file's contents. Anything else is ref
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,25 +69,27 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _SafeUnpickler(pickle._Unpickler):
+_Unpickler: Any = pickle._Unpickler
+
+
+class _SafeUnpickler(_Unpickler):  # type: ignore[misc]
     """Python's own, in Python: the one in C reserves what lengths and positions in a file ask for, before it reads.
 
     Keys are plain values: a tuple that holds another twice, which holds another twice, and so on, takes a few hundred
     bytes, and its hash no end of time.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Unpickler.dispatch)
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
-        if size > self.left():
+        if size > self.size:
             raise pickle.UnpicklingError("it is cut short")
         self.append(bytearray(self.read(size)))
 
     def __init__(self, content: bytes) -> None:
-        file = io.BytesIO(content)
-        super().__init__(file, encoding="bytes")
-        self.left = lambda: len(content) - file.tell()
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.size = len(content)
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -155,9 +157,10 @@ def uint8_matrix(value: Any, shape: tuple[int, int], path: str) -> Tensor:
     code = value.type.code if isinstance(value.type, _Type) else value.type
     if code not in ("u1", "|u1") or value.shape != shape:
         kind = code[:20] if isinstance(code, str) else type(code).__name__
-        numbers = isinstance(value.shape, tuple) and all(isinstance(size, int) for size in value.shape)
-        got = str(value.shape)[:80] if numbers else "a shape that is none"
-        raise DataError(f"{path}: expected an array of uint8 {shape}, got {kind} {got}")
+        sizes = value.shape if isinstance(value.shape, tuple) else ()
+        plain = 0 < len(sizes) < 9 and all(isinstance(size, int) and abs(size) < 2**63 for size in sizes)
+        shown = sizes if plain else "of a shape that is none"
+        raise DataError(f"{path}: expected an array of uint8 {shape}, got {kind} {shown}")
     raw, size = value.raw, shape[0] * shape[1]
     if not isinstance(raw, bytes | bytearray) or len(raw) != size:
         got = len(raw) if isinstance(raw, bytes | bytearray) else type(raw).__name__
