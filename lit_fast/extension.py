@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import os
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,12 @@ _LIBRARY = torch.library.Library("lit_fast", "FRAGMENT")
 
 
 def load() -> Extension:
-    """Load the extension if there is one for this torch; never raises for one that is missing or unfit."""
+    """Load the extension if there is one for this torch; never raises for one that is missing or unfit.
+
+    With ``LIT_FAST_NO_EXT=1`` in the environment it is as if there were none.
+    """
+    if os.environ.get("LIT_FAST_NO_EXT") == "1":
+        return Extension(False, "LIT_FAST_NO_EXT=1 is in the environment", {}, None)
     # Beside this package's own files and nowhere else: an editable install of another checkout may offer its own.
     spec = PathFinder.find_spec("lit_fast._C", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:

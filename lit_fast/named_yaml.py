@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["NamedYaml", "parse_yaml"]
 
-_MOST_BYTES = 4 << 20
+_MOST_BYTES = 256 << 10
 _MOST_NODES = 100_000  # a value that aliases repeat counts each time: what is made of them goes through all
 _DEEPEST = 40
 
@@ -22,10 +22,14 @@ def parse_yaml(text: str) -> Any:
     import yaml
 
     if len(text) > _MOST_BYTES:
-        raise ValueError(f"expected at most {_MOST_BYTES >> 20} MiB of settings, got {len(text):,} characters")
+        raise ValueError(f"expected at most {_MOST_BYTES >> 10} KiB of settings, got {len(text):,} characters")
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        _size(root, {}, 0)
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:  # at once: each level takes the scanner longer than the one before
+                raise ValueError(f"lists and mappings are more than {_DEEPEST} deep")
+        _size(yaml.compose(text, yaml.SafeLoader), {}, 0)
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError(f"lists and mappings are more than {_DEEPEST} deep") from None

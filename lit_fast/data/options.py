@@ -77,6 +77,9 @@ def numbers(values: Sequence[float] | None, what: str) -> tuple[float, ...] | No
     return found
 
 
+_MOST_CLASSES = 1_000_000  # each has a name and a row of the last layer
+
+
 def class_count(num_classes: int | None, labels: Tensor) -> int:
     """`num_classes` as given, or one more than the largest training label (int64 [N]).
 
@@ -86,7 +89,10 @@ def class_count(num_classes: int | None, labels: Tensor) -> int:
     if num_classes is None:
         if not len(labels):
             raise DataError("the training split is empty")
-        return int(labels.max()) + 1
+        largest = int(labels.max())
+        if largest >= _MOST_CLASSES:
+            raise DataError(f"label {largest}: expected classes 0 to {_MOST_CLASSES - 1:,}; number yours from 0")
+        return largest + 1
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise DataError(f"num_classes: expected an integer >= 1, got {num_classes!r}")
     return num_classes

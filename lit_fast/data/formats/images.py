@@ -71,12 +71,13 @@ def check_header(path: Path) -> None:
         raise _undecodable(path, error) from error
 
 
-def _check_size(image: Any, path: Path) -> None:
+def _check_size(image: Any, path: Path, shorter: int | None = None) -> None:
+    """Refuse an image of too many pixels, as it is or with its shorter side of so many."""
     width, height = image.size
-    if width * height > _MOST_PIXELS:
-        raise DataError(
-            f"{path}: expected at most {_MOST_PIXELS:,} pixels, got {width:,} x {height:,}; make it smaller"
-        )
+    scale = 1.0 if shorter is None else max(1.0, shorter / max(1, min(width, height)))
+    if width * height * scale**2 > _MOST_PIXELS:
+        scaled = "" if scale == 1.0 else f", {scale:g} times as wide and high when it is resized"
+        raise DataError(f"{path}: expected at most {_MOST_PIXELS:,} pixels, got {width:,} x {height:,}{scaled}")
 
 
 def read_square(path: Path, size: int, crop: int | None = None) -> Tensor:
@@ -102,7 +103,7 @@ def _square(path: Path, size: int, crop: int | None) -> Tensor:
     try:
         must_be_regular(path)
         with image_module.open(path) as image:
-            _check_size(image, path)
+            _check_size(image, path, size if crop is None else None)
             colour = eight_bit(image, str(path), keep_grey=False)
     except DataError:
         raise
@@ -113,11 +114,6 @@ def _square(path: Path, size: int, crop: int | None) -> Tensor:
     width, height = colour.size
     short = min(width, height)
     width, height = size * width // short, size * height // short
-    if width * height > _MOST_PIXELS:
-        raise DataError(
-            f"{path}: {colour.size[0]} x {colour.size[1]} pixels: its shorter side as {size} pixels makes it {width} x "
-            f"{height}; cut the image or remove it"
-        )
     left, top = (width - size) // 2, (height - size) // 2
     resized = colour.resize((width, height), image_module.Resampling.BILINEAR)
     return pixels(resized.crop((left, top, left + size, top + size)))
