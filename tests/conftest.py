@@ -18,6 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as lit_fast/openmp.py
 import torch
 
 import lit_fast
+from lit_fast.extension import EXTENSION
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
@@ -42,6 +43,11 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def pytest_configure() -> None:
-    """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test.
+
+    Without the extension, the warning that says so is no defect of what is tested.
+    """
+    if not EXTENSION.loaded:
+        config.addinivalue_line("filterwarnings", "ignore:lit_fast. no fused loss:UserWarning")
     signal.signal(signal.SIGINT, signal.default_int_handler)

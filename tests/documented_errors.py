@@ -41,13 +41,15 @@ from lit_fast.loss.backends import native
 from lit_fast.models.own import cut, own_network
 from lit_fast.runs import checkpoint, export
 from lit_fast.runs.folder import DALI, RunFolder
+from lit_fast.runs.lock import RunLock
 from lit_fast.settings.classifier import load_experiment
 from lit_fast.step import parallel
 from lit_fast.teacher import programs
 from lit_fast.teacher.instruction import Instruction
 from lit_fast.training.classifier import ClassifierTask
 from lit_fast.training.evaluation import evaluate as evaluate_split
-from lit_fast.training.experiment import Session, run_experiment
+from lit_fast.training.experiment import run_experiment
+from lit_fast.training.run import Run
 from lit_fast.training.tally import LossTally
 
 CAUSES: dict[str, Callable[[], Any]] = {}
@@ -561,14 +563,14 @@ def _() -> None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def run(*overrides: str) -> Any:
+def run(*overrides: str, resume: bool = False) -> Any:
     experiment = load_experiment("digits", overrides=[*TINY, *NO_LOGS, *overrides])
-    return run_experiment(experiment, Path("runs/mine"), console=Console(file=io.StringIO()))
+    return run_experiment(experiment, Path("runs/mine"), resume=resume, console=Console(file=io.StringIO()))
 
 
 def begin() -> None:
     """A run folder that an experiment has begun in."""
-    with mock.patch.object(Session, "teacher", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):
+    with mock.patch.object(Run, "run", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):
         run()
 
 
@@ -650,6 +652,22 @@ def _() -> None:
 def _() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with mock.patch.object(checkpoint, "_save_tensors", side_effect=full):
+        run()
+
+
+@cause("run-damaged")
+def _() -> None:
+    run()
+    weights = Path("runs/mine/runs/teacher-resnet20/last.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    run(resume=True)
+
+
+@cause("run-busy")
+def _() -> None:
+    Path("runs/mine").mkdir(parents=True)
+    with RunLock() as lock:
+        lock.take(Path("runs/mine"))
         run()
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import exhaustive
+from PIL import Image
 from safetensors.torch import save_file
 from test_report import BASIC, content, with_looks
 from training_helpers import quiet, tiny
@@ -261,6 +263,31 @@ def test_a_table_on_a_terminal_shows_names_as_they_are(
 def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     explain(ValueError("two\nlines \x1b[2J"))
     assert capsys.readouterr().err == "error: two\nlines \\x1b[2J\n"
+
+
+@exhaustive
+def test_names_that_are_not_utf_8_end_no_run(tmp_path: Path) -> None:
+    from lit_fast.settings.classifier import load_experiment
+    from lit_fast.training.experiment import run_experiment
+
+    for split in ("train", "test"):
+        for name in (b"a\xff", b"b"):
+            folder = os.path.join(os.fsencode(tmp_path), split.encode(), name)
+            os.makedirs(folder)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(os.fsdecode(os.path.join(folder, b"%d\xfe.png" % i)))
+            Path(os.fsdecode(os.path.join(folder, b"bad\xfd.png"))).write_bytes(b"no image")
+    sets = [
+        "data.name=folder",
+        f"data.dir={tmp_path}",
+        "data.image_size=8",
+        "data.val_size=2",
+        "data.on_bad_image=skip",
+    ]
+    small = ["teacher.model=resnet20", "batch_size=4", "epochs=2", "variants=[lit]", "logging.tensorboard=false"]
+    run_experiment(load_experiment("digits", None, [*sets, *small]), tmp_path / "run", console=quiet())
+    text = write_report(tmp_path / "run").markdown.read_text()
+    assert text.count("\\udcfd.png: cannot be decoded") == 4
 
 
 # -- one process in a folder -----------------------------------------------------------------------------------------

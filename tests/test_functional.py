@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_fast.errors import UnavailableError
+from lit_fast.extension import EXTENSION
 from lit_fast.loss import backends, functional
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager, native
 from lit_fast.loss.backends.checks import check_inputs
@@ -292,6 +293,7 @@ def fresh_choice():
     backends._pick.cache_clear()
 
 
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
 @pytest.mark.usefixtures("fresh_choice")
 def test_auto_prefers_native_on_the_cpu(monkeypatch):
     monkeypatch.setattr(native, "available", lambda *device: (True, "built"))

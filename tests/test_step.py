@@ -391,6 +391,7 @@ class TestRecalibrate:
 # -- the teacher ahead -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
 @pytest.mark.parametrize(("announced", "early"), [(1, 0), (1, 1), (3, 0), (3, 1)])
 def test_prefetching_changes_nothing(announced: int, early: int) -> None:
     """With float64 to rounding: another batch size of the teacher's forward may round otherwise."""
@@ -412,6 +413,7 @@ def test_prefetching_changes_nothing(announced: int, early: int) -> None:
         torch.testing.assert_close(weights[1][name], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
 def test_images_that_were_not_announced_are_trained_on() -> None:
     teacher, student = pair(torch.float32)
     step = lf.LITStep(teacher, student, criterion(), sgd(student), engine="runner")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from everyday import exhaustive
 from test_cli import lit_fast_command, refused
 from training_helpers import quiet
@@ -388,3 +392,53 @@ def test_the_script_s_command_is_one_that_there_is(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     words = scripted(tmp_path, "exit 0", "data", "resnet56", "r56.th", "studies").stdout.split()
     assert "no such file: r56.th" in refused(*words[2:])
+
+
+# -- processes end with the one that started them ----------------------------------------------------------------------
+
+
+def of_folder(folder: Path) -> list[int]:
+    """Processes that were given this folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if f"{folder}/runs".encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+@exhaustive
+def test_no_process_trains_on_when_the_study_is_killed(taught: Path) -> None:
+    (taught / "small.yaml").write_text(yaml.safe_dump(small_study().model_dump(mode="json", exclude_none=True)))
+    sets = [part for key in (*SMALL, "epochs=400") for part in ("--set", key)]
+    command = ["reproduce", str(taught / "small.yaml"), "--jobs", "2", "--run-dir", str(taught), *sets]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_fast", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while len(list(taught.glob("runs/*/runs/*-seed0/log.jsonl"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert len(of_folder(taught)) == 2
+    process.kill()
+    process.wait(timeout=60)
+    while of_folder(taught) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert of_folder(taught) == []
+    assert len(list(taught.glob("runs/*/runs/*/checkpoints/step-*"))) >= 2  # they have saved
+
+
+def test_a_process_ends_when_its_standard_input_does() -> None:
+    code = (
+        "import time; from lit_fast.training.interrupt import stop_with_stdin; stop_with_stdin();"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, running.STOP_WITH_STDIN: "1"}
+    with running._alive() as (alive, stop):
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdin=alive, stdout=subprocess.PIPE, env=environment)
+        assert process.stdout.readline() == b"ready\n"
+        assert process.poll() is None
+        stop()
+        assert process.wait(timeout=30) == -signal.SIGTERM

@@ -126,7 +126,7 @@ class BaseSession(Generic[E]):
             {
                 "experiment": cast(Settings, self.experiment.model_dump(mode="json")),
                 "environment": describe_environment(self.device, self.workers.size),
-                "left_out": list(self.data.left_out),
+                "left_out": [printable(file) for file in self.data.left_out],
                 "results": self.results,
             },
         )
