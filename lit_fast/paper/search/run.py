@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from lit_fast.errors import ConfigError, NonFiniteLoss
-from lit_fast.files import refuse_odd, write_json
+from lit_fast.files import make_folder, refuse_odd, write_json
 from lit_fast.paper.identity import digest, teacher_alone
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.settings.classifier import Experiment
@@ -71,7 +71,7 @@ class _Trials:
         if experiment.teacher.checkpoint is not None:
             return experiment
         alone = teacher_alone(experiment)
-        folder = self.folder / "teachers" / digest(alone)
+        folder = make_folder(self.folder / "teachers") / digest(alone)
         result = train_model(alone, folder, resume=True, console=self.console, score_test=False)
         weights = {"checkpoint": folder / str(result["files"]["last"])}
         return experiment.model_copy(update={"teacher": experiment.teacher.model_copy(update=weights)})
@@ -80,7 +80,7 @@ class _Trials:
         """Best validation accuracy in %, mean over the seeds; of a run that diverges, 0."""
         loss = self._base.loss.model_copy(update=values)
         experiment = self._base.model_copy(update={"loss": loss, "variants": (variant,)})
-        own = self.folder / "runs" / digest(experiment)
+        own = make_folder(self.folder / "runs") / digest(experiment)
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         self.console.print(f"{stage}: {variant}, {shown}", highlight=False, markup=False)
         try:
