@@ -23,6 +23,7 @@ __all__ = [
     "make_folder",
     "must_be_regular",
     "refuse_odd",
+    "remove_leftovers",
     "sha256",
     "system_error",
     "write_json",
@@ -74,6 +75,13 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         if code is None or not (of_temporary or code in _OF_THE_DISK):
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_write` leaves in a folder when its process is killed; nobody else writes there now."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def refuse_odd(path: Path) -> None:

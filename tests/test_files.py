@@ -24,7 +24,15 @@ from training_helpers import quiet, tiny
 import lit_fast as lf
 from lit_fast.cli.errors import explain
 from lit_fast.errors import RunFolderError, StoreError
-from lit_fast.files import as_json, atomic_write, make_folder, must_be_regular, system_error, write_json
+from lit_fast.files import (
+    as_json,
+    atomic_write,
+    make_folder,
+    must_be_regular,
+    remove_leftovers,
+    system_error,
+    write_json,
+)
 from lit_fast.report.run import write_report
 from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.runs.export import export
@@ -66,6 +74,14 @@ def test_the_temporary_name_cannot_be_guessed(tmp_path: Path) -> None:
     for _ in range(3):
         atomic_write(tmp_path / "x", lambda temporary: seen.append(temporary.name))
     assert len(set(seen)) == 3
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path: Path) -> None:
+    names = [".x.json.0123456789abcdef.tmp", ".mine.tmp", "x.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[1:]
 
 
 def test_only_a_regular_file_is_written_over(tmp_path: Path, mine: Path) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from lit_fast.data import Data
 from lit_fast.errors import DataError, ManifestError, RunFolderError
-from lit_fast.files import as_json, atomic_write, make_folder, write_json
+from lit_fast.files import as_json, atomic_write, make_folder, remove_leftovers, write_json
 from lit_fast.runs.lock import RunLock
 from lit_fast.runs.manifest import check_manifest, write_manifest
 from lit_fast.runs.schema import RunResult
@@ -205,7 +205,9 @@ class RunFolder:
         try:
             if not (self.path / "identity.json").exists():
                 raise RunFolderError(f"{self.path}: this folder was deleted or emptied while its experiment ran")
-            return make_folder(make_folder(self.path / "runs") / name)
+            folder = make_folder(make_folder(self.path / "runs") / name)
+            remove_leftovers(folder)
+            return folder
         except OSError as error:
             raise RunFolderError(self._unwritable(error)) from error
 
