@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-__all__ = ["aligned", "fenced", "markdown_table", "markdown_text", "printable"]
+__all__ = ["aligned", "fenced", "markdown_table", "markdown_text", "printable", "printable_lines"]
 
 
 def printable(text: str) -> str:
     """Names as a terminal may show them: what would move its cursor, colour it or end a line is spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, of a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def markdown_text(text: str) -> str:
@@ -22,8 +27,7 @@ def markdown_text(text: str) -> str:
 def fenced(text: str, language: str) -> str:
     """A block of code in Markdown, behind a longer fence than any that is in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    shown = "\n".join(map(printable, text.split("\n")))
-    return f"{fence}{language}\n{shown}\n{fence}"
+    return f"{fence}{language}\n{printable_lines(text)}\n{fence}"
 
 
 def aligned(

@@ -20,6 +20,7 @@ from lit_fast.cli.networks import evaluate, export, inspect
 from lit_fast.cli.reproduce import reproduce
 from lit_fast.cli.search import search
 from lit_fast.openmp import share_cores
+from lit_fast.tables import printable_lines
 from lit_fast.training.interrupt import stop_with_stdin
 
 __all__ = ["app", "main"]
@@ -88,5 +89,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # "±" on a terminal that has no such sign
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        printable_lines(f"warning: {message}"), file=sys.stderr
+    )
     app()

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from lit_fast.errors import Interrupted, LitFastError, Signal
-from lit_fast.tables import printable
+from lit_fast.tables import printable_lines
 
 __all__ = ["explain", "rank"]
 
@@ -61,7 +61,7 @@ def _unexplained(error: Exception) -> bool:
 
 
 def _say(message: str, code: int) -> int:
-    print("\n".join(printable(line) for line in f"error: {message}".split("\n")), file=sys.stderr, flush=True)
+    print(printable_lines(f"error: {message}"), file=sys.stderr, flush=True)
     return code
 
 

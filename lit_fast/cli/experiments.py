@@ -181,10 +181,10 @@ def _conclude(folder: Path) -> None:
     from lit_fast.gan import report as gan_report
     from lit_fast.report.run import load_results, table, write_report
     from lit_fast.runs.results import legend, trains_generators
-    from lit_fast.tables import printable
+    from lit_fast.tables import printable, printable_lines
 
     if trains_generators(folder):
-        typer.echo(gan_report.conclude(folder))
+        typer.echo(printable_lines(gan_report.conclude(folder)))
         return
 
     results = load_results(folder)["results"]

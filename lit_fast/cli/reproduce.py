@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lit_fast.cli.options import DataDir, Settings
+from lit_fast.tables import printable_lines
 
 __all__ = ["reproduce"]
 
@@ -55,7 +56,8 @@ def reproduce(
 
         if name is not None:
             raise ValueError(f"--overview shows all studies: leave out {name}")
-        typer.echo("\n\n\n".join(f"{study}\n{tables}" for study, tables in overview_of(run_dir).items()))
+        found = overview_of(run_dir)
+        typer.echo(printable_lines("\n\n\n".join(f"{study}\n{tables}" for study, tables in found.items())))
         return
     if name is None:
         width = max(map(len, studies.names()))
@@ -82,7 +84,7 @@ def reproduce(
     path = run_study(Path(name).stem, study, (budget, chosen), runs, run_dir, jobs=jobs, console=Console(stderr=True))
     report = write_report(path)
     typer.echo("")
-    typer.echo(report.text)
+    typer.echo(printable_lines(report.text))
     typer.echo(f"\nresults  {path}\nreport   {report.markdown}")
     if report.figure is not None:
         typer.echo(f"figure   {report.figure}")
