@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 
 import hypothesis
@@ -19,6 +20,7 @@ import torch
 
 import lit_fast
 from lit_fast.extension import EXTENSION
+from lit_fast.loss import backends
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
@@ -43,11 +45,15 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test.
-
-    Without the extension, the warning that says so is no defect of what is tested.
-    """
+@pytest.fixture(autouse=True)
+def _told() -> None:
+    """Without the extension, the one warning that says so is no defect of what is tested."""
     if not EXTENSION.loaded:
-        config.addinivalue_line("filterwarnings", "ignore:lit_fast. no fused loss:UserWarning")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            backends.select(torch.device("cpu"))
+
+
+def pytest_configure() -> None:
+    """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

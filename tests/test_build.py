@@ -232,3 +232,8 @@ def test_compilers_can_list_the_ops_of_an_extension_that_no_loss_has_used() -> N
     code = "import lit_fast.extension; from torch._decomp import core_aten_decompositions; core_aten_decompositions()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_can_leave_the_extension_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_FAST_NO_EXT", "1")
+    assert extension.load() == (False, "LIT_FAST_NO_EXT=1 is in the environment", {}, None)
