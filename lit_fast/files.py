@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "OF_THE_DISK",
     "as_json",
     "atomic_write",
     "fsync_path",
@@ -29,7 +30,7 @@ __all__ = [
     "write_json",
 ]
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -72,7 +73,7 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     except Exception as error:
         code = system_error(error)
         of_temporary = isinstance(error, OSError) and error.filename == str(temporary)
-        if code is None or not (of_temporary or code in _OF_THE_DISK):
+        if code is None or not (of_temporary or code in OF_THE_DISK):
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
 

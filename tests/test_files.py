@@ -17,6 +17,7 @@ import pytest
 import torch
 from everyday import exhaustive
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_report import BASIC, content, with_looks
 from training_helpers import quiet, tiny
@@ -165,6 +166,27 @@ def test_an_export_to_a_full_disk_names_the_reason_in_a_line(
     assert explain(caught.value) == 2
     assert capsys.readouterr().err == f"error: {full / 'x.out'}: No space left on device\n"
     assert not list(full.iterdir())
+
+
+def test_a_full_disk_at_the_end_of_a_run_names_the_file_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_fast.training import experiment as module
+
+    def full(path: Path, *_: object) -> None:
+        atomic_write(path, lambda _: (_ for _ in ()).throw(SafetensorError("I/O error: full (os error 28)")))
+
+    monkeypatch.setattr(module, "save_weights", full)
+    with pytest.raises(StoreError, match=r"cannot write .*best\.safetensors: No space left .* then --resume"):
+        module.run_experiment(tiny("epochs=1"), tmp_path / "run", console=quiet())
+
+
+def test_a_log_on_a_full_disk_names_itself(full: Path) -> None:
+    log = RunLog(full, tensorboard=False)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        log.write("step", 1, text="x" * 400_000)
+    assert caught.value.filename == str(full / "log.jsonl")
+    log.close()
 
 
 # -- planted links ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ class RunLog:
         path = folder / "log.jsonl"
         kept = _lines_up_to(path, resume_step) if resume_step else []
         atomic_write(path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
         self._board = _summary_writer(folder / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **fields: Any) -> None:
         """Log ``fields`` under ``event`` (``step``, ``sections``, ``epoch``) at global step ``step``."""
-        self._file.write(json.dumps({"event": event, "step": step, **fields}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"event": event, "step": step, **fields}) + "\n")
+            self._file.flush()
+        except OSError as error:  # which names no file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if self._board is None:
             return
         for key, value in fields.items():
@@ -43,7 +47,8 @@ class RunLog:
                     self._board.add_scalar(f"{event}/{name}", item, step)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what could not be written either
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from lit_fast.data import Data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
-from lit_fast.errors import ConfigError, DataError
+from lit_fast.errors import ConfigError, DataError, StoreError
+from lit_fast.files import OF_THE_DISK
 from lit_fast.runs.environment import describe_environment, resolve_device
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.lock import RunLock
@@ -100,8 +101,16 @@ class BaseSession(Generic[E]):
             outcome = self.run(task, folder).run()
 
             def end() -> RunResult:
-                result = finish(task, folder, outcome)
-                self.folder.finish(name, result)
+                try:
+                    result = finish(task, folder, outcome)
+                    self.folder.finish(name, result)
+                except OSError as error:
+                    if error.errno not in OF_THE_DISK:
+                        raise
+                    raise StoreError(
+                        f"cannot write {error.filename or folder}: {error.strerror}; the last checkpoint of {name} is "
+                        "intact. Make room or mend the folder, then --resume"
+                    ) from error
                 return result
 
             done = self.workers.first(end)
