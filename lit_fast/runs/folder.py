@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -81,7 +82,7 @@ class RunFolder:
             if lock is not None:
                 lock.take(path)
             if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "Permission denied")
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if (path / "identity.json").exists():
                 self._check(data, resume)
             elif any(path.iterdir()):
