@@ -89,10 +89,10 @@ def test_a_mutated_results_file_is_reported_or_refused(tmp_path: Path, monkeypat
 @exhaustive
 def test_whatever_is_not_refused_can_be_drawn(tmp_path: Path) -> None:
     drawn = 0
-    for seed in range(1000, 1100):
+    for seed in range(1000, 1040):
         (tmp_path / "results.json").write_text(json.dumps(mutated(RESULTS, seed)))
         drawn += not refused(tmp_path, lambda: report.write_report(tmp_path))
-    assert drawn > 10
+    assert drawn > 4
 
 
 def test_a_mutated_results_file_of_generators_is_reported_or_refused(

@@ -122,9 +122,11 @@ def lines(content: dict[str, Any]) -> list[Line]:
                 arm,
                 network,
                 variant,
-                first["at"],
+                first.get("at"),
                 done[0].get("nonzero_parameters", done[0]["parameters"]) if done else None,
-                None if first["paper"] is None or not compared else Spread(first["paper"], first["paper_deviation"]),
+                None
+                if first["paper"] is None or not compared
+                else Spread(first["paper"], first.get("paper_deviation")),
                 Spread.of(run["accuracy"]["test_last"] for run in done),
                 Spread.of(run["accuracy"]["test_best"] for run in done),
                 len(done),

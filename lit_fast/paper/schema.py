@@ -28,9 +28,13 @@ class _Tested(TypedDict):
     test_best: Percent
 
 
+class _TeachersAccuracy(TypedDict):
+    test_last: Percent
+
+
 class _Teacher(TypedDict):
     network: Text
-    accuracy: _Tested
+    accuracy: _TeachersAccuracy
 
 
 class _Entry(TypedDict):
@@ -38,10 +42,10 @@ class _Entry(TypedDict):
     arm: Text
     network: Text
     variant: Text
-    seed: int
+    seed: NotRequired[int]
     status: Text
-    at: Number | None
-    paper_deviation: Number | None
+    at: NotRequired[Number | None]
+    paper_deviation: NotRequired[Number | None]
     sparsity: NotRequired[Number | None]
     parameters: NotRequired[Count]
     nonzero_parameters: NotRequired[Count]
