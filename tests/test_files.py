@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from everyday import exhaustive
+from everyday import but_first, exhaustive
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_as_such(full: Path, where: str) -> None:
     assert [path.name for path in (full / "c").iterdir()] == ["step-000000001"]
 
 
-@pytest.mark.parametrize("to", ["safetensors", "torch-export"])
+@pytest.mark.parametrize("to", but_first(["safetensors", "torch-export"]))
 def test_an_export_to_a_full_disk_names_the_reason_in_a_line(
     full: Path, to: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from everyday import but_first, exhaustive
+from everyday import exhaustive
+from test_report import BASIC
 from training_helpers import before_step, differing, interrupt, quiet, tiny, weights
 
+import lit_fast as lf
 from lit_fast.errors import CheckpointError, Interrupted, LitFastError, ManifestError, RunFolderError, StoreError
 from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
+from lit_fast.runs.folder import RunFolder
 from lit_fast.runs.manifest import MANIFEST, check_beside, check_manifest, write_manifest
 from lit_fast.training.experiment import run_experiment
 
@@ -153,6 +156,29 @@ def test_a_users_folder_beside_checkpoints_is_left_alone(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["last.safetensors", "result.json", MANIFEST])
+def test_a_run_that_has_ended_is_held_to_its_manifest(tmp_path: Path, name: str, damage: Callable) -> None:
+    pair = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
+    data = lf.data.from_arrays(pair, test=pair, val_size=8)
+    runs = []
+    for number, place in enumerate(("one", "other")):
+        runs.append(RunFolder(tmp_path / place, tiny(), data, resume=False))
+        assert runs[number].finished("a") is None
+        (runs[number].run("a") / "last.safetensors").write_bytes(place.encode())
+        result = dict(BASIC[0], seconds=number, files={"last": "runs/a/last.safetensors"})
+        runs[number].finish("a", result)
+        assert runs[number].finished("a") == result
+    file, other = (tmp_path / place / "runs" / "a" / name for place in ("one", "other"))
+    damage(file, other)
+    if (name, damage) == ("result.json", remove):
+        assert runs[0].finished("a") is None  # it ends again, from its last checkpoint
+        return
+    named = r"last\.safetensors|manifest\.json|result\.json" if name == MANIFEST else rf"{name}|manifest\.json"
+    with pytest.raises(RunFolderError, match=rf"run a has ended, but .*({named}).*--resume ends this run"):
+        runs[0].finished("a")
+
+
 # -- a whole experiment ----------------------------------------------------------------------------------------------
 
 
@@ -181,16 +207,15 @@ def resumed(folders: Path, run_dir: Path) -> str:
     return "as never damaged"
 
 
+@exhaustive
 @pytest.mark.parametrize(
     ("file", "damage"),
-    but_first(
-        [
-            (f"runs/{TEACHER}/last.safetensors", flip),
-            (f"runs/{TEACHER}/best.safetensors", remove),
-            (f"runs/{TEACHER}/result.json", exchange),
-            (f"runs/{TEACHER}/{MANIFEST}", remove),
-        ]
-    ),
+    [
+        (f"runs/{TEACHER}/last.safetensors", flip),
+        (f"runs/{TEACHER}/best.safetensors", remove),
+        (f"runs/{TEACHER}/result.json", exchange),
+        (f"runs/{TEACHER}/{MANIFEST}", remove),
+    ],
 )
 def test_a_teacher_that_is_not_as_it_was_trained_teaches_nobody(
     folders: Path, tmp_path: Path, file: str, damage: Callable
@@ -222,6 +247,7 @@ def test_no_damage_of_any_file_ends_with_other_weights(folders: Path, tmp_path: 
     assert 4 <= refused < len(files)
 
 
+@exhaustive
 def test_a_folder_of_an_earlier_version_is_refused(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "one", tmp_path / "run")
     identity = tmp_path / "run" / "identity.json"
