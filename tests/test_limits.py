@@ -246,5 +246,5 @@ def test_a_search_has_ends(odd: float) -> None:
 
 def test_labels_of_three_billion_take_no_memory() -> None:
     images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3_000_000_000])
-    with pytest.raises(DataError, match=r"label 3,?000,?000,?000"):
+    with pytest.raises(DataError, match="3000000000"):
         lf_data.from_arrays((images, labels), test=(images, labels), val_size=1)
