@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import drawing
 import hypothesis
 import pytest
 
@@ -42,6 +43,14 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Figures are drawn in this test."""
+    with drawing.drawing():
+        yield
+
+
 def pytest_configure() -> None:
     """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    drawing.figure.atomic_write = drawing.pixel

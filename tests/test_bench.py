@@ -188,6 +188,7 @@ def test_a_trace_is_read_by_thread_stream_and_part() -> None:
     assert found.busy("GPU stream 5") == {"teacher": 15, "between": 5}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_step_is_recorded_part_by_part_and_drawn(tmp_path: Path) -> None:
     one = problem()
     one.mark = timeline.mark
