@@ -30,6 +30,14 @@ def pytest_report_header() -> str:
     return f"lit_fast {info['version']}: torch {info['torch']}, backend {info['backend']} ({info['reason']})"
 
 
+# What takes longest begins first, so that of several workers none waits for another at the end.
+LONGEST = {"test_gpu_script.py", "test_triton.py", "test_benchmarks.py", "test_trainer.py", "test_docs.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
