@@ -9,8 +9,8 @@ With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written
 
 What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
 behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``, which measures one
-round, SHORT_SEARCH behind every ``lit-fast search``. Of each page's figures that are alike the first is drawn;
-later ones are put together and left empty. The commands and calls themselves stand on the page as they are run.
+round, SHORT_SEARCH behind every ``lit-fast search``. The commands and calls themselves stand on the page as they are
+run.
 """
 
 from __future__ import annotations
@@ -151,24 +151,7 @@ def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(distilling, "load_experiment", shortened)
     monkeypatch.setattr(pairing, "FEWEST", 1)
-    draw_once(monkeypatch)
     return tmp_path
-
-
-def draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of figures that are alike, only the first is drawn."""
-    figures = pytest.importorskip("matplotlib.figure")
-    draw, drawn = figures.Figure.savefig, set()
-
-    def savefig(self: Any, path: Path, **options: Any) -> None:
-        kind = tuple(ax.get_title() for ax in self.axes)
-        if kind in drawn:
-            path.touch()
-        else:
-            draw(self, path, **options)
-        drawn.add(kind)
-
-    monkeypatch.setattr(figures.Figure, "savefig", savefig)
 
 
 # -- running a page --------------------------------------------------------------------------------------------------
@@ -348,6 +331,7 @@ def page_name(page: Path) -> str:
 LONG_PAGES = {
     *(
         "checkpoints.md",
+        "own-model.md",
         "quick-start.md",
         "recipes.md",
         "scale-out.md",
