@@ -348,6 +348,7 @@ def page_name(page: Path) -> str:
 LONG_PAGES = {
     *(
         "checkpoints.md",
+        "deploying.md",
         "quick-start.md",
         "recipes.md",
         "scale-out.md",
@@ -359,6 +360,12 @@ LONG_PAGES = {
 }
 
 
+NEEDED = {
+    "frameworks.md": ("accelerate", "lightning", "transformers"),
+    "deploying.md": ("onnxruntime", "torchao", "transformers"),
+}
+
+
 def pages_to_run() -> list[Any]:
     return [pytest.param(page, marks=exhaustive) if page.name in LONG_PAGES else page for page in PAGES]
 
@@ -367,9 +374,8 @@ def pages_to_run() -> list[Any]:
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "dali.md":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
-    if page.name == "frameworks.md":
-        for module in ("accelerate", "lightning", "transformers"):
-            pytest.importorskip(module, reason=f"{module} is not installed")
+    for module in NEEDED.get(page.name, ()):
+        pytest.importorskip(module, reason=f"{module} is not installed")
     run_page(page, PageRun(monkeypatch))
 
 
