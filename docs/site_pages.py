@@ -1,7 +1,7 @@
 """A hook of MkDocs: pages of the site that are made of what lies outside docs/, and the reference of the public names.
 
-The pages in docs/ link to files beside the folder, as one reads them in the repository: README.md, the examples, results.
-Each of these files becomes a page of the site, or a file beside the pages, and links to it lead there.
+The pages in docs/ link to files outside the folder, as they lie in the repository: README.md, the examples, results. Each
+of these files becomes a page of the site, or a file beside the pages, and links to it lead there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,14 @@ def reference() -> str:
 
 def _assigns(node: ast.stmt, name: str) -> bool:
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+
+
+class ExampleSections(griffe.Extension):
+    """Our docstrings say "Example:"; griffe's parser knows only "Examples:" as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
 # -- files outside docs/, by their paths in the repository ------------------------------------------------------------

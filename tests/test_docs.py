@@ -24,6 +24,7 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -565,6 +566,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page_name(page)} links to {target}"
         if anchor:
             assert anchor in anchors(path), f"{page_name(page)} links to {target}"
+
+
+def test_the_chart_of_the_readme_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After new results: python docs/results/chart.py docs/results/cifar10-short docs/results/accuracy.svg"""
+    pytest.importorskip("matplotlib")
+    results = ROOT / "docs" / "results"
+    monkeypatch.syspath_prepend(results)
+    bars = runpy.run_path(str(results / "chart.py"))["bars"](results / "cifar10-short")
+    drawn = re.findall(r">([\d.]+ %|\d+ epochs)<", (results / "accuracy.svg").read_text(encoding="utf-8"))
+    shown = [
+        (f"{np.mean(found):.1f} %", f"{epochs} epochs") for ways in bars.values() for epochs, found in ways.values()
+    ]
+    assert drawn == [text for pair in shown for text in pair]
 
 
 def test_the_changelog_knows_this_version() -> None:
