@@ -1,7 +1,7 @@
 """A hook of MkDocs: pages of the site that are made of what lies outside docs/, and the reference of the public names.
 
-The pages in docs/ link to files outside the folder, as they lie in the repository: README.md, the examples, results. Each
-of these files becomes a page of the site, or a file beside the pages, and links to it lead there.
+The pages in docs/ link to files outside the folder, as they lie in the repository: README.md, the examples, results.
+Each of these files becomes a page of the site, or a file beside the pages, and links to it lead there.
 """
 
 from __future__ import annotations
