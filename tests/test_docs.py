@@ -24,6 +24,7 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -332,6 +333,7 @@ LONG_PAGES = {
     *(
         "checkpoints.md",
         "own-model.md",
+        "deploying.md",
         "quick-start.md",
         "recipes.md",
         "scale-out.md",
@@ -343,6 +345,12 @@ LONG_PAGES = {
 }
 
 
+NEEDED = {
+    "frameworks.md": ("accelerate", "lightning", "transformers"),
+    "deploying.md": ("onnxruntime", "torchao", "transformers"),
+}
+
+
 def pages_to_run() -> list[Any]:
     return [pytest.param(page, marks=exhaustive) if page.name in LONG_PAGES else page for page in PAGES]
 
@@ -351,9 +359,8 @@ def pages_to_run() -> list[Any]:
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "dali.md":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
-    if page.name == "frameworks.md":
-        for module in ("accelerate", "lightning", "transformers"):
-            pytest.importorskip(module, reason=f"{module} is not installed")
+    for module in NEEDED.get(page.name, ()):
+        pytest.importorskip(module, reason=f"{module} is not installed")
     run_page(page, PageRun(monkeypatch))
 
 
@@ -543,6 +550,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page_name(page)} links to {target}"
         if anchor:
             assert anchor in anchors(path), f"{page_name(page)} links to {target}"
+
+
+def test_the_chart_of_the_readme_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After new results: python docs/results/chart.py docs/results/cifar10-short docs/results/accuracy.svg"""
+    pytest.importorskip("matplotlib")
+    results = ROOT / "docs" / "results"
+    monkeypatch.syspath_prepend(results)
+    bars = runpy.run_path(str(results / "chart.py"))["bars"](results / "cifar10-short")
+    drawn = re.findall(r">([\d.]+ %|\d+ epochs)<", (results / "accuracy.svg").read_text(encoding="utf-8"))
+    shown = [
+        (f"{np.mean(found):.1f} %", f"{epochs} epochs") for ways in bars.values() for epochs, found in ways.values()
+    ]
+    assert drawn == [text for pair in shown for text in pair]
 
 
 def test_the_changelog_knows_this_version() -> None:
