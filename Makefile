@@ -1,6 +1,7 @@
 # make demo   train a teacher and distil students on scikit-learn's handwritten digits; report in demo/
 # make test   run the tests, as many at a time as there are cores (8 at most)
 # make test-exhaustive  run those that make test leaves out because they take long
+# make docs   build the documentation as a site, in site/
 # make bench  measure on this machine's CPU; results in benchmarks/results
 # All set up .venv by themselves: Python >= 3.10 and a C++ compiler are enough. PYTHON names another interpreter:
 #   make test PYTHON=python3.12
@@ -11,7 +12,7 @@ PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --di
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard build_backend/*.py) csrc/sources.txt \
          $(shell cat csrc/sources.txt) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*/*.h kernels/*.h kernels/*/*)
 
-.PHONY: demo test test-exhaustive bench clean
+.PHONY: demo test test-exhaustive docs bench clean
 
 demo: $(VENV)/installed-demo
 	$(VENV)/bin/lit-fast distill --run-dir demo
@@ -22,11 +23,14 @@ test: $(VENV)/installed-test
 test-exhaustive: $(VENV)/installed-test
 	$(PYTEST) -m exhaustive
 
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 bench: $(VENV)/installed-test
 	OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest benchmarks --device cpu --threads 2 --results benchmarks/results
 
 clean:
-	rm -rf $(VENV) build dist lit_fast.egg-info lit_fast/_C*.so
+	rm -rf $(VENV) build dist site lit_fast.egg-info lit_fast/_C*.so
 
 # torch first: the extension is then built against it.
 $(VENV)/installed-%: $(BUILD) | $(VENV)/bin/python

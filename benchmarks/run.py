@@ -108,7 +108,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     chosen = (tuple(names) if names else None for names in (options.settings, options.variants))
     choice = Choice(*chosen, known, options.turn)
-    seconds = {"seconds": 0.3} if options.tiny else {} if options.rounds is None else {"seconds": options.rounds}
+    seconds = {"seconds": 0.05} if options.tiny else {} if options.rounds is None else {"seconds": options.rounds}
     for suite in options.only or SUITES:
         module = importlib.import_module(SUITES[suite])
         for row in module.run(options.device, deadline, tiny=options.tiny, choice=choice, **seconds):

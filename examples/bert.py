@@ -53,13 +53,14 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 
 class LITTrainer(Trainer):
-    """Logs the parts of the loss; ``evaluate`` gets the student's logits from it."""
+    """Logs the parts of the loss; without them, a plain Trainer does."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
-        loss, parts, logits = model(**inputs)
+        output = model(**inputs)
+        parts = output.parts
         if model.training and self.state.global_step % self.args.logging_steps == 0:
             self.log({"ce": parts.ce.item(), "kl": parts.kl.item(), "ir": parts.ir.sum().item()})
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (output.loss, output) if return_outputs else output.loss
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
         report_to="none",
         use_cpu=args.tiny,
         remove_unused_columns=False,  # it would keep only what LITModel.forward names: the labels
-        label_names=["labels"],
     )
     criterion = lf.LITLoss(alpha=0.5, beta=0.5, tau=2.0)
     several = settings.world_size > 1

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from lit_fast.sections.model import SplitModel
     from lit_fast.sections.projector import Projectors, make_projectors
     from lit_fast.step.diagnostics import SectionDiagnostics, section_diagnostics
-    from lit_fast.step.lit_model import LITModel, LITOutput
+    from lit_fast.step.lit_model import LITModel
     from lit_fast.step.lit_step import LITStep
+    from lit_fast.step.output import LITOutput
     from lit_fast.step.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
     from lit_fast.training.distill import Distilled, distill
@@ -71,7 +72,7 @@ _HOME = {
     "copy_parts": "sections.copying",
     "split": "sections.cutting",
     "LITModel": "step.lit_model",
-    "LITOutput": "step.lit_model",
+    "LITOutput": "step.output",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
     "Distilled": "training.distill",

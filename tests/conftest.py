@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 
+import drawing
 import hypothesis
 import pytest
 
@@ -32,6 +33,14 @@ def pytest_report_header() -> str:
     return f"lit_fast {info['version']}: torch {info['torch']}, backend {info['backend']} ({info['reason']})"
 
 
+# What takes longest begins first, so that of several workers none waits for another at the end.
+LONGEST = {"test_gpu_script.py", "test_triton.py", "test_benchmarks.py", "test_trainer.py", "test_docs.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -54,6 +63,14 @@ def _told() -> None:
             backends.select(torch.device("cpu"))
 
 
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Figures are drawn in this test."""
+    with drawing.drawing():
+        yield
+
+
 def pytest_configure() -> None:
     """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    drawing.figure.atomic_write = drawing.pixel

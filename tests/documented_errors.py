@@ -369,6 +369,11 @@ def _() -> None:
     lf.LITModel(*texts(), lf.LITLoss())(text()[0], attention_mask=text()[0]["attention_mask"])
 
 
+@cause("step-no-inputs")
+def _() -> None:
+    lf.LITModel(*texts(), lf.LITLoss())(labels=torch.zeros(2, dtype=torch.int64))
+
+
 CAUSES["step-accumulate-captured"] = lambda: step(capture=True, accumulate=4)
 CAUSES["step-workers-captured"] = lambda: step(capture=True, workers=parallel.Workers(0, 2, "cpu"))
 CAUSES["step-normalizer-captured"] = lambda: step(capture=True)(IMAGES, LABELS[:2], normalizer=lf.LossCounts(8, 8))

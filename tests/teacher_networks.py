@@ -143,8 +143,8 @@ class PreActivation(nn.Module):
 
 IMAGES = (5, 3, 16, 16)
 NETWORKS = {
-    "resnet20": (lambda: lf.models.resnet20(), None, lambda: torch.randn(IMAGES)),
-    "resnext20": (lambda: lf.models.ResNeXt(20, cardinality=4), None, lambda: torch.randn(IMAGES)),
+    "resnet8": (lambda: lf.models.ResNet(8), None, lambda: torch.randn(IMAGES)),
+    "resnext8": (lambda: lf.models.ResNeXt(8, cardinality=4), None, lambda: torch.randn(IMAGES)),
     "torchvision": (TorchvisionResNet, ["layer1", "layer2"], lambda: torch.randn(5, 3, 32, 32)),
     "text": (TextNet, ["block1", "block2"], lambda: torch.randint(0, 70, (5, 40))),
     "vdcnn": (lf.models.vdcnn9, None, lambda: torch.randint(0, 69, (5, 64))),

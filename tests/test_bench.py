@@ -19,7 +19,7 @@ from lit_fast.step import capture
 
 def problem(batch: int = 4, **options: Any) -> ways.Problem:
     torch.manual_seed(0)
-    teacher, student = lf.split(lf.models.resnet32()), lf.split(lf.models.resnet20())
+    teacher, student = (lf.split(lf.models.ResNet(depth)) for depth in (14, 8))
     return ways.Problem(teacher, student, torch.randn(batch, 3, 8, 8), torch.randint(0, 10, (batch,)), **options)
 
 
@@ -116,7 +116,7 @@ def test_every_way_of_the_step_trains_the_same() -> None:
 
 def test_without_labels_there_is_the_ir_loss_alone() -> None:
     torch.manual_seed(0)
-    teacher, student = lf.split(lf.models.resnet32()), lf.split(lf.models.resnet20())
+    teacher, student = (lf.split(lf.models.ResNet(depth)) for depth in (14, 8))
     images = torch.randn(4, 3, 8, 8)
     with pytest.raises(ValueError, match="labels: expected class indices, got None"):
         ways.Problem(teacher, student, images, None)
@@ -188,6 +188,7 @@ def test_a_trace_is_read_by_thread_stream_and_part() -> None:
     assert found.busy("GPU stream 5") == {"teacher": 15, "between": 5}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_step_is_recorded_part_by_part_and_drawn(tmp_path: Path) -> None:
     one = problem()
     one.mark = timeline.mark

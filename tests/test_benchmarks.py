@@ -128,6 +128,7 @@ def test_the_step_and_the_teacher_are_measured_in_all_variants() -> None:
         assert all(row["times_eager"] > 0 for row in rows if row["variant"] != "eager")
 
 
+@exhaustive
 def test_the_loaders_are_measured_alone_and_with_the_step() -> None:
     rows = list(data.run("cpu", float("inf"), tiny=True, seconds=0.1))
     assert all(row["status"].startswith(("measured", "not available: loader 'dali'")) for row in rows), rows
@@ -149,6 +150,7 @@ def test_the_loss_in_chunks_is_measured_against_whole_logits() -> None:
     assert all(found[f"{what}_of_{other}"] > 0 for what in ("time", "memory") for other in ("script", "kd_loss"))
 
 
+@exhaustive
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     setting = linear.Setting("", 64, 8, 500)
     assert linear.extra_bytes(linear.steps(setting, "cpu")["kd_loss"], "cpu") >= 2 * 64 * 500 * 4

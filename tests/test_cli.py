@@ -17,6 +17,7 @@ from typing import Any
 import fake_cifar
 import pytest
 import torch
+from everyday import exhaustive
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -379,6 +380,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_says_what_to_try(tmp_pat
     assert "smaller learning rate" in result.stderr
 
 
+@exhaustive
 def test_ctrl_c_saves_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ["distill", *SMALL, "--variant", "scratch", "--run-dir", tmp_path / "run"]
     arguments[arguments.index("--epochs") + 1] = "40"
@@ -505,6 +507,7 @@ def test_evaluate_refuses_what_does_not_fit(
     assert says in refused("evaluate", *arguments)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_report_renders_the_same_report_again(distilled: tuple[Path, Result], tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(distilled[0], folder)

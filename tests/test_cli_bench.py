@@ -62,6 +62,7 @@ def test_networks_of_ones_own_are_measured(own: Path) -> None:
     assert "runner  " in result.output
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_profile_is_a_picture_and_traces(tmp_path: Path) -> None:
     result = lit_fast_command("bench", *BUILT_IN, "--profile", tmp_path / "step.png")
     assert result.exit_code == 0, result.output

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from everyday import but_first
+from everyday import but_first, exhaustive
 from torch import Tensor
 
 import lit_fast as lf
@@ -350,6 +350,7 @@ WORKER = """
 """
 
 
+@exhaustive
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_of_unequal_padding_add_up_to_one(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(WORKER)]
@@ -364,6 +365,13 @@ def test_two_processes_of_unequal_padding_add_up_to_one(tmp_path):
     ]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
+
+
+def test_counts_of_all_processes_are_added(monkeypatch):
+    """As if another process had the same."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
+    found = lf.LossCounts(6, 8.0, torch.tensor([512.0, 256.0])).all_reduce()
+    assert found.tensor().tolist() == [12.0, 16.0, 1024.0, 512.0]
 
 
 # --- errors

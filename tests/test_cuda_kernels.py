@@ -11,14 +11,14 @@ import re
 import cuda_compilers
 import pytest
 from cuda_compilers import KERNELS, ROOT, Compiled
-from everyday import but_first
+from everyday import exhaustive
 
 NVCC_13 = (75, 80, 90, 100, 120)
 NVRTC_12 = (60, 70)  # Pascal and Volta: P100, V100
 
 
 @pytest.fixture(
-    params=but_first([90, *NVRTC_12, *(arch for arch in NVCC_13 if arch != 90)]),
+    params=[pytest.param(arch, marks=exhaustive) for arch in (*NVRTC_12, *NVCC_13)],
     ids=lambda arch: f"sm_{arch}",
     scope="module",
 )

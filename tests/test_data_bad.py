@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import but_first, exhaustive
 from image_files import cut_short, write_folder
 from training_helpers import differing, quiet, tiny, weights
 
@@ -21,11 +22,8 @@ from lit_fast.training.experiment import run_experiment
 pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
 WITHOUT_DALI = importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None
-LOADERS = [
-    "torch",
-    "resident",
-    pytest.param("dali", marks=pytest.mark.skipif(WITHOUT_DALI, reason="NVIDIA DALI is not installed")),
-]
+needs_dali = pytest.mark.skipif(WITHOUT_DALI, reason="NVIDIA DALI is not installed")
+LOADERS = ["torch", "resident", pytest.param("dali", marks=needs_dali)]
 BAD = ("train/ant/03.jpg", "train/bee/11.jpg", "test/bee/00.jpg")
 
 
@@ -160,7 +158,9 @@ def test_a_file_that_breaks_during_a_run_costs_no_step(root, tmp_path, monkeypat
         assert differing(weights(whole, name), weights(cut, name)) == []
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    "name", [*but_first(["torch", "resident"]), pytest.param("dali", marks=[exhaustive, needs_dali])]
+)
 def test_a_run_goes_on_with_a_good_file_in_place_of_one_that_was_bad_from_the_beginning(root, tmp_path, name):
     chosen, good = f"data.loader={name}", {root / file: (root / file).read_bytes() for file in BAD}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

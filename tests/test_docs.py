@@ -9,8 +9,8 @@ With LIT_FAST_RENEW=1 in the environment, quoted output and messages are written
 
 What trains is shortened: SHORT (and SMALL_IMAGES) is put behind every ``lit-fast distill`` and ``lit-fast train``, and
 behind the overrides of every ``lit_fast.distill``; SHORT_BENCH behind every ``lit-fast bench``, which measures one
-round, SHORT_SEARCH behind every ``lit-fast search``. Of each page's figures that are alike the first is drawn;
-later ones are put together and left empty. The commands and calls themselves stand on the page as they are run.
+round, SHORT_SEARCH behind every ``lit-fast search``. The commands and calls themselves stand on the page as they are
+run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import io
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -149,24 +150,7 @@ def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(distilling, "load_experiment", shortened)
     monkeypatch.setattr(pairing, "FEWEST", 1)
-    draw_once(monkeypatch)
     return tmp_path
-
-
-def draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of figures that are alike, only the first is drawn."""
-    figures = pytest.importorskip("matplotlib.figure")
-    draw, drawn = figures.Figure.savefig, set()
-
-    def savefig(self: Any, path: Path, **options: Any) -> None:
-        kind = tuple(ax.get_title() for ax in self.axes)
-        if kind in drawn:
-            path.touch()
-        else:
-            draw(self, path, **options)
-        drawn.add(kind)
-
-    monkeypatch.setattr(figures.Figure, "savefig", savefig)
 
 
 # -- running a page --------------------------------------------------------------------------------------------------
@@ -347,6 +331,8 @@ def page_name(page: Path) -> str:
 LONG_PAGES = {
     *(
         "checkpoints.md",
+        "own-model.md",
+        "deploying.md",
         "quick-start.md",
         "recipes.md",
         "scale-out.md",
@@ -358,6 +344,12 @@ LONG_PAGES = {
 }
 
 
+NEEDED = {
+    "frameworks.md": ("accelerate", "lightning", "transformers"),
+    "deploying.md": ("onnxruntime", "torchao", "transformers"),
+}
+
+
 def pages_to_run() -> list[Any]:
     return [pytest.param(page, marks=exhaustive) if page.name in LONG_PAGES else page for page in PAGES]
 
@@ -366,9 +358,8 @@ def pages_to_run() -> list[Any]:
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "dali.md":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
-    if page.name == "frameworks.md":
-        for module in ("accelerate", "lightning", "transformers"):
-            pytest.importorskip(module, reason=f"{module} is not installed")
+    for module in NEEDED.get(page.name, ()):
+        pytest.importorskip(module, reason=f"{module} is not installed")
     run_page(page, PageRun(monkeypatch))
 
 
@@ -558,6 +549,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page_name(page)} links to {target}"
         if anchor:
             assert anchor in anchors(path), f"{page_name(page)} links to {target}"
+
+
+def test_the_chart_of_the_readme_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After new results: python docs/results/chart.py docs/results/cifar10-short docs/results/accuracy.svg"""
+    pytest.importorskip("matplotlib")
+    results = ROOT / "docs" / "results"
+    monkeypatch.syspath_prepend(results)
+    bars = runpy.run_path(str(results / "chart.py"))["bars"](results / "cifar10-short")
+    drawn = re.findall(r">([\d.]+ %|\d+ epochs)<", (results / "accuracy.svg").read_text(encoding="utf-8"))
+    shown = [
+        (f"{np.mean(found):.1f} %", f"{epochs} epochs") for ways in bars.values() for epochs, found in ways.values()
+    ]
+    assert drawn == [text for pair in shown for text in pair]
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -10,6 +10,8 @@ import torch
 
 from lit_fast import figure
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 # Simulated dichromats' view of linear RGB (Machado et al. 2009, severity 1).
 VIEWS = {
     "all cones": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fake_celeba
 import pytest
+from everyday import exhaustive
 from gan_helpers import TINY
 from test_cli import lit_fast_command, refused
 
@@ -41,6 +42,7 @@ def test_distill_prints_a_table_and_where_everything_lies(run):
     assert str(weights(run)) in printed
 
 
+@pytest.mark.usefixtures("drawn")
 def test_report_writes_it_again_from_the_results(run):
     folder, printed = run
     (folder / "report.md").unlink()
@@ -52,6 +54,7 @@ def test_report_writes_it_again_from_the_results(run):
         assert f"| {entry['mmacs']:.1f} |" in report
 
 
+@exhaustive
 def test_inspect_shows_the_pair_at_full_size():
     result = lit_fast_command("inspect", "--teacher", "stargan6", "--student", "stargan2", "--image-size", "128")
     assert result.exit_code == 0, result.output
@@ -68,7 +71,7 @@ def test_inspect_takes_size_and_width_from_the_teachers_weights(run):
     assert "8x4x4 -> 8x4x4" in result.stdout  # four times the width of 2
 
 
-@pytest.mark.parametrize("form", ["safetensors", "onnx", "torch-export"])
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("onnx", marks=exhaustive), "torch-export"])
 def test_a_generator_is_exported(run, tmp_path, form):
     out = tmp_path / f"student.{form}"
     result = lit_fast_command("export", "--checkpoint", weights(run), "--to", form, "--out", out)

@@ -146,6 +146,7 @@ def assert_same_run(run_dir: Path, whole: Path) -> None:
         torch.testing.assert_close(networks(run_dir, name), networks(whole, name), rtol=0, atol=2e-3)
 
 
+@exhaustive
 def test_two_processes_are_one_at_twice_the_batch_and_rank_0_alone_writes(
     whole: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_run_of_one_process_goes_on_with_two(
     assert_same_run(tmp_path / "run", whole)
 
 
+@exhaustive
 def test_a_batch_that_does_not_divide_is_told_once(folder: Path, tmp_path: Path) -> None:
     failed = distilled(2, folder, tmp_path / "run", "--set", "batch_size=7")
     assert failed.returncode == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import exhaustive
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # benchmarks is no part of the installed package
@@ -279,6 +280,7 @@ print("hit" if found == [True] else "compiled" if found == [False] else found)
 """
 
 
+@exhaustive
 def test_a_kernel_that_was_compiled_elsewhere_is_found_in_the_copied_cache(
     folder: Path, tree: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -307,18 +308,27 @@ def test_autocast_multiplies_in_its_dtype(hidden: torch.dtype, way: dict) -> Non
     assert hidden == BF16 or not torch.equal(plain, loss)
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_float16_gradients_do_not_vanish_under_a_loss_scale(known: bool, way: dict) -> None:
-    # Flat logits, many rows and classes: a class that is no label has gradients below the least number of float16.
+@functools.cache
+def flat() -> tuple[Problem, list[Tensor]]:
+    """Flat logits, many rows and classes, and the exact gradients of the head.
+
+    A class that is no label has gradients below the least number of float16.
+    """
     problem = build(F16, 2048, 4000, (3, 2), ignored=False)
     with torch.no_grad():
         problem.student_hidden *= 0.01
         problem.student_bias *= 0.1
     problem.labels %= 1000
+    return problem, oracle(problem, alpha=1.0)[2:]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_float16_gradients_do_not_vanish_under_a_loss_scale(known: bool, way: dict) -> None:
+    problem, gradients = flat()
     scale = torch.tensor(65536.0)
     loss = problem.loss(alpha=1.0, grad_scale=scale if known else None, **way)
     grads = torch.autograd.grad(loss, problem.leaves(), scale)
-    for grad, exact in zip(grads[1:], oracle(problem, alpha=1.0)[2:]):
+    for grad, exact in zip(grads[1:], gradients):
         assert exact[1000:].abs().median() < 1e-3 / 4
         bound = 4e-3 * float(exact[1000:].abs().max())
         torch.testing.assert_close(grad[1000:].double() / 65536, exact[1000:], rtol=0, atol=bound)

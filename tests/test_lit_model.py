@@ -324,6 +324,15 @@ def test_wrapped_for_two_processes_gradients_are_those_of_all_rows(kind: str) ->
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@exhaustive
+def test_lightning_with_two_devices_trains_as_a_plain_loop_with_twice_the_batch() -> None:
+    pytest.importorskip("lightning")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(WORKER.with_name("lightning_worker.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_a_step_alone_among_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

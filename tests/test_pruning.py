@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_study
 import tiny_networks
 import torch
 from everyday import but_first, exhaustive
@@ -144,7 +145,7 @@ def test_sections_are_looked_at_in_the_student_s_own_run_alone(whole: Path) -> N
     assert not any(looked[f"{LIT}-pruned50"])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", but_first(["bf16", "fp16"]))
 def test_zeros_stay_under_autocast(tmp_path: Path, precision: str) -> None:
     settings = ("variants=[scratch]", "pruning.sparsities=[0.7]", "teacher.epochs=1", f"step.precision={precision}")
     run_experiment(tiny(*settings), tmp_path / "run", console=quiet())
@@ -421,7 +422,7 @@ def test_pruned_students_have_rows_of_their_own(whole: Path) -> None:
 
 # -- the study ---------------------------------------------------------------------------------------------------------
 
-SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=500", "student.models=[resnet20]")
+SMALL = (*test_study.SMALL, "student.models=[resnet20]")
 SMOKE = ("smoke", BUDGETS["smoke"])
 
 
@@ -448,8 +449,10 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_study_has_a_row_for_each_sparsity(studied: Path) -> None:
     content = json.loads((studied / "pruning-smoke.json").read_text())
+    write_study_report(studied / "pruning-smoke.json")
     found = lines(content)
     assert [(line.arm, line.sparsity, line.status, line.done) for line in found] == [
         (arm, sparsity, "", 1) for arm in ("from scratch", "LIT") for sparsity in (None, 0.5, 0.9)

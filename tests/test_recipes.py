@@ -136,6 +136,15 @@ def test_a_linear_decay_is_full_until_it_begins_and_ends_above_zero() -> None:
         Phase(lr=1.0, epochs=20, linear=21)
 
 
+def test_a_warm_up_rises_from_above_zero_to_the_full_rate() -> None:
+    phase = Phase(lr=1.0, epochs=4, warmup=1, linear=3)
+    rates = [phase.lr_at(step, 4) for step in (0, 1, 3, 4, 10, 15)]
+    assert rates == pytest.approx([1 / 4, 1 / 2, 1.0, 1.0, 1 / 2, 1 / 12])
+    assert phase.scaled_to(2).warmup == 0.5
+    with pytest.raises(ValueError, match="warmup: 5 epochs are more than the phase's 4"):
+        Phase(lr=1.0, epochs=4, warmup=5)
+
+
 def test_digits_trains_its_students_for_equally_many_epochs() -> None:
     ours = load("digits")
     assert ours.variants == ("scratch", "kd", "lit")

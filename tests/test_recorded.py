@@ -18,7 +18,6 @@ from text_networks import CLASSES, WIDTH, WORDS, Causal, Text, text
 from tiny_networks import Net
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import lit_fast as lf
 from lit_fast.errors import SplitError, UntraceableError
@@ -315,6 +314,28 @@ def test_a_cache_is_left_out_when_blocks_run_again() -> None:
     assert torch.equal(model.sections[1](irs[0]), irs[1])
 
 
+def test_recording_adds_no_operation() -> None:
+    model, (batch, _) = text_pair()[1], text()
+    counts = []
+    for run in (lambda: model.model(**batch), lambda: model.run(batch)):
+        with Operations() as operations:
+            run()
+        counts.append(operations.names)
+    assert counts[0] == counts[1]
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 # -- where to cut -----------------------------------------------------------------------------------------------------
 
 
@@ -553,232 +574,6 @@ def test_freezing_and_copying_parts() -> None:
     trained = {name for name, p in student.model.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in student.model.layers.named_parameters(prefix="layers")}
     assert isinstance(student, RecordedModel)
-
-
-# -- the start of a student -------------------------------------------------------------------------------------------
-
-
-def numbered(blocks: int, **cut: Any) -> lf.SplitModel:
-    """Blocks whose weights tell which they are."""
-    model = Text(blocks)
-    for i, layer in enumerate(model.layers):
-        for parameter in layer.parameters():
-            nn.init.constant_(parameter, float(i))
-    return lf.split(model, **({"blocks": "layers"} | cut))
-
-
-@pytest.mark.parametrize(
-    ("layers", "student", "expected"),
-    [
-        ("spread", {"sections": 3}, [0, 4, 8]),
-        ("spread", {"cuts": [1, 3]}, [0, 4, 6, 8, 10]),
-        ("first", {"sections": 3}, [0, 1, 2]),
-        ("last", {"sections": 3}, [9, 10, 11]),
-        ([11, 3, 3], {"sections": 3}, [11, 3, 3]),
-    ],
-)
-def test_blocks_start_as_the_teachers(layers: Any, student: dict[str, Any], expected: list[int]) -> None:
-    teacher, ours = numbered(12, sections=3), numbered(len(expected), **student)
-    before = ours.model.embed.weight.clone()
-    assert lf.copy_blocks(teacher, ours, layers) == expected
-    assert [layer.mix.weight[0, 0].item() for layer in ours.model.layers] == expected
-    assert [layer.norm.bias[0].item() for layer in ours.model.layers] == expected
-    assert torch.equal(ours.model.embed.weight, before)
-
-
-@pytest.mark.parametrize(
-    ("layers", "words"),
-    [
-        ("every", "layers: expected one of 'spread', 'first', 'last' or a list of numbers, got 'every'"),
-        ([0, 1], "layers: expected 3 numbers from 0 to 5, one for each block of the student, got"),
-        ([0, 1, 6], "layers: expected 3 numbers from 0 to 5"),
-    ],
-)
-def test_blocks_that_are_not_there_are_refused(layers: Any, words: str) -> None:
-    with pytest.raises(SplitError, match=words):
-        lf.copy_blocks(numbered(6, sections=3), numbered(3), layers)
-
-
-def test_blocks_that_do_not_fit_are_refused() -> None:
-    other = numbered(3)
-    other.model.layers[1].feed = nn.Linear(WIDTH, 2 * WIDTH)
-    before = other.model.layers[0].mix.weight.clone()
-    with pytest.raises(
-        SplitError, match=r"block 'layers.1' from 'layers.2': feed.bias is \(8,\) in the teacher, \(16,\)"
-    ):
-        lf.copy_blocks(numbered(6, sections=3), other)
-    assert torch.equal(other.model.layers[0].mix.weight, before)
-    with pytest.raises(SplitError, match="the student has more blocks than the teacher"):
-        lf.copy_blocks(numbered(3), numbered(6, sections=3))
-    with pytest.raises(SplitError, match="the teacher has 2 sections, the student 3; split both alike"):
-        lf.copy_blocks(numbered(6, sections=2), numbered(3))
-    with pytest.raises(SplitError, match=r"the teacher's blocks are not known; split it with blocks="):
-        lf.copy_blocks(lf.split(Net(), AT), numbered(3))
-
-
-# -- language models --------------------------------------------------------------------------------------------------
-
-
-def causal_step(dtype: torch.dtype = torch.float32, scale: float = 1.0, **options: Any) -> lf.LITStep:
-    torch.manual_seed(0)
-    teacher, student = (lf.split(Causal(n, scale).to(dtype), blocks="layers", sections=2) for n in (4, 2))
-    options.setdefault("criterion", lf.LITLoss(alpha=0.5, beta=0.5, tau=2.0))
-    return lf.LITStep(
-        teacher,
-        student.train(),
-        options.pop("criterion"),
-        torch.optim.SGD(student.parameters(), lr=0.1),
-        targets="causal_lm",
-        **options,
-    )
-
-
-def gradients(step: lf.LITStep, batch: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    step.loss(batch).backward()
-    return step.criterion.parts, {name: p.grad for name, p in step.student.model.named_parameters()}
-
-
-@pytest.mark.parametrize("criterion", [{}, {"alpha": 1.0}, {"alpha": 0.0}, {"beta": 1.0}, {"label_smoothing": 0.1}])
-@pytest.mark.parametrize("frozen", [(), ("stem", "head")])
-def test_a_fused_head_gives_what_logits_give(criterion: dict[str, Any], frozen: tuple[str, ...]) -> None:
-    batch, _ = text()
-    results = []
-    for fused in (None, False):
-        step = causal_step(
-            torch.float64, fused_head=fused, criterion=lf.LITLoss(**({"alpha": 0.5, "beta": 0.5} | criterion))
-        )
-        step.student.freeze(*frozen)
-        results.append(gradients(step, batch))
-        assert (step.model.heads is None) == (fused is False)
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
-
-
-def test_a_fused_head_makes_no_logits() -> None:
-    step, (batch, _) = causal_step(), text(7, 9)  # no other tensor has 9 x 20 elements for each row
-
-    def logits_made() -> bool:
-        made = Made()
-        with made:
-            step.loss(batch).backward()
-        return any(shape[-1:] == (WORDS,) and len(shape) > 1 and shape[:-1].numel() >= 7 * 8 for shape in made.shapes)
-
-    assert step.loss(batch).isfinite()  # finds the head
-    step.model.heads.of(None, step.student, batch).loss = chunked(step.model.heads.of(None, step.student, batch).loss)
-    assert not logits_made()
-    step.model.heads = None
-    assert logits_made()
-
-
-def chunked(loss: Any) -> Any:
-    """With few rows at a time, for batches as small as a test's."""
-
-    def in_chunks(*args: Any) -> Tensor:
-        from lit_fast.step import linear_heads
-
-        whole = linear_heads.linear_kd_loss
-        try:
-            linear_heads.linear_kd_loss = lambda *a, **k: whole(*a, chunk=5, **k)
-            return loss(*args)
-        finally:
-            linear_heads.linear_kd_loss = whole
-
-    return in_chunks
-
-
-class Made(TorchDispatchMode):
-    """The shapes of all that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[torch.Size] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.shapes |= {t.shape for t in tree_leaves(out) if isinstance(t, Tensor)}
-        return out
-
-
-def test_logits_that_a_linear_layer_does_not_make_are_computed() -> None:
-    step, (batch, _) = causal_step(scale=2.0), text()
-    step(batch)
-    assert step.model.heads.of(step.teacher, step.student, batch) is None
-    step = causal_step(scale=2.0, fused_head=True)
-    with pytest.raises(ValueError, match=r"fused_head: the student's logits are not what an nn.Linear"):
-        step(batch)
-
-
-def test_recording_adds_no_operation() -> None:
-    model, (batch, _) = text_pair()[1], text()
-    counts = []
-    for run in (lambda: model.model(**batch), lambda: model.run(batch)):
-        with Operations() as operations:
-            run()
-        counts.append(operations.names)
-    assert counts[0] == counts[1]
-
-
-class Operations(TorchDispatchMode):
-    """The names of all that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-# -- padding ----------------------------------------------------------------------------------------------------------
-
-
-def padded(lengths: list[int], width: int) -> dict[str, Tensor]:
-    """Texts of these lengths, filled up to one width with words that mean nothing."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, WORDS, (len(lengths), 12), generator=generator)[:, :width]
-    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-    return {"input_ids": ids, "attention_mask": mask.long()}
-
-
-def short(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-    """Some of its texts, no wider than they need be."""
-    part = {name: value[rows] for name, value in batch.items()}
-    width = int(part["attention_mask"].sum(1).max())
-    return {name: value[:, :width] for name, value in part.items()}
-
-
-@pytest.mark.parametrize("fused", [None, False])
-def test_skipped_padding_changes_nothing(fused: bool | None) -> None:
-    """Neither how wide it is, nor what stands there."""
-    narrow, wide = padded([5, 3, 4], 5), padded([5, 3, 4], 12)
-    wide["input_ids"] = wide["input_ids"].masked_fill(wide["attention_mask"] == 0, 7)
-    results = [gradients(causal_step(torch.float64, skip_padding=True, fused_head=fused), b) for b in (narrow, wide)]
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
-    counted = [gradients(causal_step(torch.float64, fused_head=fused), b)[0].kl for b in (narrow, wide)]
-    assert abs(counted[0] - counted[1]) > 1e-6  # padding counts unless it is skipped
-
-
-@pytest.mark.parametrize("fused", [None, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_micro_batches_of_unequal_padding_add_up_to_the_whole(fused: bool | None, dtype: torch.dtype) -> None:
-    batch = padded([9, 2, 5, 3, 12, 4], 12)
-    whole, parts = (causal_step(dtype, skip_padding=True, fused_head=fused, accumulate=n) for n in (1, 3))
-    micro = [short(batch, slice(i, i + 2)) for i in (0, 2, 4)]
-    counts = sum(parts.model.counts(each) for each in micro)
-    whole(batch)
-    losses = [parts(each, normalizer=counts).total for each in micro]
-    tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(torch.stack(losses).sum(), whole.criterion.parts.total, **tolerance)
-    ours, right = (dict(step.student.model.state_dict()) for step in (parts, whole))
-    torch.testing.assert_close(ours, right, **tolerance)
-    assert parts.updated
-
-
-def test_diagnostics_skip_padding() -> None:
-    narrow, wide = padded([5, 3, 4], 5), padded([5, 3, 4], 12)
-    found = [lf.section_diagnostics(causal_step(torch.float64, skip_padding=True), batch) for batch in (narrow, wide)]
-    torch.testing.assert_close(found[0].composed, found[1].composed, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found[0].cosines, found[1].cosines, rtol=1e-6, atol=1e-9)
 
 
 # -- outputs of any kind ----------------------------------------------------------------------------------------------

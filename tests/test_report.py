@@ -179,6 +179,7 @@ def test_every_markdown_table_is_rectangular(tmp_path: Path) -> None:
         assert len(cells) == 1, block
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_figure_is_a_png_of_a_readable_size(tmp_path: Path) -> None:
     from matplotlib import image
 
@@ -189,6 +190,7 @@ def test_the_figure_is_a_png_of_a_readable_size(tmp_path: Path) -> None:
     assert height >= 800
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     "results",
     [
@@ -227,6 +229,7 @@ def test_without_matplotlib_the_report_is_written_and_says_so(tmp_path: Path, mo
     assert not (tmp_path / "run" / "report.png").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_rendering_again_gives_the_same_files(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", BASIC)
     first = write_report(folder)
@@ -258,6 +261,7 @@ def with_looks(variant: str, seed: int, *, sections: int = 3) -> dict[str, Any]:
     return run | {"history": [looked_at(entry, sections=sections) for entry in run["history"]]}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_sections_get_a_table_and_a_figure(tmp_path: Path) -> None:
     text = write_report(run_folder(tmp_path / "run", [with_looks("lit", 0), with_looks("lit", 1)])).markdown.read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet20 | lit | ") and line.count("|") == 9]
@@ -273,6 +277,7 @@ def test_sections_get_a_table_and_a_figure(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "sections.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("sections", [1, 2])
 def test_few_sections_and_several_ways_can_be_drawn_without_a_warning(
     sections: int, tmp_path: Path, recwarn: pytest.WarningsRecorder

@@ -44,6 +44,7 @@ class Pretended:
         return [{"role": "teacher"}, {"role": "student", "accuracy": {"val_best": value}}]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_stages_follow_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretended = Pretended(monkeypatch)
     found = sequential(tiny("loss.alpha=0.7", "loss.beta=0.6"), tmp_path, SPACE, console=quiet())
@@ -64,6 +65,7 @@ def test_the_stages_follow_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert draw(found.path).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_joint_search_goes_on_to_its_number_of_trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'lit_fast[search]'")
     pretended = Pretended(monkeypatch, stop_after=3)
@@ -95,7 +97,7 @@ def test_a_real_search_leaves_the_test_split_alone_and_goes_on(monkeypatch: pyte
         "_scores",
         lambda self, model, split: (asked.append(split), accuracy(self, model, split))[1],
     )
-    base = tiny("epochs=1", "teacher.epochs=12", "data.train_size=300")
+    base = tiny("epochs=1", "teacher.epochs=6", "data.train_size=200", "step.engine=eager")
     space = Space(tau=(4.0,), alpha=(0.9,), beta=(0.5, 0.75))
     found = sequential(base, tmp_path, space, console=quiet())
     assert set(asked) == {"val"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 
 import pytest
 import torch
@@ -20,9 +21,16 @@ ALPHA, BETA, TAU = 0.9, 0.6, 3.0
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[lf.SplitModel, lf.SplitModel]:
+    made = copy.deepcopy(made_pair(dtype))
     torch.manual_seed(0)
-    teacher = lf.split(lf.models.resnet32(num_classes=5).to(dtype))
-    student = lf.split(lf.models.resnet20(num_classes=5).to(dtype))
+    return made
+
+
+@functools.cache
+def made_pair(dtype: torch.dtype) -> tuple[lf.SplitModel, lf.SplitModel]:
+    """Made once: no test gets it, each a copy."""
+    torch.manual_seed(0)
+    teacher, student = (lf.split(lf.models.ResNet(depth, num_classes=5).to(dtype)) for depth in (14, 8))
     with torch.no_grad():  # statistics that are not the identity
         for _ in range(20):
             teacher(torch.randn(8, 3, 8, 8, dtype=dtype))
@@ -297,7 +305,7 @@ def test_projectors_train_students_of_another_width() -> None:
     projector = lf.make_projectors(teacher, student, images).double()
     both = [*student.parameters(), *projector.parameters()]
     step = lf.LITStep(teacher, student, criterion(), torch.optim.SGD(both, lr=0.05), projector=projector)
-    losses = [float(step(images, labels).total) for _ in range(20)]
+    losses = [float(step(images, labels).total) for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(ValueError, match=r"optimizer: .*projector"):
         lf.LITStep(teacher, student, criterion(), sgd(student), projector=projector)

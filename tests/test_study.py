@@ -31,7 +31,7 @@ from lit_fast.paper.report import lines, write_report
 from lit_fast.paper.run import run_study
 from lit_fast.training.run import Run
 
-SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=500")
+SMALL = ("epochs=1", "teacher.epochs=5", "data.train_size=200", "data.val_size=60", "step.engine=eager")
 SMOKE = ("smoke", BUDGETS["smoke"])
 
 
@@ -299,6 +299,7 @@ def run(arm: str = "LIT", seed: int = 0, accuracy: float | None = None, **change
     return {**found, **changes}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_table_has_means_deviations_and_what_was_not_run(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
     path.write_text(json.dumps(content(run(accuracy=92.0), run(seed=1, accuracy=93.0), run("KD", paper=None))))
@@ -318,6 +319,7 @@ def test_another_dataset_is_not_held_against_the_paper(tmp_path: Path) -> None:
     assert line.difference is None
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("runs", [[run(at=0.5, accuracy=60.0), run("b", at=1.0, accuracy=61.0)], []])
 def test_sweeps_and_studies_without_results_are_rendered(tmp_path: Path, runs: list[dict[str, Any]]) -> None:
     path = tmp_path / "one.json"

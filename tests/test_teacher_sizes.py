@@ -69,15 +69,15 @@ def resident() -> float:
 
 
 def test_a_network_that_does_the_same_at_all_sizes_is_lowered_once(lowered: list[str]) -> None:
-    teacher = FrozenTeacher(network("resnet20")[0])
+    teacher = FrozenTeacher(network("resnet8")[0])
     is_right(teacher, images_of(WIDTHS[0]))
     alive = tensors_alive()
     weights = weights_alive(teacher)
     for width in WIDTHS[1:]:
         is_right(teacher, images_of(width))
     assert lowered == ["stem", "section1", "section2", "section3", "head"]
-    assert tensors_alive() == alive
-    assert weights_alive(teacher) == weights > 1e6
+    assert tensors_alive() <= alive  # other tests' may go meanwhile
+    assert weights_alive(teacher) == weights > 2e5
 
 
 class Heavy(nn.Module):
@@ -288,7 +288,7 @@ def test_a_further_size_is_checked_in_the_dtype_of_the_program(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     where(monkeypatch, lambda steps, out: out * 1.2 if out.dim() == 4 and out.shape[3] == 20 else out)
-    model, _ = network("resnet20")
+    model, _ = network("resnet8")
     teacher = FrozenTeacher(model, dtype)
     teacher.run(images_of(16))
     with pytest.raises(LoweringError, match=r"stem: lowered, it differs from the module by 0\.2"):
@@ -296,7 +296,7 @@ def test_a_further_size_is_checked_in_the_dtype_of_the_program(
 
 
 def test_a_further_size_of_a_half_precision_program_makes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = network("resnet20")
+    model, _ = network("resnet8")
     teacher = FrozenTeacher(model, torch.bfloat16)
     teacher.run(images_of(16))
     monkeypatch.setattr(programs, "_program", None)
@@ -315,7 +315,7 @@ def test_texts_of_any_length_share_the_program(lowered: list[str]) -> None:
 
 @pytest.fixture
 def shared() -> tuple[FrozenTeacher, lf.SplitModel]:
-    model, images = network("resnet20")
+    model, images = network("resnet8")
     teacher = FrozenTeacher(model)
     teacher.run(images)
     return teacher, model
@@ -342,7 +342,7 @@ def test_a_teacher_that_changed_is_not_shared(shared: tuple[FrozenTeacher, lf.Sp
 
 
 def test_a_teacher_may_change_before_it_is_copied() -> None:
-    model, images = network("resnet20")
+    model, images = network("resnet8")
     teacher = FrozenTeacher(model)
     change(model, "data")
     teacher.check_shared(model, None, logits=True, strict=True)

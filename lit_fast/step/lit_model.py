@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,13 @@ from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
 from lit_fast.literals import Engine, StudentInput, TargetsKind
 from lit_fast.loss.backends.counts import LossCounts
-from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
 from lit_fast.sections.inputs import Inputs, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.tracing import set_mode
 from lit_fast.step.linear_heads import HeadSearch
+from lit_fast.step.output import LITOutput
 from lit_fast.step.passes import PassOutputs, StudentPasses
 from lit_fast.step.rows import LossRows, OutputShapes
 from lit_fast.teacher.frozen import After, FrozenTeacher, frozen_for
@@ -32,7 +32,7 @@ from lit_fast.teacher.frozen import After, FrozenTeacher, frozen_for
 if TYPE_CHECKING:
     from lit_fast.sections.projector import Projectors
 
-__all__ = ["ENGINES", "PRECISIONS", "LITModel", "LITOutput"]
+__all__ = ["ENGINES", "PRECISIONS", "LITModel"]
 
 Normalizer = LossCounts | Callable[[LossCounts], LossCounts] | None
 
@@ -53,21 +53,6 @@ class ModelOptions(TypedDict, total=False):
     fused_norm: bool
     targets: TargetsKind | TargetsOf
     skip_padding: bool
-
-
-class LITOutput(NamedTuple):
-    """What `LITModel` gives for a batch.
-
-    Attributes:
-        loss: 0-d, differentiable.
-        parts: detached: total, ce, kl: 0-d; ir: [number of sections with an IR loss].
-        logits: of the student, as its model returns them (or as a function makes them of that, with own ``targets``);
-            None where they are not needed, or never there as a whole.
-    """
-
-    loss: Tensor
-    parts: LossParts
-    logits: Tensor | None
 
 
 class LITModel(nn.Module):
@@ -213,6 +198,11 @@ class LITModel(nn.Module):
                     "the models take into one dict"
                 )
             inputs = keywords
+        if inputs is None:
+            raise TypeError(
+                "LITModel: got no inputs of the networks; Hugging Face's Trainer takes them out of a batch unless it "
+                "has TrainingArguments(remove_unused_columns=False)"
+            )
         self._check_thawed()
         inputs, labels = without_labels(inputs, labels)
         laid_out = self.passes.laid_out(inputs)
@@ -233,7 +223,8 @@ class LITModel(nn.Module):
                 loss = loss * dist.get_world_size()
         parts = self.criterion.parts
         assert parts is not None  # of the call above
-        return LITOutput(loss, parts, None if heads else _logits(outputs.output, compared[2]))
+        logits = None if heads else _logits(outputs.output, compared[2])
+        return LITOutput(loss, parts, logits, training=self.training)
 
     @torch.no_grad()
     def counts(self, inputs: Inputs, labels: Tensor | None = None) -> LossCounts:

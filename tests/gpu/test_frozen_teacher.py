@@ -56,7 +56,7 @@ def test_half_precision_is_as_close_as_autocast(name, dtype):
 
 
 def test_prefetched_results_are_those_of_run():
-    model, images = network("resnet20")
+    model, images = network("resnet8")
     teacher = FrozenTeacher(model.cuda())
     images = images.cuda()
     right = teacher.run(images)[1].clone()
@@ -74,7 +74,7 @@ def test_further_sizes_run_the_same_programs(monkeypatch, dtype):
     lowered = []
     lower = programs.lower
     monkeypatch.setattr(programs, "lower", lambda part, x: lowered.append(part.name) or lower(part, x))
-    model, _ = network("resnet20")
+    model, _ = network("resnet8")
     teacher = FrozenTeacher(model.cuda(), dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
     for width in (16, 20, 33, 16, 48):
