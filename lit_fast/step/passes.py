@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.models import fused_norm as norms
+from lit_fast.models.norm_pattern import FusedForwards
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import laid_out
@@ -68,6 +69,7 @@ class StudentPasses:
     Attributes:
         mark: entered with the name of each part of a step while it runs.
         streams: those that run side by side; None: one pass after the other.
+        fused_norm: the student's forwards with BatchNorm, addition and ReLU in one; None: as it has them.
 
     Raises:
         ValueError: a policy that is unknown, or that cannot be kept; the message names the mend.
@@ -95,9 +97,10 @@ class StudentPasses:
         self.mark: Callable[[str], AbstractContextManager[Any]] = _unmarked
         self._logits, self._copied = logits, copied
         self._inputs_checked = copied
+        self.fused_norm: FusedForwards | None = None
         if fused_norm:
             norms.check(self.device)
-        self._fused_norm = fused_norm
+            self.fused_norm = FusedForwards(student)
         convolves = any(isinstance(module, nn.Conv2d) for module in student.modules())
         self.channels_last = channels_last and student.how == "traced" and convolves
         if self.channels_last:
@@ -139,7 +142,7 @@ class StudentPasses:
             run_teacher: gives the teacher's IRs and logits. It is given what to call with the number and the IR of each
                 section, before the next one is begun, or None; that may be left out where the IRs are there already.
         """
-        with self.autocast(), norms.enabled() if self._fused_norm else nullcontext():
+        with self.autocast(), nullcontext() if self.fused_norm is None else self.fused_norm.used():
             if self.streams is not None:
                 return self._side_by_side(self.streams, inputs, run_teacher)
             with self.mark("teacher"):
