@@ -79,7 +79,7 @@ class HandedOnBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """A stem that `split` reads, and three sections of such blocks; 8 pairs of BatchNorm and ReLU, one BatchNorm more."""
+    """A stem that `split` reads, and three sections of such blocks: 8 pairs of BatchNorm and ReLU, 9 BatchNorms."""
 
     sections = ("layer1", "layer2", "layer3")
 

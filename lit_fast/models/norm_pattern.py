@@ -1,6 +1,6 @@
 """BatchNorm, addition and ReLU in the forwards of networks that do not call `norm_act` themselves.
 
-A forward that does nothing but call its submodules, add and apply ReLU, such as those of torchvision's and timm's ResNet
+A forward that does nothing but call its submodules, add and apply ReLU, as those of torchvision's and timm's ResNet
 blocks and of nn.Sequential, is traced, and where ``relu(norm(x))`` or ``relu(norm(x) + residual)`` stands in it, that
 becomes one call. The modules stay as they are: such a forward takes their place for the time of a pass.
 """
@@ -32,7 +32,7 @@ _IN_PLACE = (operator.iadd, "add_")
 _LIBRARIES: Mapping[str, types.ModuleType] = {"torch": torch, "nn": nn, "functional": F, "F": F}
 _METHODS = ("relu", "relu_", "add", "add_")
 
-Forward = Callable[[nn.Module, Tensor], Any]
+Forward = Callable[[Any, Tensor], Any]  # of a module or a part, and its input
 
 
 class FusedForwards:

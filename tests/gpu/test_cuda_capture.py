@@ -41,6 +41,7 @@ def make(captured, precision="fp32", *, fused=True, engine="auto", student=None,
     # A first scale that overflows: the first step is skipped, captured or not.
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, backoff_factor=2.0**-28) if precision == "fp16" else None
     options = {"precision": precision, "scaler": scaler, "engine": engine, "capture": captured, **options}
+    options = {"side_by_side": False, "fused_norm": False, **options}
     return lf.LITStep(teacher, student, lf.LITLoss(), optimizer, **options)
 
 

@@ -116,9 +116,8 @@ def make(precision, *, captured, fused):
     teacher = lf.split(lf.models.resnet32().cuda())
     student = lf.split(lf.models.resnet20().cuda()).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=2**-6, momentum=0.9, weight_decay=1e-4, fused=True)
-    return lf.LITStep(
-        teacher, student, lf.LITLoss(), optimizer, precision=precision, capture=captured, fused_norm=fused
-    )
+    options = {"precision": precision, "capture": captured, "side_by_side": False, "fused_norm": fused}
+    return lf.LITStep(teacher, student, lf.LITLoss(), optimizer, **options)
 
 
 def train(step, steps):
