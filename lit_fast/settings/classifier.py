@@ -175,6 +175,7 @@ class StepConfig(BaseStepConfig):
     capture: bool = True
     side_by_side: Switch = "auto"
     fused_norm: Switch = "auto"
+    teacher_ahead: bool = False
     cudnn_benchmark: bool = False
     sync_batchnorm: bool = False
 

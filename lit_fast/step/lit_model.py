@@ -149,7 +149,7 @@ class LITModel(nn.Module):
         self._strict = engine == "runner"
         self._frozen: FrozenTeacher | None = None
         self._shared_frozen = frozen
-        self._make_frozen()
+        self.make_frozen()
         self.passes = StudentPasses(
             student,
             self.ir_sections,
@@ -283,7 +283,7 @@ class LITModel(nn.Module):
         if self.teacher is None or not self._needs_teacher:
             return [], None
         self.check_teacher_mode()
-        frozen = self._make_frozen()
+        frozen = self.make_frozen()
         if frozen is not None:
             images = only_tensor(inputs)
             return frozen.prefetched(images) or frozen.run(only_tensor(laid_out), after)
@@ -299,7 +299,7 @@ class LITModel(nn.Module):
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start the teacher on images of later calls: `lit_fast.LITStep.prefetch`."""
-        frozen = self._make_frozen()
+        frozen = self.make_frozen()
         if frozen is not None:
             self.check_teacher_mode()
             frozen.prefetch(*batches)
@@ -319,8 +319,8 @@ class LITModel(nn.Module):
 
     # -- construction ------------------------------------------------------------------------------------------------
 
-    def _make_frozen(self) -> FrozenTeacher | None:
-        """What runs the teacher under the engine ``runner``."""
+    def make_frozen(self) -> FrozenTeacher | None:
+        """What runs the teacher under the engine ``runner``; None under the other, and where it is not needed."""
         if self._frozen is None and self.engine == "runner" and self.teacher is not None and self._needs_teacher:
             logits = self.options.beta > 0.0
             self._frozen = frozen_for(
