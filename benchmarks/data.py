@@ -82,7 +82,7 @@ def measured(
 
 def _opened(variant: str, data: Data, device: str, stack: ExitStack, absent: dict[str, str]) -> Loader | None:
     """The loader of a variant, closed with the stack; one that cannot be had here is `absent`."""
-    name = variant.rpartition("+")[2].partition("-")[0]
+    name = variant.removeprefix("step+").partition("+")[0].partition("-")[0]
     try:
         return stack.enter_context(open_loader(data, name, device=device, channels_last="+" in variant))
     except DataError as error:

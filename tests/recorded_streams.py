@@ -1,7 +1,7 @@
 """CUDA streams for the CPU: what torch offers of them, with a detector of races in place of a device.
 
-Every operation is dated by the stream it is given to, a wait hands on what the other stream knows, and an operation must
-know of all that was done to the tensors it touches. Operations compute at once, one after the other.
+Every operation is dated by the stream it is given to, a wait hands on what the other stream knows, and an operation
+must know of all that was done to the tensors it touches. Operations compute at once, one after the other.
 
 Autograd runs the backward of an operation on the stream of its forward, and has it wait for the streams that gave its
 gradients. That is imitated. Its own wait at the end, for the leaves' gradients, is not: who reads them waits himself.
