@@ -1,12 +1,12 @@
 """The step beside those of other libraries that distil: ``python -m benchmarks.peers --out DIR``.
 
-They are optional: ``pip install nvidia-modelopt torchdistill``. The same pair, batch, losses and SGD; before anything is
-timed, the loss, all gradients and the running statistics of a first step are compared with those of ModelOpt.
+They are optional: ``pip install nvidia-modelopt torchdistill``. The same pair, batch, losses and SGD; before anything
+is timed, the loss, all gradients and the running statistics of a first step are compared with those of ModelOpt.
 
 | setting | what is trained |
 |---|---|
-| ir | the sections alone, each on the teacher's IR before it, stem copied and frozen: ModelOpt's ``layerwise_kd`` |
-| multi-ir | cross-entropy, KL and the IRs of the student's own pass: ModelOpt's ``kd_loss``, torchdistill's DistillationBox |
+| ir | the sections alone, each on the teacher's IR before it, stem copied and frozen (ModelOpt's ``layerwise_kd``) |
+| multi-ir | cross-entropy, KL and the IRs of the student's own pass (its ``kd_loss``, torchdistill's DistillationBox) |
 
 A variant with "-cl" has its networks and images in ``channels_last``, as lit_fast puts them by itself.
 """
@@ -88,7 +88,7 @@ def missing() -> str | None:
     return None
 
 
-# -- the ways ------------------------------------------------------------------------------------------------------------
+# -- the ways ----------------------------------------------------------------------------------------------------------
 
 
 def builders(problem: Problem, setting: str) -> dict[str, Callable[[], Peer]]:
@@ -236,7 +236,7 @@ def _autocast(problem: Problem) -> Iterator[None]:
         yield
 
 
-# -- comparing and timing ------------------------------------------------------------------------------------------------
+# -- comparing and timing ----------------------------------------------------------------------------------------------
 
 
 def first_step(peer: Peer) -> dict[str, Tensor]:
