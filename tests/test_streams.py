@@ -106,6 +106,28 @@ def test_what_began_is_waited_for_after_an_error(monkeypatch: pytest.MonkeyPatch
     assert streams.waits == 1 + 2 + 3
 
 
+def test_what_is_prefetched_waits_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen, images = lf.FrozenTeacher(lf.split(lf.models.resnet20())), torch.randn(4, 3, 8, 8)
+    frozen.run(images)
+
+    def waits(skip: int | None = None) -> int:
+        streams = RecordedStreams(skip)
+        with monkeypatch.context() as patch:
+            streams.replace_torchs(patch)
+            patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+            frozen._stream = None
+            with streams:
+                batch = images.clone()
+                irs, _ = frozen._on_own_stream(batch, frozen._prepare(batch))()
+                irs[0].sum()
+        return streams.waits
+
+    assert waits() == 2
+    for number in range(2):
+        with pytest.raises(Race):
+            waits(number)
+
+
 def test_two_passes_that_write_the_same_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="side_by_side: both passes of a section write its running statistics"):
         made(side_by_side=True, bn_policy="both")
