@@ -173,12 +173,12 @@ def resident(rows: int = 22) -> ResidentLoader:
     return open_loader(data, "resident")
 
 
-def on_graphs(monkeypatch: pytest.MonkeyPatch, **options: Any) -> lf.LITStep:
+def on_graphs(monkeypatch: pytest.MonkeyPatch, beta: float = 0.75, **options: Any) -> lf.LITStep:
     monkeypatch.setattr(capture, "graphs_for", lambda _device: RecordedGraphs())
     torch.manual_seed(0)
     teacher, student = lf.split(lf.models.resnet32()), lf.split(lf.models.resnet20()).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=2**-6, momentum=0.9, fused=True)
-    return lf.LITStep(teacher, student, lf.LITLoss(), optimizer, engine="runner", capture=True, **options)
+    return lf.LITStep(teacher, student, lf.LITLoss(beta=beta), optimizer, engine="runner", capture=True, **options)
 
 
 def epochs(step: lf.LITStep, loader: ResidentLoader) -> list[Tensor]:
@@ -203,8 +203,9 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return began
 
 
-def test_the_teacher_ahead_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, ahead = on_graphs(monkeypatch), on_graphs(monkeypatch, teacher_ahead=True)
+@pytest.mark.parametrize("beta", [0.75, 0.0])  # 0: without the teacher's logits
+def test_the_teacher_ahead_trains_the_same(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ahead = on_graphs(monkeypatch, beta), on_graphs(monkeypatch, beta, teacher_ahead=True)
     right = epochs(plain, resident())
     began = count_forwards(monkeypatch)
     assert torch.equal(torch.stack(epochs(ahead, resident())), torch.stack(right))
