@@ -82,7 +82,7 @@ def measured(
 
 def _opened(variant: str, data: Data, device: str, stack: ExitStack, absent: dict[str, str]) -> Loader | None:
     """The loader of a variant, closed with the stack; one that cannot be had here is `absent`."""
-    name = variant.rpartition("+")[2].partition("-")[0]
+    name = variant.removeprefix("step+").partition("+")[0].partition("-")[0]
     try:
         return stack.enter_context(open_loader(data, name, device=device, channels_last="+" in variant))
     except DataError as error:
@@ -139,10 +139,11 @@ def _steps(
     if not capture and not tiny:
         return found
     data = arrays(count * batch, pair.image[1])
-    for name in filter(choice.variant, ("step+resident", "step+torch", "step+dali")):
+    for name in filter(choice.variant, ("step+resident", "step+resident+ahead", "step+torch", "step+dali")):
         loader = _opened(name, data, device, stack, absent)
         if loader is not None:
-            step = ways.lit_step(problem, "runner", "auto", capture=capture)
+            ahead = name.endswith("+ahead")
+            step = ways.lit_step(problem, "runner", "auto", capture=capture, teacher_ahead=ahead)
             found[name] = (_trained(step, loader, batch), count * batch)
     return found
 

@@ -48,6 +48,8 @@ from lit_fast.step.lit_step import LITStep
 from lit_fast.step.passes import StudentPasses
 
 LADDER = ("plain", "eager", "channels-last", "lowered", "runner", "capture")
+# Whether the passes run side by side, and whether norms are fused.
+CAPTURED = {"capture": (False, False), "captured-side-by-side": (True, False), "fused-norm": (False, True)}
 AT_ONCE = 4  # batches that the teacher takes in "teacher-batch"
 
 
@@ -101,13 +103,10 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
         found["autocast-cache"] = lambda: _calling(built(problem, CachingCasts), problem)
     if problem.device == "cuda":
         found["parallel"] = lambda: _calling(built(problem, ParallelSections), problem)
-        found["capture"] = lambda: ways.captured_step(problem)
-        found["captured-side-by-side"] = lambda: ways.replays(
-            ways.lit_step(problem, "runner", "auto", capture=True, side_by_side=True), problem
-        )
-        found["fused-norm"] = lambda: ways.replays(
-            ways.lit_step(problem, "runner", "auto", capture=True, fused_norm=True), problem
-        )
+        for name, (beside, fused) in CAPTURED.items():
+            found[name] = lambda beside=beside, fused=fused: ways.replays(  # type: ignore[misc]
+                ways.lit_step(problem, "runner", "auto", capture=True, side_by_side=beside, fused_norm=fused), problem
+            )
     return found
 
 

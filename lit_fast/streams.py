@@ -17,14 +17,14 @@ _warns: Callable[[], bool] = getattr(torch._C, "_warn_on_accumulate_grad_stream_
 
 
 class SideStreams:
-    """Some streams of a CUDA device.
+    """Some streams of a CUDA device, each of which is given work between two `join`: a capture waits for nothing else.
 
     A tensor that is made on one of them may be read on another that waits for it, and its memory is not used again
     before `join`: whatever a stream is given next comes after what the caller's had been given by then.
 
     Args:
         device: where.
-        count: how many.
+        count: how many; the first is for work without gradients.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
@@ -53,10 +53,10 @@ class SideStreams:
         finally:
             if _set_warning is not None:
                 _set_warning(before)
-            self.join()
+            self.join(1)
 
-    def join(self) -> None:
-        """The caller's stream goes on after all that these have been given."""
+    def join(self, first: int = 0) -> None:
+        """The caller's stream goes on after all that these, from number ``first`` on, have been given."""
         caller = torch.cuda.current_stream(self._device)
-        for stream in self._streams:
+        for stream in self._streams[first:]:
             caller.wait_stream(stream)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from everyday import exhaustive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ from benchmarks import (  # noqa: E402
     linear,
     loss,
     overhead,
+    peers,
     plot,
     recording,
     settings,
@@ -35,6 +37,7 @@ from benchmarks import (  # noqa: E402
     variants,
 )
 from benchmarks.choice import Choice  # noqa: E402
+from lit_fast.bench.ways import Problem  # noqa: E402
 from lit_fast.openmp import SPINS  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -134,7 +137,7 @@ def test_the_loaders_are_measured_alone_and_with_the_step() -> None:
     assert all(row["status"].startswith(("measured", "not available: loader 'dali'")) for row in rows), rows
     names = {family: {row["variant"] for row in rows if row["family"] == family} for family in ("cifar", "jpeg")}
     assert names["jpeg"] == {"pil", "torch", "dali", "resident"}
-    assert names["cifar"] == names["jpeg"] | {"step", "step+resident", "step+torch", "step+dali"}
+    assert names["cifar"] == names["jpeg"] | {"step", "step+resident", "step+resident+ahead", "step+torch", "step+dali"}
     for row in rows:
         if row["status"] == "measured":
             assert row["images_s"] > 0
@@ -196,6 +199,58 @@ def test_what_recording_costs_is_measured(tmp_path: Path, monkeypatch: pytest.Mo
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [(row["setting"], row["variant"]) for row in rows] == [("width 8", "own forward"), ("width 8", "recorded")]
     assert all(0 < row["low_us"] <= row["median_us"] <= row["high_us"] for row in rows)
+
+
+def in_place_of_a_library(problem: Problem, setting: str, off: float) -> peers.Peer:
+    """The step written out in PyTorch; `off` is added to the loss of the sections."""
+    teacher, student = peers.networks(problem, setting)
+    optimizer = torch.optim.SGD(student.parameters(), **peers.SGD)
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            irs, soft = teacher.run(problem.inputs)
+        if setting == "ir":
+            inputs = [teacher.stem(problem.inputs).detach(), *irs[:-1]]
+            found = [section(x) for section, x in zip(student.sections, inputs)]
+        else:
+            found, logits = student.run(problem.inputs)
+        loss = sum(F.mse_loss(ours, right) * (1 + off) for ours, right in zip(found, irs)) / 3
+        if setting != "ir":
+            log_q, p = F.log_softmax(logits / peers.TAU, 1), F.softmax(soft / peers.TAU, 1)
+            soft_loss = peers.TAU**2 * F.kl_div(log_q, p, reduction="batchmean")
+            hard = peers.ALPHA * F.cross_entropy(logits, problem.labels)
+            loss = (1 - peers.BETA) * loss + peers.BETA * (hard + (1 - peers.ALPHA) * soft_loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return peers.Peer(step, student.model, optimizer)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_other_libraries_are_timed_where_they_compute_the_same(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "modelopt_ir", lambda problem, _: in_place_of_a_library(problem, "ir", off))
+    monkeypatch.setattr(peers, "modelopt_kd", lambda problem, _: in_place_of_a_library(problem, "multi-ir", off))
+    monkeypatch.setattr(peers, "torchdistill_kd", lambda problem, _: in_place_of_a_library(problem, "multi-ir", off))
+    rows = list(peers.rows("cpu", 0.1, tiny=True))
+    theirs = ["modelopt", "modelopt-cl"], ["modelopt", "modelopt-cl", "torchdistill", "torchdistill-cl"]
+    variants = [{row["variant"] for row in rows if row["family"] == family} for family in ("ir", "multi-ir")]
+    assert variants == [{*names, "lit_fast"} for names in theirs]
+    for row in rows:
+        if off and row["variant"] == "lit_fast":
+            assert row["status"].startswith("does not compute what modelopt does: ")
+        else:
+            assert row["status"] == "measured"
+            assert row["images_s"] > 0
+            assert row["peak_bytes"] > 0
+            assert off or row["variant"] == "modelopt" or row["times_modelopt"] > 0
+
+
+def test_libraries_that_are_not_there_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.LIBRARIES, "modelopt", "no_such_library")
+    why = "nvidia-modelopt: ModuleNotFoundError: No module named 'no_such_library'; "
+    assert peers.missing() == why + "pip install nvidia-modelopt torchdistill"
 
 
 @pytest.mark.parametrize(("wait", "spins"), [("spin", "300000"), ("share", SPINS), ("sleep", "0")])

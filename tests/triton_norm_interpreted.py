@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import norm_cases
+import norm_networks
 import pytest
 import torch
 from everyday import but_first, exhaustive, in_turn
@@ -265,9 +266,32 @@ def test_a_step_trains_the_same(dtype: torch.dtype, bn_policy: str, monkeypatch:
         images = torch.randn(4, 3, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
         losses.append(torch.stack([step(images, torch.arange(4)).total for _ in range(2)]))
         states.append(student.model.state_dict())
-    assert len(taken) == 2 * (6 + 4)  # of two steps: 3 blocks, and those of sections 2 and 3 again
+    assert len(taken) == 2 * (7 + 4)  # of two steps: the stem, 3 blocks, and those of sections 2 and 3 again
     assert not fused_norm._on
     rounding = 1e-8 if dtype == torch.float64 else 2e-2
     torch.testing.assert_close(losses[0], losses[1], rtol=rounding, atol=0)
     for name, tensor in states[0].items():
         torch.testing.assert_close(tensor, states[1][name], rtol=rounding, atol=rounding, msg=name)
+
+
+def test_a_step_of_a_network_that_does_not_call_norm_act(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, losses, taken = [], [], []
+    apply = fused_norm._fused
+    monkeypatch.setattr(fused_norm, "_fused", lambda *inputs: taken.append(1) or apply(*inputs))
+    for fused in (True, False):
+        teacher, student = (norm_networks.split(seed) for seed in (0, 1))
+        for network in (teacher, student):
+            network.double().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(student.parameters(), lr=2**-6, momentum=0.9)
+        step = lf.LITStep(
+            teacher, student, lf.LITLoss(backend="eager"), optimizer, engine="eager", fused_norm=fused
+        )  # fmt: skip
+        torch.manual_seed(2)
+        images = torch.randn(4, 3, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
+        losses.append(torch.stack([step(images, torch.arange(4)).total for _ in range(2)]))
+        states.append(student.model.state_dict())
+    composed, fed = norm_networks.FUSED, norm_networks.FUSED - 3  # without stem and section 1
+    assert len(taken) == 2 * (composed + fed)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-8, atol=0)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-8, atol=1e-8, msg=name)

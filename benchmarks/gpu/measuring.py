@@ -32,7 +32,8 @@ def overhead(session: Session, limit: float) -> Fields:
 
 
 def data(session: Session, limit: float) -> Fields:
-    return _suite(session, "data", limit, ("step", "step+resident", "step+torch", "torch", "resident"), rounds=4)
+    chosen = ("step", "step+resident", "step+resident+ahead", "step+torch", "torch", "resident")
+    return _suite(session, "data", limit, chosen, rounds=4)
 
 
 def tricks(session: Session, limit: float) -> Fields:

@@ -22,7 +22,7 @@ from lit_fast.errors import UnavailableError
 if TYPE_CHECKING:
     from lit_fast.triton.batch_norm import Running
 
-__all__ = ["check", "enabled", "norm_act"]
+__all__ = ["check", "enabled", "is_plain", "norm_act"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -79,7 +79,7 @@ def norm_act(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, *,
 
 
 def _applies(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
-    if torch.compiler.is_compiling() or not _plain(norm) or not norm.training:
+    if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d or not is_plain(norm) or not norm.training:
         return False
     if type(x) not in (Tensor, nn.Parameter) or x.dim() != 4 or x.dtype not in DTYPES:
         return False
@@ -94,11 +94,9 @@ def _applies(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
     return _available(x.device.type, x.device.index)[0]
 
 
-def _plain(norm: nn.Module) -> bool:
-    """Whether calling this module is BatchNorm2d's forward and nothing else."""
-    if type(norm) is not nn.BatchNorm2d or "forward" in vars(norm):
-        return False
-    if any(getattr(norm, name) for name in _HOOKS):
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling this module is its class's forward and nothing else."""
+    if "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS):
         return False
     return not any(getattr(torch_module, "_global" + name, None) for name in _HOOKS)
 

@@ -138,6 +138,11 @@ class TracedPart(Part):
         """The piece's graph in the present mode; its targets are names in the whole model."""
         return self._code().graph
 
+    @property
+    def train_graph(self) -> fx.Graph:
+        """That of train mode."""
+        return self._train.graph
+
     def forward(self, x: Tensor) -> Any:
         return self._code().run(self.owner, x)
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from lit_fast import data, models, recipes
 from lit_fast.errors import ConfigError
 from lit_fast.files import must_be_regular
-from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, TargetsKind
+from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, Switch, TargetsKind
 from lit_fast.named_yaml import parse_yaml
 from lit_fast.runs.results import percent
 from lit_fast.settings.base import (
@@ -174,13 +174,15 @@ class StepConfig(BaseStepConfig):
     bn_policy: StatsPolicy = "composed"
     channels_last: bool = True
     capture: bool = True
-    side_by_side: bool = False
+    side_by_side: Switch = "auto"
+    fused_norm: Switch = "auto"
+    teacher_ahead: bool = False
     cudnn_benchmark: bool = False
     sync_batchnorm: bool = False
 
     @model_validator(mode="after")
     def _one_pass_writes_the_statistics(self) -> StepConfig:
-        if self.side_by_side and self.bn_policy == "both":
+        if self.side_by_side is True and self.bn_policy == "both":
             raise ValueError("side_by_side: bn_policy 'both' lets both passes write the same running statistics")
         return self
 

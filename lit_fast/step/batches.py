@@ -39,6 +39,9 @@ class Feed(Protocol):
     def write(self, inputs: Tensor, labels: Tensor) -> None:
         """Fill them with the rows from `position` on, without waiting for the device."""
 
+    def write_ahead(self, inputs: Tensor, labels: Tensor) -> None:
+        """The same, of the last rows where fewer are left; for ``teacher_ahead`` alone."""
+
 
 class Batch(Protocol):
     """The batch of a step."""
@@ -132,14 +135,17 @@ class FedBatch:
         return (self.feed.position,)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        images, labels = self._into or self.feed.empty(self.rows, channels_last=self.channels_last)
+        images, labels = self._into or self.empty()
         self.feed.write(images, labels)
         self.feed.position.add_(self.rows)
         return images, labels
 
     def static(self) -> FedBatch:
-        into = self.feed.empty(self.rows, channels_last=self.channels_last)
-        return FedBatch(self.feed, self.rows, self.channels_last, into)
+        return FedBatch(self.feed, self.rows, self.channels_last, self.empty())
+
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """Uninitialised inputs and labels."""
+        return self.feed.empty(self.rows, channels_last=self.channels_last)
 
     def rewind(self) -> None:
         self.feed.position.sub_(self.rows)

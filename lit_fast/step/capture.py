@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lit_fast.errors import NotCapturable
 from lit_fast.loss.backends.options import LossParts
-from lit_fast.step.batches import Batch
+from lit_fast.step.batches import Batch, FedBatch
 from lit_fast.step.cuda_graphs import Graphs, graphs_for
 from lit_fast.step.state import (
     LearningRates,
@@ -29,6 +30,9 @@ from lit_fast.step.state import (
     prepare_momentum,
     scaler_tensors,
 )
+from lit_fast.streams import SideStreams
+from lit_fast.teacher.ahead import TeacherAhead
+from lit_fast.teacher.frozen import FrozenTeacher
 
 __all__ = ["CapturedSteps"]
 
@@ -45,6 +49,7 @@ class CapturedSteps:
         modules: all whose parameters and buffers a step reads or changes.
         optimizer, scaler: what updates them.
         nonfinite: the other tensor that a step changes, a flag on the modules' device.
+        frozen: gives the teacher that is to run one batch ahead where batches come from a feed; None: it does not.
 
     Attributes:
         reason: why steps are replayed or not.
@@ -56,7 +61,10 @@ class CapturedSteps:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
         nonfinite: Tensor,
+        frozen: Callable[[], FrozenTeacher | None] | None = None,
     ) -> None:
+        self._frozen = frozen
+        self._ran: _Captured | None = None
         self._optimizer, self._scaler, self._nonfinite, self._device = optimizer, scaler, nonfinite, nonfinite.device
         self._graphs: Graphs | None = None
         self._captured: dict[tuple[Any, ...], _Captured] = {}
@@ -96,6 +104,9 @@ class CapturedSteps:
         if self._state is not None:
             self._state.keep(self._optimizer)
         self._rates.write(self._optimizer)
+        if graph.ahead is not None and graph is not self._ran:
+            graph.ahead.forget()
+        self._ran = graph
         return graph.run(batch)
 
     # -- capturing ---------------------------------------------------------------------------------------------------
@@ -131,10 +142,13 @@ class CapturedSteps:
         prepare_momentum(optimizer)
         self._rates.write(optimizer)
         static = batch.static()
+        ahead = self._ahead(static)
 
         def run() -> Tensor:
             with self._rates.used_by(optimizer):
-                total, ce, kl, ir = train(*static.read())
+                inputs, labels = static.read()
+                with nullcontext() if ahead is None else ahead.beside(inputs):
+                    total, ce, kl, ir = train(inputs, labels)
             return torch.cat((torch.stack((total, ce, kl)), ir))
 
         def warm_up() -> Tensor:
@@ -144,6 +158,8 @@ class CapturedSteps:
 
         before = Snapshot([*self._changed(), *static.changed], optimizer, self._device)
         try:
+            if ahead is not None:
+                ahead.prepare()
             graphs.warm_up(warm_up)
             optimizer.zero_grad(set_to_none=True)  # gradients are then written, not added, where the graph keeps them
             replay = graphs.capture(run)
@@ -152,7 +168,14 @@ class CapturedSteps:
             forget_half_step(optimizer, self._scaler)
             before.restore()
         self._state = OptimizerTensors(optimizer)
-        return _Captured(static, replay)
+        return _Captured(static, replay, ahead)
+
+    def _ahead(self, static: Batch) -> TeacherAhead | None:
+        frozen = None if self._frozen is None or not isinstance(static, FedBatch) else self._frozen()
+        if frozen is None or not isinstance(static, FedBatch):
+            return None
+        streams = SideStreams(self._device, 1) if self._device.type == "cuda" else None
+        return TeacherAhead(frozen, static.feed, static.empty(), streams)
 
     def _changed(self) -> list[Tensor]:
         return [*(held[name] for held, name in self._slots), self._nonfinite, *scaler_tensors(self._scaler)]
@@ -180,10 +203,15 @@ class _Captured(NamedTuple):
 
     static: Batch
     replay: Callable[[], Tensor]
+    ahead: TeacherAhead | None
 
     def run(self, batch: Batch) -> LossParts:
         self.static.copy_from(batch)
+        if self.ahead is not None:
+            self.ahead.prepare()
         row = self.replay().clone()  # the next replay writes to the same place
+        if self.ahead is not None:
+            self.ahead.left()
         return LossParts(row[0], row[1], row[2], row[3:])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_fast.errors import UnavailableError
 from lit_fast.extension import EXTENSION
-from lit_fast.literals import Engine, StudentInput, TargetsKind
+from lit_fast.literals import Engine, StudentInput, Switch, TargetsKind
 from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
@@ -48,9 +48,9 @@ class ModelOptions(TypedDict, total=False):
     bn_policy: str
     projector: Projectors | None
     engine: str
-    side_by_side: bool
+    side_by_side: Switch
     frozen: FrozenTeacher | None
-    fused_norm: bool
+    fused_norm: Switch
     targets: TargetsKind | TargetsOf
     skip_padding: bool
 
@@ -66,8 +66,9 @@ class LITModel(nn.Module):
             needs none: ``alpha=1, beta=1`` (training from scratch).
         student: the split student, in the mode its caller sets (``train()`` for training).
         criterion: a `lit_fast.LITLoss`; ``beta=1`` is plain KD, ``beta=0`` needs no labels.
-        ir_sections, student_input, bn_policy, projector, engine, side_by_side, frozen, fused_norm, targets,
-            skip_padding, fused_head: as for `lit_fast.LITStep`.
+        ir_sections, student_input, bn_policy, projector, engine, frozen, targets, skip_padding, fused_head: as for
+            `lit_fast.LITStep`.
+        side_by_side, fused_norm: likewise, but ``"auto"`` is off: it asks whether the step is captured.
         over_processes: in DistributedDataParallel or FSDP, which average gradients: divide the loss by what counts in
             all processes and multiply it by their number, so that the average is the gradient of the whole batch's
             loss, however unequal their rows, class weights and padding are. ``parts`` are then this process's share.
@@ -105,9 +106,9 @@ class LITModel(nn.Module):
         precision: str = "fp32",
         projector: Projectors | None = None,
         engine: str = "auto",
-        side_by_side: bool = False,
+        side_by_side: Switch = False,
         frozen: FrozenTeacher | None = None,
-        fused_norm: bool = False,
+        fused_norm: Switch = False,
         targets: TargetsKind | TargetsOf = "classification",
         skip_padding: bool = False,
         fused_head: bool | None = None,
@@ -133,7 +134,7 @@ class LITModel(nn.Module):
         self._strict = engine == "runner"
         self._frozen: FrozenTeacher | None = None
         self._shared_frozen = frozen
-        self._make_frozen()
+        self.make_frozen()
         self.passes = StudentPasses(
             student,
             self.ir_sections,
@@ -143,8 +144,8 @@ class LITModel(nn.Module):
             projector=projector,
             amp_dtype=self._amp_dtype,
             channels_last=self.engine == "runner",
-            side_by_side=side_by_side,
-            fused_norm=fused_norm,
+            side_by_side=side_by_side is True,
+            fused_norm=fused_norm is True,
         )
         wanted = fused_head or (fused_head is None and targets == "causal_lm")
         self.heads = HeadSearch(self._needs_soft_targets, fused_head) if wanted and self.options.beta > 0.0 else None
@@ -273,7 +274,7 @@ class LITModel(nn.Module):
         if self.teacher is None or not self._needs_teacher:
             return [], None
         self.check_teacher_mode()
-        frozen = self._make_frozen()
+        frozen = self.make_frozen()
         if frozen is not None:
             images = only_tensor(inputs)
             return frozen.prefetched(images) or frozen.run(only_tensor(laid_out), after)
@@ -289,7 +290,7 @@ class LITModel(nn.Module):
 
     def prefetch(self, *batches: Tensor) -> None:
         """Start the teacher on images of later calls: `lit_fast.LITStep.prefetch`."""
-        frozen = self._make_frozen()
+        frozen = self.make_frozen()
         if frozen is not None:
             self.check_teacher_mode()
             frozen.prefetch(*batches)
@@ -309,8 +310,8 @@ class LITModel(nn.Module):
 
     # -- construction ------------------------------------------------------------------------------------------------
 
-    def _make_frozen(self) -> FrozenTeacher | None:
-        """What runs the teacher under the engine ``runner``."""
+    def make_frozen(self) -> FrozenTeacher | None:
+        """What runs the teacher under the engine ``runner``; None under the other, and where it is not needed."""
         if self._frozen is None and self.engine == "runner" and self.teacher is not None and self._needs_teacher:
             logits = self.options.beta > 0.0
             self._frozen = frozen_for(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
+from lit_fast.pair import measured
 from lit_fast.sections.calls import uncompiled
 from lit_fast.sections.inputs import Inputs, num_rows, without_labels
 from lit_fast.sections.model import SplitModel
@@ -62,7 +63,11 @@ class LITStep:
             ``capture_reason`` tell. After a captured step gradients are None, and learning rates are float32.
         side_by_side: on CUDA, the teacher, the composed pass and each teacher-fed section on a stream of its own, their
             backward passes likewise: for networks or batches too small to fill the GPU one after the other. Not with
-            ``bn_policy="both"``, where two passes write the same running statistics. Same numbers.
+            ``bn_policy="both"``, where two passes write the same running statistics. Same numbers. Default ``"auto"``:
+            where committed figures say that it is faster (`lit_fast.pair.measured`); ``passes.streams`` tells.
+        teacher_ahead: in captured steps on a resident dataset (`train_on`), the teacher runs on the next batch, on a
+            stream of its own, while the student trains on this one. It holds one batch's IRs more. Same numbers. It
+            does nothing where the teacher's modules run, and in steps that are given their batch.
         workers: the processes that share each batch (`lit_fast.step.parallel`): each calls the step on its own rows,
             and the update is that of the whole batch. None: this process alone; refused where torch.distributed has
             several.
@@ -73,9 +78,10 @@ class LITStep:
         frozen: the `lit_fast.FrozenTeacher` that runs ``teacher`` under the engine ``runner``, for several steps to
             share: it is lowered once for all of them. Of the step's precision; with ``strict=False`` under ``"auto"``.
             Default: one of the step's own.
-        fused_norm: an experiment: BatchNorm, addition and ReLU of a student that calls
-            `lit_fast.models.fused_norm.norm_act` (our ResNets and ResNeXts) as Triton kernels, in ``channels_last`` on
-            a CUDA device. Results agree to rounding.
+        fused_norm: BatchNorm, addition and ReLU of the student as Triton kernels, in ``channels_last`` on CUDA: of
+            networks that call `lit_fast.models.fused_norm.norm_act`, as ours do, and wherever they stand in a forward
+            that only calls submodules (`lit_fast.models.norm_pattern`). Results agree to rounding. Default ``"auto"``,
+            likewise; ``passes.fused_norm`` tells.
         targets: how rows of logits and their labels are made of the models' outputs: ``"classification"`` (logits
             [B, C]), ``"dense"`` ([B, C, H, W]), ``"tokens"`` ([B, T, C]), ``"causal_lm"`` ([B, T, V], the next token),
             or a function of (output, inputs, labels), given all that the models return, under ``engine="runner"`` the
@@ -118,11 +124,13 @@ class LITStep:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         precision: str = "fp32",
         fused_head: bool | None = None,
+        teacher_ahead: bool = False,
         **options: Unpack[ModelOptions],
     ) -> None:
         if capture and fused_head is None:
             fused_head = False
         _check_student(student)
+        options.update(measured.switches(options, student, precision, capture))
         self.model = LITModel(teacher, student, criterion, precision=precision, fused_head=fused_head, **options)
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
         self.projector, self.passes, self.rows = self.model.projector, self.model.passes, self.model.rows
@@ -152,7 +160,8 @@ class LITStep:
         self._captured: CapturedSteps | None = None
         if capture:
             modules = [module for module in (student.model, self.projector, criterion) if module is not None]
-            self._captured = CapturedSteps(modules, optimizer, self.scaler, self.nonfinite)
+            frozen = self.model.make_frozen if teacher_ahead else None
+            self._captured = CapturedSteps(modules, optimizer, self.scaler, self.nonfinite, frozen)
         self._shared: SharedGradients | None = None
         if self.workers.size > 1:
             self._shared = SharedGradients(self.workers, self._trained(), 3 + len(self.ir_sections))

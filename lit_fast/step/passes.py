@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fast.models import fused_norm as norms
+from lit_fast.models.norm_pattern import FusedForwards
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import laid_out
@@ -68,6 +69,7 @@ class StudentPasses:
     Attributes:
         mark: entered with the name of each part of a step while it runs.
         streams: those that run side by side; None: one pass after the other.
+        fused_norm: the student's forwards with BatchNorm, addition and ReLU in one; None: as it has them.
 
     Raises:
         ValueError: a policy that is unknown, or that cannot be kept; the message names the mend.
@@ -95,9 +97,10 @@ class StudentPasses:
         self.mark: Callable[[str], AbstractContextManager[Any]] = _unmarked
         self._logits, self._copied = logits, copied
         self._inputs_checked = copied
+        self.fused_norm: FusedForwards | None = None
         if fused_norm:
             norms.check(self.device)
-        self._fused_norm = fused_norm
+            self.fused_norm = FusedForwards(student)
         convolves = any(isinstance(module, nn.Conv2d) for module in student.modules())
         self.channels_last = channels_last and student.how == "traced" and convolves
         if self.channels_last:
@@ -107,7 +110,7 @@ class StudentPasses:
         self.streams = self._side_streams(bn_policy) if side_by_side else None
 
     def _side_streams(self, bn_policy: str) -> SideStreams | None:
-        """One for the teacher and one for each section but the first; none where nothing can run side by side."""
+        """One for the teacher and one for each teacher-fed section; none where nothing can run side by side."""
         if bn_policy == "both":
             raise ValueError(
                 "side_by_side: both passes of a section write its running statistics under bn_policy='both', so they "
@@ -118,9 +121,8 @@ class StudentPasses:
                 "side_by_side: the teacher-fed sections of a recorded student wait for its composed pass, whose masks "
                 "and positions they take; use side_by_side=False"
             )
-        if self.device.type != "cuda" or not any(map(self._is_fed, self.compared)):
-            return None
-        return SideStreams(self.device, self.student.num_sections)
+        fed = len(self._fed_sections)
+        return SideStreams(self.device, 1 + fed) if fed and self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +141,7 @@ class StudentPasses:
             run_teacher: gives the teacher's IRs and logits. It is given what to call with the number and the IR of each
                 section, before the next one is begun, or None; that may be left out where the IRs are there already.
         """
-        with self.autocast(), norms.enabled() if self._fused_norm else nullcontext():
+        with self.autocast(), nullcontext() if self.fused_norm is None else self.fused_norm.used():
             if self.streams is not None:
                 return self._side_by_side(self.streams, inputs, run_teacher)
             with self.mark("teacher"):
@@ -176,14 +178,15 @@ class StudentPasses:
 
         def feed(before: int, teacher_ir: Tensor) -> None:
             i = before + 1
-            if i in self.compared:
-                with streams.beside(i, after=0), torch.set_grad_enabled(with_grad):
+            if i in self._fed_sections:
+                own = 1 + self._fed_sections.index(i)
+                with streams.beside(own, after=0), torch.set_grad_enabled(with_grad):
                     fed[i] = self.in_teachers_width(i, self.fed(i, teacher_ir))
 
         try:
             with streams.beside(0):
                 teacher_irs, teacher_output = run_teacher(feed)
-                for i in filter(self._is_fed, self.compared):
+                for i in self._fed_sections:
                     if i not in fed:  # the teacher was prefetched
                         feed(i - 1, teacher_irs[i - 1])
             composed, output = self.composed(inputs)
@@ -221,6 +224,10 @@ class StudentPasses:
         if not self._inputs_checked:
             self._check_gradient(i, ir)
         return ir
+
+    @property
+    def _fed_sections(self) -> tuple[int, ...]:
+        return tuple(filter(self._is_fed, self.compared))
 
     def _is_fed(self, i: int) -> bool:
         """Whether section ``i`` (from 0) is compared in a pass of its own; section 1 is both passes at once."""

@@ -116,6 +116,10 @@ class FrozenTeacher:
             wait = _Shares(wait, [len(batch) for batch in batches])
         self._ahead.extend((batch, wait) for batch in batches)
 
+    def announce(self, images: Tensor, outputs: Outputs) -> None:
+        """Have `run` give these outputs for these images, after those announced before."""
+        self._ahead.append((images, lambda: outputs))
+
     def prefetched(self, images: Tensor) -> Outputs | None:
         """The results of the very tensor that ``prefetch`` was given next, waited for.
 

@@ -217,7 +217,9 @@ class ClassifierTask(Task):
             projector=self.projector if in_lit else None,
             engine=options.engine,
             capture=options.capture and self.workers.size == 1,  # the sum over processes is not captured
-            side_by_side=options.side_by_side and in_lit,
+            side_by_side=options.side_by_side if in_lit else False,
+            fused_norm=options.fused_norm,
+            teacher_ahead=options.teacher_ahead,
             workers=self.workers,
             targets=self.targets,
             skip_padding=self.settings.skip_padding,

@@ -41,6 +41,7 @@ def make(captured, precision="fp32", *, fused=True, engine="auto", student=None,
     # A first scale that overflows: the first step is skipped, captured or not.
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, backoff_factor=2.0**-28) if precision == "fp16" else None
     options = {"precision": precision, "scaler": scaler, "engine": engine, "capture": captured, **options}
+    options = {"side_by_side": False, "fused_norm": False, **options}
     return lf.LITStep(teacher, student, lf.LITLoss(), optimizer, **options)
 
 
@@ -99,9 +100,11 @@ def test_equals_the_eager_step(precision, engine):
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_side_by_side_equals_one_after_the_other(precision, captured):
+@pytest.mark.parametrize("sections", ["all", [3]], ids=str)
+def test_side_by_side_equals_one_after_the_other(precision, captured, sections):
     data = batches(sizes=(32, 32, 20))
-    serial, step = make(captured, precision), make(captured, precision, side_by_side=True)
+    serial = make(captured, precision, ir_sections=sections)
+    step = make(captured, precision, ir_sections=sections, side_by_side=True)
     run = captured_only if captured else train
     torch.testing.assert_close(run(step, data), run(serial, data), rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
     assert_near(step.student.model.state_dict(), serial.student.model.state_dict(), precision)
@@ -237,8 +240,11 @@ def test_a_second_phase_captures_after_the_first_is_gone():
     assert torch.cuda.memory_allocated() <= held + (8 << 20)  # 8 MiB: workspaces of the libraries
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"teacher_ahead": True}, {"teacher_ahead": True, "side_by_side": True}], ids=str
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_graph_reads_a_resident_dataset(precision):
+def test_the_graph_reads_a_resident_dataset(precision, options):
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (212, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (212,), generator=generator)
@@ -249,7 +255,8 @@ def test_the_graph_reads_a_resident_dataset(precision):
     )
     losses, states = [], []
     for captured in (False, True):
-        step, loader, rows = make(captured, precision), open_loader(data, "resident", device="cuda"), []
+        step = make(captured, precision, **(options if captured else {}))
+        loader, rows = open_loader(data, "resident", device="cuda"), []
         for epoch in range(3):
             if captured:
                 with warnings.catch_warnings():

@@ -162,16 +162,23 @@ class Feed:
             ValueError: tensors that do not fit.
             IndexError: rows beyond the end, on the CPU (elsewhere see `lit_fast.data.gather`).
         """
+        self._write(self.position, inputs, labels, first)
+
+    def _write(self, at: Tensor, inputs: Tensor, labels: Tensor, first: int) -> None:
         if inputs.dtype not in self._levels:
             known = None if self._data.is_text else levels(self._data.mean, self._data.std, inputs.dtype)
             self._levels[inputs.dtype] = None if known is None else known.to(inputs.device)
         images, table = self._stored.images, self._levels[inputs.dtype]
         if self._attributes is None:
-            self._gather(self.position, self._plan, images, table, self._pad, first, inputs, labels)
+            self._gather(at, self._plan, images, table, self._pad, first, inputs, labels)
             return
         numbers = torch.empty(len(labels), dtype=torch.int64, device=labels.device)
-        self._gather(self.position, self._plan, images, table, self._pad, first, inputs, numbers)
+        self._gather(at, self._plan, images, table, self._pad, first, inputs, numbers)
         torch.index_select(self._attributes, 0, numbers, out=labels)
+
+    def write_ahead(self, inputs: Tensor, labels: Tensor) -> None:
+        """The same, of the plan's last rows where fewer are left behind `position`."""
+        self._write(self.position.clamp(max=self._plan.shape[1] - len(labels)), inputs, labels, 0)
 
 
 def misfit(data: Data, device: torch.device, processes: int = 1) -> str | None:
