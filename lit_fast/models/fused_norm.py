@@ -22,7 +22,7 @@ from lit_fast.errors import UnavailableError
 if TYPE_CHECKING:
     from lit_fast.triton.batch_norm import Running
 
-__all__ = ["check", "enabled", "norm_act"]
+__all__ = ["check", "enabled", "is_enabled", "is_hooked", "norm_act"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -42,6 +42,18 @@ def enabled(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _on = before
+
+
+def is_enabled() -> bool:
+    """Whether the kernels are switched on."""
+    return _on
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling it is more than its forward, or something else."""
+    if "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS):
+        return True
+    return any(getattr(torch_module, "_global" + name, None) for name in _HOOKS)
 
 
 def check(device: torch.device) -> None:
@@ -96,11 +108,7 @@ def _applies(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
 
 def _plain(norm: nn.Module) -> bool:
     """Whether calling this module is BatchNorm2d's forward and nothing else."""
-    if type(norm) is not nn.BatchNorm2d or "forward" in vars(norm):
-        return False
-    if any(getattr(norm, name) for name in _HOOKS):
-        return False
-    return not any(getattr(torch_module, "_global" + name, None) for name in _HOOKS)
+    return type(norm) is nn.BatchNorm2d and not is_hooked(norm)
 
 
 @functools.lru_cache(maxsize=32)
