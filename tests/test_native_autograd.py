@@ -305,3 +305,18 @@ def test_opcheck(dtype: torch.dtype, needs_grad: bool) -> None:
     if not needs_grad:
         problem.irs, problem.logits = [ir.detach() for ir in problem.irs], problem.logits.detach()
     torch.library.opcheck(torch.ops.lit_fast.lit_loss_total.default, arguments(problem.inputs(), LossOptions()))
+
+
+# --- the very scale that the loss was computed with
+
+
+@pytest.mark.parametrize("loss", [native.lit_loss, in_python()], ids=["compiled", "python"])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_backward_from_the_scale_itself_changes_nothing_and_launches_nothing(loss: Loss, scale: float) -> None:
+    problem = Problem(grad_scale=scale)
+    expected = torch.autograd.grad(problem.total(loss), problem.leaves(), problem.grad_scale.clone())
+    total = problem.total(loss)
+    with torch.profiler.profile() as profile:
+        grads = torch.autograd.grad(total, problem.leaves(), problem.grad_scale)
+    assert all(map(torch.equal, grads, expected))
+    assert not any("rescale_" in event.key for event in profile.key_averages())

@@ -71,7 +71,7 @@ class Streams(TorchDispatchMode):
         clock = self._clock(self.current)
         clock[self.current] = now = clock.get(self.current, 0) + 1
         read = _storages((args, kwargs))
-        written = _storages(out) - read | (read if func._schema.is_mutable else set())  # a view writes nothing
+        written = _storages(out) - read | _storages(_changed(func, args, kwargs))  # a view writes nothing
         self.kept += [tensor for tensor in tree_leaves((args, kwargs, out)) if isinstance(tensor, Tensor)]
         for table, storages in ((self.written, read | written), (self.read, written)):
             for storage in storages:
@@ -82,6 +82,12 @@ class Streams(TorchDispatchMode):
             for storage in storages:
                 table.setdefault(storage, {})[self.current] = now
         return out
+
+
+def _changed(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Any]:
+    """The arguments that an operation writes to."""
+    given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **(kwargs or {})}
+    return [given.get(argument.name) for argument in func._schema.arguments if argument.is_write]
 
 
 def _storages(tree: Any) -> set[int]:

@@ -165,7 +165,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = norm_act(self.bn1, self.conv1(x))
         out = self.layer3(self.layer2(self.layer1(out)))
-        return self.linear(out.mean((2, 3)))
+        return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
 def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet:

@@ -262,9 +262,7 @@ class LITStep:
         """What backward starts with, 0-d: the loss scale, or 1."""
         return self._one if self.scaler is None else self.scaler.scale(self._one)
 
-    def _loss(
-        self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer, grad_scale: Tensor | None
-    ) -> Tensor:
+    def _loss(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer, grad_scale: Tensor | None) -> Tensor:
         return self.model(inputs, labels, normalizer=normalizer, grad_scale=grad_scale).loss
 
     def update(self) -> None:
@@ -305,7 +303,7 @@ class LITStep:
         scale = self._scale()
         loss = self._loss(inputs, labels, normalizer, scale)
         if self.accumulate > 1 and mean:
-            scale = scale / self.accumulate
+            loss = loss / self.accumulate
         uncompiled(LITStep._differentiate, self, loss, scale)
         return self.criterion.parts  # set by the call in `loss`
 

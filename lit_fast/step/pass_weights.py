@@ -71,7 +71,8 @@ class PassWeights:
             count: also have the batches of BatchNorm counted together.
         """
         modules = list(self._student.model.modules())
-        if not (self.on and torch.is_grad_enabled() and self._student.how == "traced" and _run_as_they_are(modules)):
+        traced = self._student.how == "traced"
+        if not (self.on and traced and torch.is_grad_enabled() and _uncompiled([*modules, *self._student.parts])):
             yield
             return
         with _counted(modules) if count else ExitStack():
@@ -243,8 +244,8 @@ def _standing_in(tensors: Iterable[tuple[_Place, Tensor]]) -> Iterator[None]:
             place.held[place.name] = parameter
 
 
-def _run_as_they_are(modules: Iterable[nn.Module]) -> bool:
-    """Whether no module is, or is in, compiled code, which is made for what the modules hold."""
+def _uncompiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether no module is, or is in, compiled code, or has a forward of its own: these read what the modules hold."""
     if torch.compiler.is_compiling():
         return False
     return not any(
