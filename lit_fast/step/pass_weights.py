@@ -181,23 +181,26 @@ class _Weights(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = iter(grads)
-        pairs = [[next(given), None if place.section is None else next(given)] for place in ctx.places]
-        narrow = [
-            (pair, i) for place, pair in zip(ctx.places, pairs) if place.cast for i in (0, 1) if pair[i] is not None
-        ]
-        if narrow:
-            before = [pair[i] for pair, i in narrow]
-            after = [torch.empty_like(grad, dtype=torch.float32) for grad in before]
-            torch._foreach_copy_(after, before)
-            for (pair, i), grad in zip(narrow, after):
-                pair[i] = grad
-        both = [pair for pair in pairs if None not in pair]
-        if both:
-            sums = torch._foreach_add([first for first, _ in both], [second for _, second in both])
-            for pair, total in zip(both, sums):
-                pair[:] = total, None
-        return None, None, *(second if first is None else first for first, second in pairs)
+        whole = _widened([place.cast for place in ctx.places for _ in range(1 if place.section is None else 2)], grads)
+        given = iter(whole)
+        pairs = [(next(given), None if place.section is None else next(given)) for place in ctx.places]
+        both = [(first, second) for first, second in pairs if first is not None and second is not None]
+        sums = iter(torch._foreach_add([first for first, _ in both], [second for _, second in both]) if both else ())
+        return (
+            None,
+            None,
+            *(first if second is None else second if first is None else next(sums) for first, second in pairs),
+        )
+
+
+def _widened(narrow: list[bool], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The gradients, those that are narrow in float32."""
+    given = [grad for is_narrow, grad in zip(narrow, grads) if is_narrow and grad is not None]
+    wide = [torch.empty_like(grad, dtype=torch.float32) for grad in given]
+    if wide:
+        torch._foreach_copy_(wide, given)
+    made = iter(wide)
+    return [next(made) if is_narrow and grad is not None else grad for is_narrow, grad in zip(narrow, grads)]
 
 
 class _Calls:
