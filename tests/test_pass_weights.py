@@ -142,6 +142,13 @@ def test_same_bits_with(options: dict[str, Any]) -> None:
     assert_same(*(trained(step_of(net, shared, **options)) for shared in (True, False)))
 
 
+def test_same_bits_in_an_autocast_of_the_callers() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(*(trained(step_of(net, shared, "fp32")) for shared in (True, False)))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_same_bits_captured(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = RecordedGraphs()

@@ -71,8 +71,7 @@ class PassWeights:
             count: also have the batches of BatchNorm counted together.
         """
         modules = list(self._student.model.modules())
-        traced = self._student.how == "traced"
-        if not (self.on and traced and torch.is_grad_enabled() and _uncompiled([*modules, *self._student.parts])):
+        if not self.on or not self._applies(modules):
             yield
             return
         with _counted(modules) if count else ExitStack():
@@ -85,6 +84,15 @@ class PassWeights:
                 yield
             finally:
                 self._composed, self._fed = [], []
+
+    def _applies(self, modules: list[nn.Module]) -> bool:
+        if self._student.how != "traced" or not torch.is_grad_enabled():
+            return False
+        if self._amp_dtype is None:  # the caller's autocast keeps what it has cast of parameters, and of them alone
+            devices = {parameter.device.type for parameter in self._student.parameters()}
+            if any(map(torch.is_autocast_enabled, devices)):
+                return False
+        return _uncompiled([*modules, *self._student.parts])
 
     @contextmanager
     def composed(self) -> Iterator[None]:
