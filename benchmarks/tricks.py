@@ -22,6 +22,7 @@ Each of the others changes one thing about the rung `runner`:
 | parallel | the teacher-fed sections on streams of their own (CUDA) |
 | captured-side-by-side | the captured step; teacher, composed pass and teacher-fed sections on streams of their own |
 | fused-norm | the captured step; BatchNorm, addition and ReLU of the student as Triton kernels |
+| separate-launches | a launch for each parameter's casts, gradient sums and counts, as without `PassWeights` |
 | fused-sgd, foreach-sgd | the optimizer's other implementations |
 | autocast-cache | autocast keeps the cast weights for the second pass (half precision) |
 """
@@ -94,6 +95,7 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
         "prefetch": lambda: prefetching_step(problem),
         "teacher-batch": lambda: teacher_batch_step(problem),
         "joined": lambda: _calling(built(problem, JoinedPasses), problem),
+        "separate-launches": lambda: separate_launches_step(problem),
         "fused-sgd": lambda: _calling(built(problem, fused=True), problem),
         "foreach-sgd": lambda: _calling(built(problem, foreach=True), problem),
     }
@@ -117,12 +119,22 @@ def built(problem: Problem, passes: type[StudentPasses] | None = None, **sgd: bo
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
     one = LITStep(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")
     if passes is not None:
-        one.passes = passes(student, one.ir_sections, amp_dtype=one.passes.amp_dtype, channels_last=True)
+        one.passes = one.model.passes = passes(
+            student, one.ir_sections, amp_dtype=one.passes.amp_dtype, channels_last=True
+        )
     return one
 
 
 def _calling(one: LITStep, problem: Problem) -> Way:
     return lambda: one(problem.inputs, problem.labels)
+
+
+def separate_launches_step(problem: Problem) -> Way:
+    """The fast step, captured where that can be, without what it does once for all parameters."""
+    captured = problem.device == "cuda"
+    one = ways.lit_step(problem, "runner", "auto", capture=captured)
+    one.passes.weights.on = False
+    return ways.replays(one, problem) if captured else _calling(one, problem)
 
 
 def channels_last_step(problem: Problem) -> Way:

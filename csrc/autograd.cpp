@@ -90,7 +90,7 @@ struct LitLossBackward : torch::autograd::Function<LitLossBackward> {
     const at::AutoDispatchBelowADInplaceOrView below;
     if (torch::autograd::get_current_graph_task_keep_graph()) {  // what is saved may be needed once more
       rescale(grads, grad_outputs[0], grad_scale);
-    } else {
+    } else if (!grad_outputs[0].is_same(grad_scale)) {  // the very tensor: the gradients are right as they are
       rescale_(grads, grad_outputs[0], grad_scale);
     }
     return grads;

@@ -108,7 +108,7 @@ class RecordedStreams(TorchDispatchMode):
         clock = self._clock(stream)
         clock[stream] = now = clock.get(stream, 0) + 1
         read = _storages((args, kwargs))
-        written = _storages(out) - read | (read if func._schema.is_mutable else set())  # a view writes nothing
+        written = _storages(out) - read | _storages(_changed(func, args, kwargs))  # a view writes nothing
         self._kept += [tensor for tensor in tree_leaves((args, kwargs, out)) if isinstance(tensor, Tensor)]
         for table, storages in ((self._written, read | written), (self._read, written)):
             for storage in storages:
@@ -167,6 +167,12 @@ class RecordedStreams(TorchDispatchMode):
 def _key(node: Any) -> Any:
     """Of an operation its number; of a leaf the leaf."""
     return ("leaf", id(node.variable)) if hasattr(node, "variable") else node._sequence_nr()
+
+
+def _changed(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Any]:
+    """The arguments that an operation writes to."""
+    given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **(kwargs or {})}
+    return [given.get(argument.name) for argument in func._schema.arguments if argument.is_write]
 
 
 def _storages(tree: Any) -> set[int]:

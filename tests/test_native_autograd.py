@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import lit_fast
+from lit_fast.loss import functional
 from lit_fast.loss.backends import Inputs, LossOptions, LossParts, eager, fused, native
+from lit_fast.loss.backends.checks import check_inputs
 from lit_fast.loss.backends.ops import arguments
 
 if not native.available()[0]:
@@ -305,3 +308,35 @@ def test_opcheck(dtype: torch.dtype, needs_grad: bool) -> None:
     if not needs_grad:
         problem.irs, problem.logits = [ir.detach() for ir in problem.irs], problem.logits.detach()
     torch.library.opcheck(torch.ops.lit_fast.lit_loss_total.default, arguments(problem.inputs(), LossOptions()))
+
+
+# --- the very scale that the loss was computed with
+
+
+@pytest.mark.parametrize("loss", [native.lit_loss, in_python()], ids=["compiled", "python"])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_backward_from_the_scale_itself_changes_nothing_and_launches_nothing(loss: Loss, scale: float) -> None:
+    problem = Problem(grad_scale=scale)
+    expected = torch.autograd.grad(problem.total(loss), problem.leaves(), problem.grad_scale.clone())
+    total = problem.total(loss)
+    with torch.profiler.profile() as profile:
+        grads = torch.autograd.grad(total, problem.leaves(), problem.grad_scale)
+    assert all(map(torch.equal, grads, expected))
+    assert not any("rescale_" in event.key for event in profile.key_averages())
+
+
+# --- without checks in Python
+
+
+def test_usual_tensors_are_checked_by_the_op_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem()
+    arguments = problem.irs, problem.teacher_irs, problem.logits, problem.teacher_logits, problem.labels
+    expected = lit_fast.lit_loss(*arguments, rows=torch.ones(4, dtype=torch.bool))  # goes the long way
+    calls: list[object] = []
+    monkeypatch.setattr(functional, "check_inputs", lambda *given: calls.append(given) or check_inputs(*given))
+    assert torch.equal(lit_fast.lit_loss(*arguments), expected)
+    assert torch.equal(lit_fast.LITLoss()(*arguments, grad_scale=torch.tensor(2.0)), expected)
+    assert calls == []
+    with pytest.raises(ValueError, match="section 2: student gives"):
+        lit_fast.lit_loss(problem.irs, [*problem.teacher_irs[:1], torch.zeros(4, 6), problem.irs[2]], *arguments[2:])
+    assert len(calls) == 1

@@ -38,7 +38,7 @@ def data(session: Session, limit: float) -> Fields:
 
 def tricks(session: Session, limit: float) -> Fields:
     chosen = ("eager", "channels-last", "lowered", "runner", "capture", "prefetch", "joined", "parallel")
-    chosen = (*chosen, "captured-side-by-side", "fused-norm", "autocast-cache")
+    chosen = (*chosen, "captured-side-by-side", "fused-norm", "separate-launches", "autocast-cache")
     return _suite(session, "tricks", limit, chosen, rounds=6)
 
 

@@ -147,16 +147,26 @@ def teacher(device: str, batch: int, dtype: torch.dtype, *, tf32: bool) -> Field
 # What a captured step is tried with.
 STEPS: dict[str, dict[str, bool]] = {
     "": {"side_by_side": False, "fused_norm": False},
+    ", a launch for each parameter": {"side_by_side": False, "fused_norm": False, "separate_launches": True},
     ", side by side": {"side_by_side": True, "fused_norm": False},
     ", fused norm": {"side_by_side": False, "fused_norm": True},
     ", side by side, fused norm": {"side_by_side": True, "fused_norm": True},
 }
 
 
-def captured_step(device: str, batch: int, precision: str, *, tiny: bool = False, **options: bool) -> Fields:
+def captured_step(
+    device: str,
+    batch: int,
+    precision: str,
+    *,
+    tiny: bool = False,
+    separate_launches: bool = False,
+    **options: bool,
+) -> Fields:
     """A captured step's time, and the device's time by the names of kernels."""
     problem = (TINY if tiny else PAIRS[0]).problem(batch, precision, device)
     step = ways.lit_step(problem, "auto", "auto", capture=device == "cuda", **options)
+    step.passes.weights.on = not separate_launches
 
     def train() -> None:
         step(problem.inputs, problem.labels)

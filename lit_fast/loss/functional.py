@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -153,7 +155,7 @@ def lit_loss(
         >>> print(f"{loss:.4f}")  # 0.75 * 0.95 * log(10) + 0.25 * 1
         1.8906
     """
-    options = LossOptions(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing, reduction)
+    options = _options(ir, alpha, beta, tau, tau_squared, section_weights, ignore_index, label_smoothing, reduction)
     inputs = Inputs(  # IRs that are None are refused, or not looked at, by check_inputs
         student_irs,  # type: ignore[arg-type]
         teacher_irs,  # type: ignore[arg-type]
@@ -243,6 +245,16 @@ def ir_loss(
     return compute(inputs, options, backend, normalizer).total
 
 
+_checked_options = functools.lru_cache(maxsize=64, typed=True)(LossOptions)
+
+
+def _options(*settings: Any) -> LossOptions:
+    if not torch.compiler.is_compiling():
+        with suppress(TypeError):  # a list has no hash; what is wrong is told below
+            return _checked_options(*settings)
+    return LossOptions(*settings)
+
+
 def compute(
     inputs: Inputs, options: LossOptions, backend: str = "auto", normalizer: LossCounts | None = None
 ) -> LossParts:
@@ -250,6 +262,11 @@ def compute(
 
     Results and errors are those of ``lit_loss``.
     """
+    if normalizer is None and not torch.compiler.is_compiling() and _are_usual(inputs, options):
+        with suppress(IndexError, RuntimeError, TypeError, ValueError):  # what is wrong is found and told below
+            choice = backends.select(device_of(inputs), backend)
+            if choice.name == "native":
+                return choice.lit_loss(Inputs(*inputs[:-1]), options)  # ir_rows may be None
     inputs = with_counts(check_inputs(inputs, options), options, normalizer)
     choice = backends.select(device_of(inputs), backend)
     if choice.name != "eager":
@@ -258,6 +275,24 @@ def compute(
         if inputs.grad_scale is None:
             inputs = _with_float32_gradients(inputs)
     return choice.lit_loss(inputs, options)
+
+
+def _are_usual(inputs: Inputs, options: LossOptions) -> bool:
+    """Whether all tensors are used as they are, so that the compiled op's own checks are enough.
+
+    To check them in Python as well takes as long as the loss of small tensors.
+    """
+    irs, teacher_irs, z, teacher_z, labels, _, scale, rows, _, ir_rows = inputs
+    if rows is not None or ir_rows or not (0 < options.beta < 1 and 0 < options.alpha < 1):
+        return False
+    if type(irs) not in (list, tuple) or type(teacher_irs) not in (list, tuple):
+        return False
+    for tensor in (*irs, *teacher_irs, z, teacher_z, labels):
+        if type(tensor) is not Tensor or tensor.dtype is torch.float16 or tensor.is_meta:
+            return False
+    if scale is not None and not (type(scale) is Tensor and scale.dtype is torch.float32 and scale.dim() == 0):
+        return False
+    return labels.dtype is torch.int64  # type: ignore[union-attr]
 
 
 def _with_rows_in_order(inputs: Inputs) -> Inputs:

@@ -22,7 +22,7 @@ from lit_fast.errors import UnavailableError
 if TYPE_CHECKING:
     from lit_fast.triton.batch_norm import Running
 
-__all__ = ["check", "enabled", "is_plain", "norm_act"]
+__all__ = ["check", "enabled", "is_enabled", "is_plain", "norm_act"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -42,6 +42,11 @@ def enabled(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _on = before
+
+
+def is_enabled() -> bool:
+    """Whether the kernels are switched on."""
+    return _on
 
 
 def check(device: torch.device) -> None:

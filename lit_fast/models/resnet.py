@@ -6,9 +6,14 @@ The state_dict keys are those of the widely published checkpoints: ``conv1``, ``
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from lit_fast.models import fused_norm
 from lit_fast.models.fused_norm import norm_act
 
 # (channels of the section's IR, stride of its first block)
@@ -56,8 +61,40 @@ class OptionA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
 
+    def added_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """``out + self(x)`` in out's memory, without the padding's zeros."""
+        return _AddToMiddle.apply(out, _EverySecond.apply(x), self.pad)
+
     def extra_repr(self) -> str:
         return f"pad={self.pad}"
+
+
+class _EverySecond(torch.autograd.Function):
+    """Every second pixel of x; its gradient in one copy, where two slices make two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.size, ctx.stride = x.size(), x.stride()
+        return x.detach()[:, :, ::2, ::2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        whole = grad.new_empty_strided(ctx.size, ctx.stride).zero_()
+        whole[:, :, ::2, ::2] = grad
+        return whole
+
+
+class _AddToMiddle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, middle: Tensor, pad: int) -> Tensor:  # type: ignore[override]
+        ctx.place = (1, pad, middle.shape[1])
+        out.narrow(*ctx.place).add_(middle)
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        return grad, grad.narrow(*ctx.place), None
 
 
 class BasicBlock(nn.Module):
@@ -73,8 +110,18 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Nothing is done in place on x, which may be a teacher's IR that the loss still needs.
-        out = norm_act(self.bn1, self.conv1(x))
-        return norm_act(self.bn2, self.conv2(out), self.shortcut(x))
+        out = self.conv2(norm_act(self.bn1, self.conv1(x)))
+        if isinstance(self.shortcut, OptionA) and self._trained_as_it_is(x):
+            return F.relu(self.shortcut.added_to(self.bn2(out), x), inplace=True)
+        return norm_act(self.bn2, out, self.shortcut(x))
+
+    def _trained_as_it_is(self, x: Tensor) -> bool:
+        """Whether this is a step of training, and nobody looks into it: no tracer, compiler, hook or transform."""
+        if not self.training or type(x) is not Tensor or fused_norm.is_enabled() or torch.compiler.is_compiling():
+            return False
+        if forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None:
+            return False
+        return all(map(fused_norm.is_plain, self.children()))
 
 
 class ResNet(nn.Module):

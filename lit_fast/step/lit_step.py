@@ -136,6 +136,7 @@ class LITStep:
         self.projector, self.passes, self.rows = self.model.projector, self.model.passes, self.model.rows
         self.ir_sections, self.teacher_fed = self.model.ir_sections, self.model.teacher_fed
         self.options = criterion.options
+        self.passes.weights.on = True
         _check_optimizer(optimizer, student, self.projector)
         self.workers = _workers(workers)
         if accumulate < 1:
@@ -264,7 +265,13 @@ class LITStep:
 
     def loss(self, inputs: Inputs, labels: Tensor | None = None, *, normalizer: Normalizer = None) -> Tensor:
         """The 0-d differentiable loss of one batch, without backward; updates the running statistics."""
-        grad_scale = None if self.scaler is None else self.scaler.scale(self._one)
+        return self._loss(inputs, labels, normalizer, None if self.scaler is None else self._scale())
+
+    def _scale(self) -> Tensor:
+        """What backward starts with, 0-d: the loss scale, or 1."""
+        return self._one if self.scaler is None else self.scaler.scale(self._one)
+
+    def _loss(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer, grad_scale: Tensor | None) -> Tensor:
         return self.model(inputs, labels, normalizer=normalizer, grad_scale=grad_scale).loss
 
     def update(self) -> None:
@@ -289,7 +296,7 @@ class LITStep:
         with self.mark("update"):
             if self._waiting == self.accumulate:
                 uncompiled(LITStep._update, self)
-            self.nonfinite.logical_or_(parts.total.isfinite().logical_not_())
+            self.nonfinite.logical_or_(parts.total - parts.total)  # 0, or NaN, which counts as true
         return parts
 
     def _backward(self, inputs: Inputs, labels: Tensor | None, normalizer: Normalizer) -> LossParts | None:
@@ -301,10 +308,12 @@ class LITStep:
                 return None
             if mean:
                 normalizer = self._counts_of_all
-        loss = self.loss(inputs, labels) if normalizer is None else self.loss(inputs, labels, normalizer=normalizer)
+        # The loss is told what backward will start with, and is given that very tensor: its gradients are right then.
+        scale = self._scale()
+        loss = self._loss(inputs, labels, normalizer, scale)
         if self.accumulate > 1 and mean:
             loss = loss / self.accumulate
-        uncompiled(LITStep._differentiate, self, loss)
+        uncompiled(LITStep._differentiate, self, loss, scale)
         return self.criterion.parts  # set by the call in `loss`
 
     def _without_rows(self, mean: bool) -> None:
@@ -335,13 +344,13 @@ class LITStep:
         total, ce, kl, ir = summed.split([1, 1, 1, shared.parts - 3])
         return LossParts(total[0], ce[0], kl[0], ir)
 
-    def _differentiate(self, loss: Tensor) -> None:
+    def _differentiate(self, loss: Tensor, scale: Tensor) -> None:
         with self.mark("backward"):
             if not self._waiting:
                 self.optimizer.zero_grad(set_to_none=True)
             watch = nullcontext() if self._backward_checked else refused_in_backward(self.student)
             with self.passes.backward(), watch:
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                torch.autograd.backward(loss, scale)
         self._backward_checked = True
 
     def _update(self) -> None:

@@ -18,6 +18,7 @@ from lit_fast.models.norm_pattern import FusedForwards
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import laid_out
+from lit_fast.step.pass_weights import PassWeights
 from lit_fast.step.running_stats import RunningStats
 from lit_fast.streams import SideStreams
 from lit_fast.teacher.frozen import After, Outputs
@@ -70,6 +71,7 @@ class StudentPasses:
         mark: entered with the name of each part of a step while it runs.
         streams: those that run side by side; None: one pass after the other.
         fused_norm: the student's forwards with BatchNorm, addition and ReLU in one; None: as it has them.
+        weights: casts, sums of gradients and counts by few launches for all parameters, where they are switched on.
 
     Raises:
         ValueError: a policy that is unknown, or that cannot be kept; the message names the mend.
@@ -108,6 +110,7 @@ class StudentPasses:
         fed = self.compared if teacher_fed else ()
         self._running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
         self.streams = self._side_streams(bn_policy) if side_by_side else None
+        self.weights = PassWeights(student, [i for i in self.compared if self._is_fed(i)], amp_dtype)
 
     def _side_streams(self, bn_policy: str) -> SideStreams | None:
         """One for the teacher and one for each teacher-fed section; none where nothing can run side by side."""
@@ -141,7 +144,11 @@ class StudentPasses:
             run_teacher: gives the teacher's IRs and logits. It is given what to call with the number and the IR of each
                 section, before the next one is begun, or None; that may be left out where the IRs are there already.
         """
-        with self.autocast(), nullcontext() if self.fused_norm is None else self.fused_norm.used():
+        with (
+            self.autocast(),
+            nullcontext() if self.fused_norm is None else self.fused_norm.used(),
+            self.weights.used(count=self.fused_norm is None),  # whose kernels do it themselves
+        ):
             if self.streams is not None:
                 return self._side_by_side(self.streams, inputs, run_teacher)
             with self.mark("teacher"):
@@ -211,7 +218,7 @@ class StudentPasses:
             with stats.composed_pass(i), grad:
                 yield
 
-        with self.mark("student, composed"):
+        with self.mark("student, composed"), self.weights.composed():
             return student.run(inputs, around=around, sections=last_needed, head=self._logits, copied=self._copied)
 
     def fed(self, i: int, teacher_ir: Tensor) -> Tensor:
@@ -219,7 +226,7 @@ class StudentPasses:
         fed = teacher_ir if self.projector is None else self.projector.feed(i - 1, teacher_ir)
         if self._copied:
             fed = fed.clone()
-        with self._watch_inplace(i, fed), self._running_stats.teacher_fed_pass(i):
+        with self._watch_inplace(i, fed), self._running_stats.teacher_fed_pass(i), self.weights.fed(i):
             ir = self.student.sections[i](fed)
         if not self._inputs_checked:
             self._check_gradient(i, ir)

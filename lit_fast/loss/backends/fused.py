@@ -96,7 +96,7 @@ class _LitLoss(torch.autograd.Function):
         if compiling or keeps_graph():  # what is saved may be needed once more, or is a graph's to plan
             factor = grad_total if grad_scale is None else grad_total / grad_scale
             grads = [None if grad is None else rescaled(grad, factor) for grad in grads]
-        else:
+        elif grad_total is not grad_scale:  # the very tensor: the gradients are right as they are
             ctx.rescale_([grad for grad in grads if grad is not None], grad_total, grad_scale)
         behind = len(ctx.needs_input_grad) - 3 - _OTHERS - len(ir_grads)
         return None, None, None, grads[0], *[None] * (_OTHERS - 1), *grads[1:], *[None] * behind
