@@ -20,7 +20,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, sections_differ
 from lit_fast.sections.tracing import set_mode
 
-__all__ = ["Report", "chance_limit", "check_pair", "inspect"]
+__all__ = ["Report", "chance_limit", "check_pair", "inspect", "too_few"]
 
 # Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
 CHANCE_IMAGES = 1000
@@ -312,7 +312,7 @@ def _chance(
     if images == 0:
         return ["loader: it gave no images; pass a list of batches or a fresh loader"]
     limit = chance_limit(classes, images)
-    if limit >= 1:
+    if too_few(classes, images):
         return [f"loader: {images} images are too few to tell {classes} classes from chance; pass some hundred"]
     accuracy = correct / images
     if accuracy > limit:
@@ -333,6 +333,11 @@ def chance_limit(classes: int, images: int) -> float:
     """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors."""
     chance = 1 / classes
     return chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+
+def too_few(classes: int, images: int) -> bool:
+    """Whether luck alone reaches half of the way from chance to all right: a good teacher may then fall below it."""
+    return chance_limit(classes, images) >= (1 + 1 / classes) / 2
 
 
 def _some(names: list[str], limit: int = 3) -> str:

@@ -141,7 +141,7 @@ class Session(BaseSession[Experiment]):
         if done is None:
             val = self._scores(teacher.split, "val")
             if self.targets == "classification":
-                refuse_chance(teacher.label, val.accuracy, len(self.data.val), self.data.num_classes or val.classes)
+                refuse_chance(teacher.label, val.accuracy, val.images, self.data.num_classes or val.classes)
             test = self._scores(teacher.split, "test") if self.score_test else None
             self.folder.run(teacher.name)
             result = {
