@@ -314,6 +314,24 @@ def test_a_part_that_fails_its_check_raises_or_runs_as_its_module(monkeypatch, w
         close(ours, right, 1e-6)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("engine", ["auto", "runner"])
+def test_a_first_batch_that_is_not_finite_gives_what_the_modules_give(engine, value):
+    teacher, student = network("resnet20")[0], network("resnet20")[0]
+    step = lf.LITStep(teacher, student, lf.LITLoss(), torch.optim.SGD(student.parameters(), lr=0.1), engine=engine)
+    images = torch.randn(4, 3, 32, 32)
+    images[:, 0, 0, 0] = value
+    assert step(images, torch.arange(4)).total.isnan()
+    assert step.nonfinite
+
+
+def test_programs_are_checked_on_finite_numbers_where_the_first_batch_has_none(monkeypatch):
+    model, images = network("resnet20")
+    broken(monkeypatch, lambda steps, dtype, out: out + 1)
+    with pytest.raises(LoweringError, match="stem: lowered, it differs from the module"):
+        FrozenTeacher(model).run(images * torch.nan)
+
+
 @pytest.mark.parametrize(("wrong", "message"), FAILURES)
 def test_convolutions_that_fail_fused_run_unfused(monkeypatch, wrong, message):
     model, images = network("resnet20")

@@ -228,7 +228,8 @@ class FrozenTeacher:
 
     def _build(self, example: Tensor) -> list[Run]:
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
-        x = example.to(exact) if example.is_floating_point() else example
+        # NaN and inf would leave nothing to compare.
+        x = example.to(exact).nan_to_num(0.0, 0.0, 0.0) if example.is_floating_point() else example
         # What is not lowered from: a trace may hold numbers that were computed from the values of its example.
         other = x.max() - x
         # Lowered and checked in full precision, also where the module itself is kept in half.
