@@ -21,7 +21,7 @@ from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
-from lit_fast.sections.inputs import Inputs, only_tensor, without_labels
+from lit_fast.sections.inputs import Inputs, dtypes_told, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.tracing import set_mode
 from lit_fast.step.linear_heads import HeadSearch
@@ -217,7 +217,7 @@ class LITModel(nn.Module):
         inputs, labels = without_labels(inputs, labels)
         laid_out = self.passes.laid_out(inputs)
         heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
-        with nullcontext() if heads is None else heads.left_out():
+        with nullcontext() if heads is None else heads.left_out(), self._dtypes_told(inputs):
             outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
         with self.mark("loss"):
             compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
@@ -234,6 +234,11 @@ class LITModel(nn.Module):
         parts = self.criterion.parts
         assert parts is not None  # of the call above
         return LITOutput(loss, parts, None if heads else _logits(outputs.output, compared[2]))
+
+    def _dtypes_told(self, inputs: Inputs) -> AbstractContextManager[None]:
+        if torch.compiler.is_compiling():
+            return nullcontext()
+        return dtypes_told(inputs, teacher=self.teacher, student=self.student)
 
     @torch.no_grad()
     def counts(self, inputs: Inputs, labels: Tensor | None = None) -> LossCounts:

@@ -12,6 +12,7 @@ import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +164,12 @@ class FrozenTeacher:
             )
         if self._values is not None and self._values != _sums(teacher):
             raise ValueError("frozen: the teacher's parameters have changed since it copied them; make a new one")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Programs and threads cannot be copied or pickled: a copy makes its own from the module's parameters.
+        programs = [PartPrograms(self.dtype, self._strict) for _ in self._programs]
+        fresh = {"parts": (), "_programs": programs, "_sizes": OrderedDict(), "_ahead": deque()}
+        return {**self.__dict__, **fresh, **dict.fromkeys(("_values", "_worker", "_stream"))}
 
     # -- ahead -------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ Only shapes, dtypes and devices are looked at, never values: no device synchroni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -85,13 +86,30 @@ def _used(inputs: Inputs, options: LossOptions) -> Inputs:
     return Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale, rows, counts, ir_rows)
 
 
-def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
+def one_per_section(side: str, irs: Any) -> tuple[Any, ...]:
+    """The items of any iterable that has an order which both models share.
+
+    Raises:
+        TypeError: it has none.
+    """
     if isinstance(irs, Tensor):
         raise TypeError(f"{side}: expected a sequence with one tensor per section, got one tensor; write [tensor]")
-    if irs is None or len(irs) == 0:
+    if isinstance(irs, Mapping):  # of two, the order may differ
+        raise TypeError(
+            f"{side}: expected a sequence with one tensor per section, got {type(irs).__name__}; write "
+            "[irs[name] for name in names] with the same names for both models"
+        )
+    if irs is not None and (isinstance(irs, str | AbstractSet) or not isinstance(irs, Iterable)):
+        raise TypeError(f"{side}: expected a sequence with one tensor per section, got {type(irs).__name__}")
+    return () if irs is None else tuple(irs)
+
+
+def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
+    needed = one_per_section(side, irs)
+    if not needed:
         mend = f"beta={options.beta} needs the IRs of every section; pass them, or set beta=1 for the KD loss alone"
         raise ValueError(f"{side}: expected at least one tensor, got {'None' if irs is None else 'none'}; {mend}")
-    return tuple(irs)
+    return needed
 
 
 def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
