@@ -440,3 +440,21 @@ def test_a_teacher_of_several_steps_is_copied_with_a_step_that_has_run(duplicate
     irs, logits = duplicate(frozen).run(batch()[0])
     for ours, right in zip([*irs, logits], [*outputs[0], outputs[1]]):
         assert torch.equal(ours, right)
+
+
+def test_counting_a_batch_changes_nothing() -> None:
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x + torch.rand(1)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 3, 1), Counts(), nn.Flatten(), nn.Linear(3 * 64, CLASSES))
+
+    teacher, student = (lf.split(net(), at=["0", "1"]) for _ in range(2))
+    model, state = lf.LITModel(teacher, student, criterion()), torch.get_rng_state()
+    model.counts(*batch())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not vars(student.model[1]).get("calls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import time
 import warnings
@@ -528,6 +529,42 @@ def test_a_residual_is_fused_only_where_it_has_the_results_shape(residual, turne
     with torch.no_grad():
         conv, gate = (module.conv(x.mean((2, 3), keepdim=True) if pooled else x), module.gate(residual(x)))
     assert adds == int(conv.shape != gate.shape)
+
+
+class Looks(nn.Module):
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    def forward(self, x):
+        if self.look(x):
+            raise ValueError("a value that it does not know")
+        return x * 2
+
+
+@pytest.mark.parametrize("look", [lambda x: x.min() == 0, lambda x: 0.0 in x.tolist(), lambda x: x.numpy().min() == 0])
+def test_a_module_that_refuses_values_runs_as_it_is_on_those_it_knows(look):
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 4, 3), Looks(look), nn.Flatten(), nn.Linear(144, 2)), at=["0", "2"])
+    nn.init.ones_(model.model[0].weight)
+    nn.init.ones_(model.model[0].bias)
+    images = torch.rand(5, 3, 8, 8) + 1
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert [plan.name for plan in teacher.parts if not plan.lowered] == ["section2"]
+
+
+def test_whatever_lowering_raises_is_a_reason_to_run_the_module(monkeypatch):
+    def raises(*_):
+        raise KeyError("an argument that nobody thought of")
+
+    monkeypatch.setitem(lowering._EMITTERS, torch.ops.aten.tanh.default, raises)
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 2)), at=["0", "1"])
+    images = torch.randn(5, 3, 8, 8)
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert "section2: as the module it is: its operations have no instructions (KeyError: " in teacher.describe()
+    student = lf.split(copy.deepcopy(model.model).requires_grad_(True), at=["0", "1"])
+    assert "section2" in dict(lf.inspect(model, student, images).not_lowered)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
+from lit_fast.sections.dryrun import untouched
 from lit_fast.sections.inputs import Inputs, dtypes_told, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.tracing import set_mode
@@ -259,6 +260,7 @@ class LITModel(nn.Module):
     def _outputs_alone(self, inputs: Inputs) -> PassOutputs:
         heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
         with (
+            untouched(self.student),
             set_mode(self.student, False),
             nullcontext() if heads is None else heads.left_out(),
             self.passes.autocast(),

@@ -8,6 +8,7 @@ does the same to them, after a check of their own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -244,11 +245,13 @@ class FrozenTeacher:
         parts = (copy.deepcopy(self.module).to(exact) if half else self.module).parts
         plans, runs = [], []
         for part, programs in zip(parts, self._programs, strict=True):
-            examples = [Example.of(part, batch, self.dtype) for batch in (x, other)]
-            plan, run = programs.fitting(part, examples)
+            first = second = Example.of(part, x, self.dtype)
+            with contextlib.suppress(Exception):  # of modules that refuse some values; the batch's own are there
+                second = Example.of(part, other, self.dtype)
+            plan, run = programs.fitting(part, [first, second])
             plans.append(plan)
             runs.append(run)
-            x, other = (example.exact for example in examples)
+            x, other = first.exact, second.exact
         self.parts = tuple(plans)
         return runs
 
