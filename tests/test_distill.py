@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import signal
 from pathlib import Path
@@ -242,3 +244,32 @@ def test_batches_of_one_image_for_each_process_are_refused_where_batchnorm_canno
     task.data.train = range(96)
     classifier.ClassifierTask._check_one_row(task)
     assert not hasattr(task, "_leave_out_last")
+
+
+# -- what the caller holds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_can_be_saved_by_safetensors_afterwards(
+    fails: bool, teacher: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if fails:
+        monkeypatch.setattr(lf.LITStep, "_update", stopped)
+    ours, net = copy.deepcopy(teacher), student()
+    with pytest.raises(BaseException) if fails else contextlib.nullcontext():  # noqa: B017
+        lf.distill(
+            halves(ours),
+            halves(net),
+            bright_or_dark(),
+            recipe="digits",
+            run_dir=tmp_path / "r",
+            overrides=(*OVERRIDES, "epochs=1"),
+            console=quiet(),
+        )
+    for model in (ours, net):
+        save_file(model.state_dict(), tmp_path / "weights")

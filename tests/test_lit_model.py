@@ -14,6 +14,7 @@ import pytest
 import torch
 from everyday import exhaustive
 from recorded_graphs import RecordedGraphs
+from safetensors.torch import save_file, save_model
 from test_capture import adamw, assert_same, sgd, state
 from test_capture import batches as image_batches
 from test_recorded import text_pair
@@ -458,3 +459,25 @@ def test_counting_a_batch_changes_nothing() -> None:
     model.counts(*batch())
     assert torch.equal(torch.get_rng_state(), state)
     assert not vars(student.model[1]).get("calls")
+
+
+# -- layouts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_student_can_be_saved_by_safetensors_at_any_time(broken: bool, tmp_path: Path) -> None:
+    step = step_of()
+
+    def saved() -> None:
+        save_file(step.student.model.state_dict(), tmp_path / "file")
+        save_model(step.student.model, str(tmp_path / "model"))
+
+    assert step.passes.channels_last == EXTENSION.loaded
+    saved()
+    step(*batch())
+    saved()
+    if broken:
+        with pytest.raises((RuntimeError, IndexError)):
+            step(batch()[0], batch()[1] + CLASSES)
+        saved()
+    assert all(p.is_contiguous() and p.grad is not None and p.grad.is_contiguous() for p in step.student.parameters())

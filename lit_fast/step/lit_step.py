@@ -51,8 +51,8 @@ class LITStep:
         scaler: the GradScaler to use for fp16; default a new one.
         projector: `lit_fast.Projectors` where the widths of teacher and student differ.
         engine: ``"runner"`` runs the teacher as a `lit_fast.FrozenTeacher` (a lowered copy, made from the parameters it
-            has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
-            layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
+            has at the first batch) and gives 2-d networks their images in ``channels_last``; ``"eager"`` runs its
+            modules and leaves layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
             checked against its module; one that fails runs as its module under ``"auto"``, with a warning, and raises
             `lit_fast.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
             what was taken. Results agree to rounding.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from lit_fast.data import Data
 from lit_fast.data.formats.datasets import as_data
@@ -114,7 +115,10 @@ def distill(
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
     identity = {"teacher.weights": digest(teacher_split.model), "student.structure": structure(student_split.model)}
-    with open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session:
+    with (
+        _layouts_kept(teacher_split.model, student_split.model),
+        open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session,
+    ):
         session.own_targets = None if isinstance(targets, str) else targets
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
@@ -132,6 +136,24 @@ def distill(
         session.train(spec, student_split, given, config)
         session.prune(spec, student_split, given, config)
     return Distilled(student_split.model, session.results)
+
+
+@contextmanager
+def _layouts_kept(*models: nn.Module) -> Iterator[None]:
+    """Contiguous tensors are contiguous again afterwards, also after an error: safetensors saves no others."""
+    modules = [module for model in models for module in model.modules()]
+    kept = [(module, name) for module in modules for name, tensor in _tensors(module) if tensor.is_contiguous()]
+    try:
+        yield
+    finally:
+        for module, name in kept:
+            tensor = getattr(module, name)
+            tensor.data = tensor.data.contiguous()
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _label(model: nn.Module | SplitModel) -> str:
