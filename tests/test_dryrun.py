@@ -213,7 +213,7 @@ def test_parameters_that_are_not_made_yet_are_told_and_left_alone(dry_run: Calla
         return nn.Sequential(nn.LazyConv2d(WIDTH, 3, padding=1), nn.LazyBatchNorm2d())
 
     teacher, student = (lf.split(Net(lazy), at=["low", "high"]) for _ in range(2))
-    with pytest.raises(ValueError, match="LazyConv2d: its weight is made when it first runs.*run the model on one"):
+    with pytest.raises(ValueError, match=r"LazyConv2d: its weight is made when it first runs.*run the model on one"):
         dry_run(teacher.eval(), student, torch.randn(X))
     assert isinstance(teacher.model.low[0], nn.LazyConv2d)
     assert isinstance(student.model.high[1], nn.LazyBatchNorm2d)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -531,7 +531,7 @@ def test_a_residual_is_fused_only_where_it_has_the_results_shape(residual, turne
     assert adds == int(conv.shape != gate.shape)
 
 
-class Looks(nn.Module):
+class Refuses(nn.Module):
     def __init__(self, look):
         super().__init__()
         self.look = look
@@ -544,7 +544,7 @@ class Looks(nn.Module):
 
 @pytest.mark.parametrize("look", [lambda x: x.min() == 0, lambda x: 0.0 in x.tolist(), lambda x: x.numpy().min() == 0])
 def test_a_module_that_refuses_values_runs_as_it_is_on_those_it_knows(look):
-    model = lf.split(nn.Sequential(nn.Conv2d(3, 4, 3), Looks(look), nn.Flatten(), nn.Linear(144, 2)), at=["0", "2"])
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 4, 3), Refuses(look), nn.Flatten(), nn.Linear(144, 2)), at=["0", "2"])
     nn.init.ones_(model.model[0].weight)
     nn.init.ones_(model.model[0].bias)
     images = torch.rand(5, 3, 8, 8) + 1
@@ -563,7 +563,7 @@ def test_whatever_lowering_raises_is_a_reason_to_run_the_module(monkeypatch):
     teacher = FrozenTeacher(model)
     close(teacher.run(images)[1], model.run(images)[1], 1e-5)
     assert "section2: as the module it is: its operations have no instructions (KeyError: " in teacher.describe()
-    student = lf.split(copy.deepcopy(model.model).requires_grad_(True), at=["0", "1"])
+    student = lf.split(deepcopy(model.model).requires_grad_(True), at=["0", "1"])
     assert "section2" in dict(lf.inspect(model, student, images).not_lowered)
 
 

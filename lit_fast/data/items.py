@@ -165,8 +165,12 @@ def length(dataset: Any, name: str) -> int:
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(
-            f"{name}: expected a map-style dataset (with __len__ and __getitem__), got {type(dataset).__name__};"
-            " read an iterable one into memory and use from_arrays"
+            f"{name}: expected a map-style dataset (with __len__ and __getitem__), got {type(dataset).__name__}; "
+            + (
+                "give its .dataset"
+                if hasattr(dataset, "dataset")
+                else "read an iterable one into memory and use from_arrays"
+            )
         )
     size = len(dataset)
     if not size:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
+from lit_fast.arguments import expect, expect_integer, expect_switches
 from lit_fast.data import Data
 from lit_fast.data.formats.datasets import as_data
 from lit_fast.data.loaders import Loader
 from lit_fast.errors import ConfigError
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf
+from lit_fast.models.behaviour import code_of, cuts_of, forward_of
 from lit_fast.models.own import cut, digest, structure
 from lit_fast.pair.inspect import check_pair
+from lit_fast.report.run import write_report
 from lit_fast.runs.results import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
-from lit_fast.settings.classifier import ModelConfig, load_experiment
+from lit_fast.settings.classifier import Experiment, ModelConfig, load_experiment
 from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
 
@@ -75,7 +79,7 @@ def distill(
         console: a `rich.console.Console` for progress; default: standard output.
 
     Returns:
-        The student with its last weights; both weight files lie under ``run_dir/runs/<name>``.
+        The student with its last weights; both weight files lie under ``run_dir/runs/<name>``, a report in ``run_dir``.
 
     Raises:
         PairError: the two do not fit together (see `lit_fast.inspect`).
@@ -86,6 +90,16 @@ def distill(
     Example:
         >>> lf.distill(teacher, student, data, recipe="resnet-cifar10", run_dir="runs/r20")  # doctest: +SKIP
     """
+    for role, network in (("teacher", teacher), ("student", student)):
+        expect(role, network, nn.Module, "a network, an nn.Module")
+    expect("recipe", recipe, str, "the name of a recipe", "lit_fast.recipes.names() has them")
+    expect("run_dir", run_dir, (str, os.PathLike), "a folder's path")
+    if console is not None:
+        expect("console", console, Console, "a rich.console.Console")
+    expect("targets", targets, (str, Callable), "a name or a function")
+    expect("variant", variant, str, "the name of a variant")
+    expect_integer("seed", seed, "an integer")
+    expect_switches(resume=resume, skip_padding=skip_padding)
     if not isinstance(data, Loader):
         data = as_data(data, "datasets")
     whole: Data = data.data if isinstance(data, Loader) else data
@@ -101,7 +115,8 @@ def distill(
         "targets": targets if isinstance(targets, str) else _name(targets),
         "skip_padding": skip_padding,
     }
-    experiment = load_experiment(recipe, None, [own, *overrides], own_objects=True)
+    experiment = load_experiment(recipe, None, [own, *_listed(overrides)], own_objects=True)
+    _refuse_contradictions(experiment, own)
     teacher_split, student_split = (
         cut(network, role, experiment.cuts_of(config), whole.example(2), alone=experiment.cut_config(config).given)
         for network, role, config in (
@@ -114,7 +129,16 @@ def distill(
             "step.sync_batchnorm: it is for the built-in networks; give a student of your own as "
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
-    identity = {"teacher.weights": digest(teacher_split.model), "student.structure": structure(student_split.model)}
+    identity = {
+        "teacher.weights": digest(teacher_split.model),
+        "teacher.forward": forward_of(teacher_split),
+        "teacher.cuts": cuts_of(teacher_split),
+        "student.structure": structure(student_split.model),
+        "student.forward": forward_of(student_split),
+        "student.cuts": cuts_of(student_split),
+    }
+    if not isinstance(targets, str):
+        identity["targets.code"] = code_of(targets)
     with (
         _layouts_kept(teacher_split.model, student_split.model),
         open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session,
@@ -135,7 +159,46 @@ def distill(
         config = ModelConfig.model_construct(model=labels["student"], cardinality=None)
         session.train(spec, student_split, given, config)
         session.prune(spec, student_split, given, config)
+        if session.workers.leads:
+            write_report(run_dir)
     return Distilled(student_split.model, session.results)
+
+
+def _listed(overrides: Any) -> list[str | Mapping[str, Any]]:
+    """Raises ConfigError for anything but strings and mappings."""
+    if isinstance(overrides, str | Mapping):
+        raise ConfigError(f"overrides: expected a list of 'key=value' or mappings, got {overrides!r}; write [...]")
+    listed = list(overrides)
+    for override in listed:
+        if not isinstance(override, str | Mapping):
+            raise ConfigError(f"overrides: expected 'key=value' or a mapping, got {override!r}")
+    return listed
+
+
+def _refuse_contradictions(experiment: Experiment, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an override says other than an argument: what is written is what runs."""
+    says = {
+        "data": (experiment.data.name, given["data"]["name"]),
+        "teacher": (experiment.teacher.model, given["teacher"]["model"]),
+        "student": ([config.model for config in experiment.student.models], given["student"]["models"]),
+        "variant": (list(experiment.variants), given["variants"]),
+        "seed": (list(experiment.seeds), given["seeds"]),
+        "targets": (experiment.targets, given["targets"]),
+        "skip_padding": (experiment.skip_padding, given["skip_padding"]),
+        "blocks": (experiment.blocks, given["blocks"] or experiment.blocks),
+        "sections": (experiment.sections, given["sections"] or experiment.sections),
+    }
+    for argument, (override, said) in says.items():
+        if override != said and override != _tuple(said):
+            raise ConfigError(
+                f"overrides: {override!r} contradicts the argument {argument}=, which says {said!r}; leave it out there"
+            )
+    if experiment.student.sequence:
+        raise ConfigError("overrides: student.sequence is for several students, and one is given; leave it out")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 @contextmanager

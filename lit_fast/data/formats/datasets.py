@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import SPLITS, Data, Split
@@ -213,6 +213,11 @@ def as_data(source: Any, name: str) -> Data:
 
     splits = {split: part(split) for split in SPLITS}
     if all(split is None for split in splits.values()):
+        if isinstance(source, DataLoader):
+            raise DataError(
+                f"{name}: expected datasets, got a DataLoader; give those that it reads, {{'train': ..., 'val': ..., "
+                "'test': ..., 'collate': loader.collate_fn}: the order of batches is the run's"
+            )
         raise DataError(
             f"{name}: expected a mapping or an object with the datasets train, val and test, or a lit_fast.data.Data, "
             f"got {type(source).__name__}"

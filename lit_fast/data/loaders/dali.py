@@ -189,7 +189,7 @@ class _Pipe:
         if self._graph.encoded:
             first = [_content(split.files[at]) for at in rows.indices.tolist()]  # type: ignore[attr-defined]
         else:
-            first = split.fetch(rows.indices).numpy()
+            first = split.read(rows.indices, self._graph.shape).numpy()
         return (first, *(table.numpy() for table in (rows.offsets, rows.flips) if table is not None))
 
     def _failure(self, split: Split, batches: list[Rows], error: Exception) -> DataError:

@@ -48,7 +48,7 @@ def check(requested: str) -> None:
         UnavailableError: ``"native"`` is requested and its compiled extension is missing or does not load, or
             ``"triton"`` and Triton is not installed.
     """
-    if requested not in NAMES:
+    if not isinstance(requested, str) or requested not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, NAMES))}, got {requested!r}")
     if requested in _MEND:
         usable, reason = _load(requested).available()
@@ -65,6 +65,8 @@ def select(device: torch.device, requested: str = "auto") -> Choice:
         ValueError: there is no backend of that name.
         UnavailableError: the requested backend is missing, or has no code for `device`.
     """
+    if not isinstance(requested, str):
+        check(requested)
     if transformed():
         if requested not in ("auto", "eager"):
             check(requested)

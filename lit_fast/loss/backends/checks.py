@@ -116,6 +116,7 @@ def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
     """Which rows of each section's IR count: a tensor is that of all sections."""
     if ir_rows is None or isinstance(ir_rows, Tensor):
         return [ir_rows] * sections
+    ir_rows = one_per_section("ir_rows", ir_rows)
     if len(ir_rows) != sections:
         raise ValueError(
             f"ir_rows: expected one tensor or None for each of the {sections} sections, or one tensor for all, got "
@@ -126,8 +127,12 @@ def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
 
 def _given_ir_rows(ir_rows: Any, student_irs: Sequence[Tensor]) -> Sequence[Tensor]:
     """As `Inputs` has them: none, or one of each section, which may count as a whole."""
-    if ir_rows is None or (not isinstance(ir_rows, Tensor) and len(ir_rows) == 0):
+    if ir_rows is None:
         return ()
+    if not isinstance(ir_rows, Tensor):
+        ir_rows = one_per_section("ir_rows", ir_rows)
+        if not ir_rows:
+            return ()
     given = ir_rows_of(ir_rows, len(student_irs))
     if all(rows is None for rows in given):
         return ()
