@@ -89,13 +89,8 @@ RIGHT = {
     "lit_loss class_weight": ["none"],
     **{f"lit_loss {name}": ["none"] for name in ("grad_scale", "rows", "ir_rows", "normalizer")},
     "FrozenTeacher dtype": ["none"],
-    **dict.fromkeys(
-        (
-            f"from_arrays {name}"
-            for name in ("val", "num_classes", "val_size", "train_size", "mean", "std", "augmentation")
-        ),
-        ["none"],
-    ),
+    **{f"from_arrays {name}": ["none"] for name in ("val", "num_classes", "val_size", "train_size")},
+    **{f"from_arrays {name}": ["none"] for name in ("mean", "std", "augmentation")},
     "from_arrays val_seed": ["negative", "too large"],
 }
 SWITCHES = "capture side_by_side fused_norm skip_padding fused_head over_processes tau_squared"

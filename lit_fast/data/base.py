@@ -3,16 +3,16 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_fast.data.ahead import read_ahead
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
 from lit_fast.data.tables import EpochTables, epoch_tables, share
 from lit_fast.errors import DataError
@@ -21,9 +21,6 @@ from lit_fast.errors import DataError
 # Of `lit_fast.data.items`: what the networks take, and labels or None.
 Batch = tuple[Any, Any]
 SPLITS = ("train", "val", "test")
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 
 class Split(ABC):
@@ -415,16 +412,3 @@ def _fetch(split: Split, shape: tuple[int, ...], places: list[Tensor]) -> Iterat
         return split.read(indices, shape)
 
     return read_ahead(read, places) if split.ahead else map(read, places)
-
-
-def read_ahead(read: Callable[[A], R], wanted: list[A]) -> Generator[R, None, None]:
-    """`read` of each of `wanted` in turn, one ahead in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="lit_fast-fetch") as thread:
-        pending = None
-        for one in wanted:
-            following = thread.submit(read, one)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()

@@ -31,10 +31,9 @@ _INSTALLED = ("site-packages", "dist-packages", "/lib/python")
 
 def forward_of(network: nn.Module) -> str:
     """A hash of what runs when a network, split or not, is called."""
-    split = isinstance(network, SplitModel)
-    model = network.model if split else network
+    model, parts = (network.model, network.parts) if isinstance(network, SplitModel) else (network, ())
     lines = [line for name, module in model.named_modules() for line in _of_module(name, module)]
-    for part in network.parts if split else ():
+    for part in parts:
         lines += part.sources if isinstance(part, TracedPart) else ()
     return _hashed(lines)
 
@@ -94,7 +93,8 @@ def _is_plain(value: Any) -> bool:
 
 def _of_function(function: FunctionType | MethodType, owner: Any, known: set[int]) -> Iterator[str]:
     """Its code, and what that uses by name: globals, what it encloses, and what its owner holds."""
-    function = getattr(function, "__func__", function)
+    function = function.__func__ if isinstance(function, MethodType) else function
+    assert isinstance(function, FunctionType)
     if id(function) in known or _is_installed(function.__module__):
         return
     known.add(id(function))

@@ -330,14 +330,21 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def chance_limit(classes: int, images: int) -> float:
-    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors."""
-    chance = 1 / classes
-    return chance + 3 * math.sqrt(chance * (1 - chance) / images)
+    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors.
+
+    Of few images no more than half of the way from chance to all right: a good teacher may have some of them wrong.
+    """
+    return min(_by_luck(classes, images), (1 + 1 / classes) / 2)
 
 
 def too_few(classes: int, images: int) -> bool:
-    """Whether luck alone reaches half of the way from chance to all right: a good teacher may then fall below it."""
-    return chance_limit(classes, images) >= (1 + 1 / classes) / 2
+    """Whether a guesser may name all of ``images`` right, so that nothing can be told."""
+    return _by_luck(classes, images) >= 1
+
+
+def _by_luck(classes: int, images: int) -> float:
+    chance = 1 / classes
+    return chance + 3 * math.sqrt(chance * (1 - chance) / images)
 
 
 def _some(names: list[str], limit: int = 3) -> str:

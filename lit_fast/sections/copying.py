@@ -8,8 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lit_fast.arguments import shown
-from lit_fast.errors import SplitError
+from lit_fast.errors import SplitError, shown
 from lit_fast.literals import BlockChoice
 from lit_fast.sections.model import SplitModel, expect_split
 

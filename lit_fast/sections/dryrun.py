@@ -57,7 +57,7 @@ def _modules(models: Iterable[nn.Module]) -> list[nn.Module]:
     found = [module for model in models for module in model.modules()]
     for module in found:
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if is_lazy(tensor):
+            if tensor is not None and is_lazy(tensor):
                 raise SplitError(
                     f"{type(module).__name__}: its {name} is made when it first runs, and a dry run changes nothing; "
                     "run the model on one batch before"

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lit_fast.arguments import expect
-from lit_fast.errors import SplitError
+from lit_fast.errors import SplitError, expect
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.parts import Part, part_names
 

@@ -63,12 +63,12 @@ class DataConfig(BaseDataConfig):
 
     @model_validator(mode="after")
     def _needs_a_folder(self, info: ValidationInfo) -> DataConfig:
-        if is_function(self.name) or _own(info):
+        if is_function(self.name) and not _own(info):
             fields = type(self).model_fields
             for key in fields.keys() - {"name", "augment", "loader"}:
                 if getattr(self, key) != fields[key].default:
                     raise ValueError(f"{key}: it is for datasets by name; leave it out, {self.name} decides")
-        elif self.name != "digits" and self.dir is None:
+        elif self.name != "digits" and self.dir is None and not _own(info):
             raise ValueError(f"dataset {self.name!r} is read from disk: give its folder, data.dir=DIR or --data-dir")
         return self
 
@@ -102,14 +102,6 @@ class ModelConfig(Strict):
 
 class TeacherConfig(ModelConfig, BaseTeacherConfig, CutConfig):
     """The teacher of a classifier; a network of one's own without a checkpoint comes trained."""
-
-    @model_validator(mode="after")
-    def _objects_are_trained(self, info: ValidationInfo) -> TeacherConfig:
-        fields = type(self).model_fields
-        for key in ("checkpoint", "epochs", "seed", "cardinality") if _own(info) else ():
-            if getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key}: the teacher is given, and trained; leave it out")
-        return self
 
     @field_validator("checkpoint")
     @classmethod
@@ -376,7 +368,7 @@ def load_any_experiment(
             raise ConfigError("override of recipe: choose it with recipe= or --recipe, the overrides go over it")
         given = _merge(given, over)
     dataset = given.get("data")
-    if own_objects or (isinstance(dataset, Mapping) and is_function(str(dataset.get("name")))):
+    if isinstance(dataset, Mapping) and is_function(str(dataset.get("name"))):
         tree = {**tree, "data": {}}  # the recipe's settings are for its own dataset
     tree = _merge(tree, given)
     try:

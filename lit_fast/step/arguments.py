@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lit_fast.arguments import expect, expect_integer, expect_number, expect_switches, shown
+from lit_fast.errors import expect, expect_integer, expect_number, expect_switches, shown
 from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
 from lit_fast.sections.model import SplitModel, expect_split
 from lit_fast.sections.projector import Projectors

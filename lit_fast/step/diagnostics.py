@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_fast.arguments import expect
+from lit_fast.errors import expect
 from lit_fast.loss.backends import Inputs as LossInputs
 from lit_fast.loss.functional import compute
 from lit_fast.sections.dryrun import untouched

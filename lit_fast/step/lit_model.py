@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_fast.arguments import expect_switches
-from lit_fast.errors import UnavailableError
+from lit_fast.errors import UnavailableError, expect_switches
 from lit_fast.extension import EXTENSION
 from lit_fast.literals import Engine, StudentInput, TargetsKind
 from lit_fast.loss.backends.counts import LossCounts

@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_fast.arguments import shown
+from lit_fast.errors import shown
 from lit_fast.literals import StatsPolicy
 from lit_fast.sections.model import SplitModel, expect_split
 

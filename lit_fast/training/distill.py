@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor, nn
 
-from lit_fast.arguments import expect, expect_integer, expect_switches
 from lit_fast.data import Data
 from lit_fast.data.formats.datasets import as_data
 from lit_fast.data.loaders import Loader
-from lit_fast.errors import ConfigError
+from lit_fast.errors import ConfigError, expect, expect_integer, expect_switches
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf
 from lit_fast.models.behaviour import code_of, cuts_of, forward_of
@@ -26,7 +26,7 @@ from lit_fast.report.run import write_report
 from lit_fast.runs.results import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
-from lit_fast.settings.classifier import Experiment, ModelConfig, load_experiment
+from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
 from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
 
@@ -96,7 +96,8 @@ def distill(
     expect("run_dir", run_dir, (str, os.PathLike), "a folder's path")
     if console is not None:
         expect("console", console, Console, "a rich.console.Console")
-    expect("targets", targets, (str, Callable), "a name or a function")
+    if not callable(targets):
+        expect("targets", targets, str, "a name or a function")
     expect("variant", variant, str, "the name of a variant")
     expect_integer("seed", seed, "an integer")
     expect_switches(resume=resume, skip_padding=skip_padding)
@@ -105,8 +106,8 @@ def distill(
     whole: Data = data.data if isinstance(data, Loader) else data
     labels = {"teacher": _label(teacher), "student": _label(student)}
     own = {
-        "data": {"name": whole.name},
-        "teacher": {"model": labels["teacher"]},
+        "data": {**_defaults(DataConfig, _OF_NAMED_DATA), "name": whole.name},
+        "teacher": {**_defaults(TeacherConfig, _OF_TRAINING), "model": labels["teacher"]},
         "student": {"models": [labels["student"]]},
         "variants": [variant],
         "seeds": [seed],
@@ -129,7 +130,7 @@ def distill(
             "step.sync_batchnorm: it is for the built-in networks; give a student of your own as "
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
-    identity = {
+    identity: dict[str, Any] = {
         "teacher.weights": digest(teacher_split.model),
         "teacher.forward": forward_of(teacher_split),
         "teacher.cuts": cuts_of(teacher_split),
@@ -193,8 +194,21 @@ def _refuse_contradictions(experiment: Experiment, given: Mapping[str, Any]) -> 
             raise ConfigError(
                 f"overrides: {override!r} contradicts the argument {argument}=, which says {said!r}; leave it out there"
             )
+    for section, keys, why in (("data", _OF_NAMED_DATA, "the dataset"), ("teacher", _OF_TRAINING, "a trained teacher")):
+        for key in keys:
+            if getattr(getattr(experiment, section), key) != given[section][key]:
+                raise ConfigError(f"overrides: {section}.{key}: {why} is given; leave it out")
     if experiment.student.sequence:
         raise ConfigError("overrides: student.sequence is for several students, and one is given; leave it out")
+
+
+# Settings that say how a dataset is opened, and how a teacher is made, where they are given by name.
+_OF_NAMED_DATA = tuple(DataConfig.model_fields.keys() - {"name", "augment", "loader"})
+_OF_TRAINING = ("checkpoint", "epochs", "seed", "cardinality")
+
+
+def _defaults(config: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: config.model_fields[key].default for key in keys}
 
 
 def _tuple(value: Any) -> Any:

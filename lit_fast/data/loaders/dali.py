@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_fast.data.base import Batch, Data, Split, TrainingPlan, read_ahead
+from lit_fast.data.ahead import read_ahead
+from lit_fast.data.base import Batch, Data, Split, TrainingPlan
 from lit_fast.data.formats.images import in_threads, read_square
 from lit_fast.data.loaders.base import Loader
 from lit_fast.errors import DataError
