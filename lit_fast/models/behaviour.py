@@ -16,7 +16,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -93,8 +93,8 @@ def _is_plain(value: Any) -> bool:
 
 def _of_function(function: FunctionType | MethodType, owner: Any, known: set[int]) -> Iterator[str]:
     """Its code, and what that uses by name: globals, what it encloses, and what its owner holds."""
-    function = function.__func__ if isinstance(function, MethodType) else function
-    assert isinstance(function, FunctionType)
+    if isinstance(function, MethodType):
+        function = cast(FunctionType, function.__func__)
     if id(function) in known or _is_installed(function.__module__):
         return
     known.add(id(function))

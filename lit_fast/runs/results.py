@@ -280,8 +280,12 @@ def table(results: Runs) -> list[Row]:
                 parameters=runs[0].get("nonzero_parameters", runs[0]["parameters"]),
                 mmacs=runs[0]["mmacs"],
                 compression=runs[0]["compression"],
-                last=Spread.of(run["accuracy"].get("test_last" if tested else "val_last") for run in runs),
-                best=Spread.of(run["accuracy"].get("test_best" if tested else "val_best") for run in runs),
+                last=Spread.of(
+                    run["accuracy"].get("test_last") if tested else run["accuracy"].get("val_last") for run in runs
+                ),
+                best=Spread.of(
+                    run["accuracy"].get("test_best") if tested else run["accuracy"].get("val_best") for run in runs
+                ),
                 split=split,
                 seconds=Spread.of(run.get("seconds") for run in runs),
                 images_per_second=Spread.of(run.get("images_per_second") for run in runs),
