@@ -111,7 +111,9 @@ class RunFolder:
                 f"{self.path} holds another experiment; it differs in {'; '.join(named)}. Choose another folder"
             )
         if not resume:
-            raise RunFolderError(f"{self.path} holds this experiment already; pass --resume to go on with it")
+            raise RunFolderError(
+                f"{self.path} holds this experiment already; pass --resume to go on with it (in Python resume=True)"
+            )
 
     def _changed(self, data: Data) -> str:
         """What of the data is not as it was when the folder was made."""
