@@ -222,8 +222,8 @@ def _mismatch(where: str, target: Tensor, out: Tensor, projector: Projectors | N
     if others:
         return f"{what}; the sizes differ: cut both models after the same strides and poolings"
     return (
-        f"{what}; choose students of the teacher's width or pass projector=make_projectors(teacher, student, example) (in "
-        "runs student.projector=true)"
+        f"{what}; choose students of the teacher's width or pass projector=make_projectors(teacher, student, example) "
+        "(in runs student.projector=true)"
     )
 
 
