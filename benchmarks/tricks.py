@@ -115,6 +115,8 @@ def tricks(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Way]]:
 def built(problem: Problem, passes: type[StudentPasses] | None = None, **sgd: bool) -> LITStep:
     """The fast step, with other passes or torch's SGD of another implementation."""
     teacher, student, _ = problem.networks()
+    if problem.device == "cuda":
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **sgd)
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau)
     one = LITStep(teacher, student, criterion, optimizer, precision=problem.precision, engine="runner")

@@ -6,6 +6,7 @@ All are `LitFastError`; each is also what Python calls such an error, so that ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -190,3 +191,39 @@ class MalformedReview(Signal):
     def __init__(self, what: str, error: type[DataError] = DataError) -> None:
         super().__init__(what)
         self.error = error
+
+
+# --- arguments of another type than they should be, told by name where they are given
+
+
+def shown(value: Any) -> str:
+    """What was got, in few words: small values as they are, else their type."""
+    if value is None or isinstance(value, bool | Integral | Real):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:60] + "...")
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def expect(name: str, value: Any, kind: type | tuple[type, ...], wanted: str, mend: str = "") -> None:
+    """Raises TypeError where ``value`` is no ``kind``, which ``wanted`` describes."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {wanted}, got {shown(value)}" + (f"; {mend}" if mend else ""))
+
+
+def expect_integer(name: str, value: Any, wanted: str) -> None:
+    """Raises TypeError where ``value`` is no whole number; True is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected {wanted}, got {shown(value)}")
+
+
+def expect_number(name: str, value: Any, wanted: str) -> None:
+    """Raises TypeError where ``value`` is no number; True is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {wanted}, got {shown(value)}")
+
+
+def expect_switches(**switches: Any) -> None:
+    """Raises TypeError where one is neither True nor False: ``"no"`` would count as True."""
+    for name, value in switches.items():
+        expect(name, value, bool, "True or False")

@@ -246,7 +246,7 @@ def replace_storage(step: lf.LITStep) -> None:
 
 def replace_layout(step: lf.LITStep) -> None:
     weight = step.student.model.layer2[0].weight
-    weight.data = weight.data.contiguous() if step.engine == "runner" else weight.data.to(memory_format=CHANNELS_LAST)
+    weight.data = weight.data.to(memory_format=CHANNELS_LAST)
 
 
 def freeze(step: lf.LITStep) -> None:

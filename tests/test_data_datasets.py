@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
 from lit_fast.data import Augmentation, Data, DataError, from_arrays, from_datasets
 
@@ -139,3 +139,17 @@ def test_unfit_datasets_are_refused_by_name(train, message):
 def test_a_test_set_is_required():
     with pytest.raises(DataError, match="from_datasets: test is needed"):
         from_datasets(plain())
+
+
+@pytest.mark.parametrize("collate", [None, default_collate])
+def test_one_image_of_thousands_that_changes_changes_the_fingerprint(collate):
+    images, labels = torch.zeros(1500, 1, 2, 2, dtype=torch.uint8), torch.arange(1500) % 2
+    small = [(images[0], 0), (images[1], 1)]
+
+    def fingerprint() -> str:
+        train = list(zip(images, labels.tolist()))
+        return from_datasets(train, small, small, collate=collate).fingerprint
+
+    before = fingerprint()
+    images[1234, 0, 1, 1] = 1
+    assert fingerprint() != before

@@ -192,3 +192,38 @@ def test_the_fingerprint_follows_names_and_contents_but_not_the_place(root, tmp_
     changed = open_folder(moved).fingerprint
     (moved / "test" / "bee" / "02.png").rename(moved / "test" / "bee" / "zz.png")
     assert len({first, changed, open_folder(moved).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("test", ["missing", "empty", "flat"])
+def test_with_a_validation_folder_the_test_folder_may_be_missing_or_without_classes(root: Path, test: str) -> None:
+    (root / "test").rename(root / "val")
+    if test != "missing":
+        (root / "test").mkdir()
+    if test == "flat":
+        write_image(root / "test" / "0001.png")
+    data = open_folder(root)
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [40, 6, 0]
+    assert list(data.eval_batches("test", batch_size=2)) == []
+
+
+def test_a_run_without_a_test_split_says_what_is_scored(root: Path, tmp_path: Path) -> None:
+    from torch import nn
+    from training_helpers import quiet
+
+    import lit_fast as lf
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+    (root / "test").rename(root / "val")
+    console, run = quiet(), tmp_path / "run"
+    overrides = ["epochs=1", "batch_size=20", "at=['0', '3']", "logging.tensorboard=false", "step.device=cpu"]
+    done = lf.distill(
+        net(), net(), open_folder(root), recipe="digits", run_dir=run, overrides=overrides, console=console
+    )
+    assert "no test split: what is reported is of the validation split" in console.file.getvalue()
+    assert [result["accuracy"]["test_last"] for result in done.results] == [None, None]
+    report = (run / "report.md").read_text()
+    assert "both on the validation split: no test split was used" in report
+    assert "val %" in report
+    assert "test %" not in report.split("## Runs")[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import signal
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from training_helpers import differing, quiet, weights
 
 import lit_fast as lf
@@ -60,6 +64,12 @@ def teacher() -> Net:
             nn.functional.cross_entropy(net(images), labels).backward()
             optimizer.step()
     return net
+
+
+@pytest.fixture(autouse=True)
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw takes longer than to train."""
+    monkeypatch.setattr("lit_fast.report.plots.draw", lambda *_: None)
 
 
 def halves(net: nn.Module) -> lf.SplitModel:
@@ -242,3 +252,152 @@ def test_batches_of_one_image_for_each_process_are_refused_where_batchnorm_canno
     task.data.train = range(96)
     classifier.ClassifierTask._check_one_row(task)
     assert not hasattr(task, "_leave_out_last")
+
+
+# -- what the caller holds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_can_be_saved_by_safetensors_afterwards(
+    fails: bool, teacher: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    if fails:
+        monkeypatch.setattr(lf.LITStep, "_update", stopped)
+    ours, net = copy.deepcopy(teacher), student()
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        lf.distill(
+            halves(ours),
+            halves(net),
+            bright_or_dark(),
+            recipe="digits",
+            run_dir=tmp_path / "r",
+            overrides=(*OVERRIDES, "epochs=1"),
+            console=quiet(),
+        )
+    for model in (ours, net):
+        save_file(model.state_dict(), tmp_path / "weights")
+
+
+# -- what is written is what runs --------------------------------------------------------------------------------------
+
+
+def short(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    overrides = [*OVERRIDES, "epochs=1", *options.pop("overrides", [])]
+    return {"recipe": "digits", "run_dir": tmp_path / "r", "overrides": overrides, "console": quiet(), **options}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("variants=[kd]", "contradicts the argument variant="),
+        ("seeds=[3]", "contradicts the argument seed="),
+        ("seeds=[0, 1]", "contradicts the argument seed="),
+        ("student.models=[resnet20]", "contradicts the argument student="),
+        ("teacher.model=resnet20", "contradicts the argument teacher="),
+        ("targets=dense", "contradicts the argument targets="),
+        ("skip_padding=true", "contradicts the argument skip_padding="),
+        ("data.train_size=10", "data.train_size: the dataset is given; leave it out"),
+        ("data.mean=[0.5]", "data.mean: the dataset is given; leave it out"),
+        ("data.val_size=10", "data.val_size: the dataset is given; leave it out"),
+        ("teacher.epochs=3", "teacher.epochs: a trained teacher is given; leave it out"),
+        ("teacher.seed=3", "teacher.seed: a trained teacher is given; leave it out"),
+        ("student.sequence=true", "student.sequence is for several students"),
+    ],
+)
+def test_an_override_that_does_not_run_is_refused(override: str, said: str, teacher: Net, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        lf.distill(halves(teacher), halves(student()), bright_or_dark(), **short(tmp_path, overrides=[override]))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_override_that_says_what_the_argument_says_is_taken(teacher: Net, tmp_path: Path) -> None:
+    overrides = ["variants=[kd]", "seeds=[3]", "data.augment=false"]
+    options = short(tmp_path, overrides=overrides, variant="kd", seed=3)
+    done = lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
+    assert [result["variant"] for result in done.results] == ["checkpoint", "kd"]
+    settings = yaml.safe_load((tmp_path / "r" / "experiment.yaml").read_text())
+    assert (settings["variants"], settings["seeds"], settings["data"]["augment"]) == (["kd"], [3], False)
+
+
+def test_the_recipes_dataset_is_not_written_for_data_of_ones_own(teacher: Net, tmp_path: Path) -> None:
+    options = short(tmp_path, recipe="resnet-cifar10")
+    lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
+    data = yaml.safe_load((tmp_path / "r" / "experiment.yaml").read_text())["data"]
+    assert (data["name"], data["val_size"]) == ("arrays", None)
+
+
+def test_it_leaves_a_report(teacher: Net, tmp_path: Path) -> None:
+    lf.distill(halves(teacher), halves(student()), bright_or_dark(), **short(tmp_path))
+    assert "net-lit-seed0" in (tmp_path / "r" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("overrides", ["epochs=1", {"epochs": 1}, [3]])
+def test_overrides_of_another_type(overrides: Any, teacher: Net, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overrides: expected"):
+        lf.distill(halves(teacher), halves(student()), bright_or_dark(), **{**short(tmp_path), "overrides": overrides})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("teacher", 3), ("student", [Net(1)]), ("recipe", None), ("run_dir", 3), ("seed", "one"), ("resume", "no")],
+)
+def test_arguments_of_another_type(argument: str, value: Any, teacher: Net, tmp_path: Path) -> None:
+    given = {"teacher": halves(teacher), "student": halves(student()), "data": bright_or_dark(), **short(tmp_path)}
+    with pytest.raises(TypeError, match=f"{argument}: expected"):
+        lf.distill(**{**given, argument: value})
+
+
+@pytest.mark.parametrize("data", [[], 3, TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4))])
+def test_data_of_another_type(data: Any, teacher: Net, tmp_path: Path) -> None:
+    with pytest.raises(lf.DataError, match="expected a mapping or an object with the datasets train, val and test"):
+        lf.distill(halves(teacher), halves(student()), data, **short(tmp_path))
+
+
+def test_a_data_loader_of_torch_is_told_of(teacher: Net, tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4)))
+    with pytest.raises(lf.DataError, match="expected datasets, got a DataLoader; give those that it reads"):
+        lf.distill(halves(teacher), halves(student()), loader, **short(tmp_path))
+    with pytest.raises(lf.DataError, match=r"train: expected a map-style dataset.*got DataLoader; give its .dataset"):
+        lf.distill(
+            halves(teacher), halves(student()), dict.fromkeys(("train", "val", "test"), loader), **short(tmp_path)
+        )
+
+
+class Doubled(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2)
+
+
+def with_gelu() -> Net:
+    net = student()
+    net.low[0][2] = nn.GELU()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("which", "changed"),
+    [
+        ("student.cuts", lambda teacher: (halves(teacher), lf.split(student(), at=["low.0", "high"]))),
+        ("teacher.cuts", lambda teacher: (lf.split(teacher, at=["low.2", "high"]), halves(student()))),
+        ("student.forward", lambda teacher: (halves(teacher), halves(with_gelu()))),
+        ("student.forward", lambda teacher: (halves(teacher), halves(Doubled(1)))),
+        ("teacher.forward", lambda teacher: (halves(doubled(teacher)), halves(student()))),
+    ],
+)
+def test_another_network_does_not_go_on(which: str, changed: Any, teacher: Net, tmp_path: Path) -> None:
+    lf.distill(halves(teacher), halves(student()), bright_or_dark(), **short(tmp_path))
+    teacher_split, student_split = changed(teacher)
+    Doubled.__qualname__ = Doubled.__name__ = "Net"  # runs are named after the class
+    with pytest.raises(RunFolderError, match=which):
+        lf.distill(teacher_split, student_split, bright_or_dark(), resume=True, **short(tmp_path))
+
+
+def doubled(teacher: Net) -> Net:
+    net = Doubled(3)
+    net.load_state_dict(teacher.state_dict())
+    return net

@@ -207,6 +207,18 @@ def test_a_dry_run_changes_nothing(
     assert everything(teacher, student) == before
 
 
+@pytest.mark.parametrize("dry_run", [inspected, counted, projected])
+def test_parameters_that_are_not_made_yet_are_told_and_left_alone(dry_run: Callable[..., None]) -> None:
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(WIDTH, 3, padding=1), nn.LazyBatchNorm2d())
+
+    teacher, student = (lf.split(Net(lazy), at=["low", "high"]) for _ in range(2))
+    with pytest.raises(ValueError, match=r"LazyConv2d: its weight is made when it first runs.*run the model on one"):
+        dry_run(teacher.eval(), student, torch.randn(X))
+    assert isinstance(teacher.model.low[0], nn.LazyConv2d)
+    assert isinstance(student.model.high[1], nn.LazyBatchNorm2d)
+
+
 def test_a_value_that_a_module_looks_at_is_reported() -> None:
     torch.manual_seed(0)
     teacher = lf.split(Net(LooksAtAValue).eval().requires_grad_(False), at=["low", "high"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_fast.training.evaluation import evaluate
+from lit_fast.training.evaluation import evaluate, refuse_chance
 
 
 class Copy(nn.Module):
@@ -43,3 +43,17 @@ def test_it_evaluates_in_eval_mode() -> None:
 def test_no_batches_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         evaluate(Copy(), [])
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 1), (2, 8), (2, 9), (2, 20), (3, 12), (10, 3), (1000, 1), (1, 50)])
+def test_a_good_teacher_is_not_refused_where_images_are_too_few_to_tell(classes: int, images: int) -> None:
+    refuse_chance("net", 100.0, images, classes)
+    refuse_chance("net", 80.0, images, classes)
+
+
+@pytest.mark.parametrize(("classes", "images", "accuracy"), [(2, 400, 55.0), (10, 20, 25.0), (1000, 50, 1.0)])
+def test_a_teacher_at_chance_is_refused_where_there_are_images_enough(
+    classes: int, images: int, accuracy: float
+) -> None:
+    with pytest.raises(ValueError, match="no better than chance"):
+        refuse_chance("net", accuracy, images, classes)

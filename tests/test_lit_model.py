@@ -14,6 +14,7 @@ import pytest
 import torch
 from everyday import exhaustive
 from recorded_graphs import RecordedGraphs
+from safetensors.torch import save_file, save_model
 from test_capture import adamw, assert_same, sgd, state
 from test_capture import batches as image_batches
 from test_recorded import text_pair
@@ -407,3 +408,85 @@ def test_counts_beforehand_are_those_of_the_loss_also_past_a_projector() -> None
     seen: list[lf.LossCounts] = []
     model(*batch(), normalizer=lambda own: seen.append(own) or own)
     assert torch.equal(model.counts(*batch()).tensor(), seen[0].tensor())
+
+
+# -- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize(
+    ("teachers", "students"),
+    [(torch.float16, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+)
+def test_dtypes_that_do_not_go_together_are_told_by_whose_they_are(
+    engine: str, teachers: torch.dtype, students: torch.dtype
+) -> None:
+    teacher, student = pair()
+    model = lf.LITModel(teacher.to(teachers), student.to(students), criterion(), engine=engine)
+    names = [str(dtype).removeprefix("torch.") for dtype in (teachers, students)]
+    words = f"got the inputs float32, the teacher {names[0]}, the student {names[1]} .* autocast"
+    with pytest.raises(TypeError, match=words):
+        model(*batch())
+    together = lf.LITModel(teacher.float(), student, criterion(), engine=engine, precision="bf16")
+    assert together(*batch()).loss.isfinite()
+
+
+def test_an_error_that_is_not_about_dtypes_stays_what_it_is() -> None:
+    teacher, student = pair()
+    with pytest.raises(RuntimeError, match="expected input"):
+        lf.LITModel(teacher.half(), student, criterion(), precision="bf16")(torch.randn(2, 9, 8, 8), torch.arange(2))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_teacher_of_several_steps_is_copied_with_a_step_that_has_run(duplicate: Any) -> None:
+    teacher, student = pair()
+    frozen = lf.FrozenTeacher(teacher, strict=False)
+    step = lf.LITStep(teacher, student, criterion(), sgd(student.parameters()), frozen=frozen)
+    step(*batch())
+    frozen.prefetch(batch()[0])
+    twin = duplicate(step)
+    assert torch.equal(twin(*batch()).total, step(*batch()).total)
+    outputs = frozen.run(batch()[0])
+    irs, logits = duplicate(frozen).run(batch()[0])
+    for ours, right in zip([*irs, logits], [*outputs[0], outputs[1]]):
+        assert torch.equal(ours, right)
+
+
+def test_counting_a_batch_changes_nothing() -> None:
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x + torch.rand(1)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 3, 1), Counts(), nn.Flatten(), nn.Linear(3 * 64, CLASSES))
+
+    teacher, student = (lf.split(net(), at=["0", "1"]) for _ in range(2))
+    model, state = lf.LITModel(teacher, student, criterion()), torch.get_rng_state()
+    model.counts(*batch())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not vars(student.model[1]).get("calls")
+
+
+# -- layouts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_student_can_be_saved_by_safetensors_at_any_time(broken: bool, tmp_path: Path) -> None:
+    step = step_of()
+
+    def saved() -> None:
+        save_file(step.student.model.state_dict(), tmp_path / "file")
+        save_model(step.student.model, str(tmp_path / "model"))
+
+    assert step.passes.channels_last == EXTENSION.loaded
+    saved()
+    step(*batch())
+    saved()
+    if broken:
+        with pytest.raises((RuntimeError, IndexError)):
+            step(batch()[0], batch()[1] + CLASSES)
+        saved()
+    assert all(p.is_contiguous() and p.grad is not None and p.grad.is_contiguous() for p in step.student.parameters())

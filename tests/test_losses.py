@@ -12,6 +12,7 @@ import torch
 from everyday import exhaustive
 from torch import nn
 
+from lit_fast.errors import UnavailableError
 from lit_fast.loss import modules as losses
 from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
 from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
@@ -324,3 +325,82 @@ def test_compiled_double_backward_is_refused():
     # In torch's words, which are not the same in every release.
     with pytest.raises(RuntimeError, match=r"does not currently support double backward|does not require grad"):
         grad.sum().backward()
+
+
+@pytest.mark.usefixtures("compiled_from_scratch")
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_one_tensor_in_several_places_compiles(backend):
+    (student, *_), (teacher, *_), z_s, _, labels = batch()
+    criterion = LITLoss(backend=backend)
+    given = ([student, student], [teacher, teacher], z_s, z_s, labels)
+    expected = criterion(*given)
+    loss = torch.compile(criterion, backend="aot_eager", fullgraph=True)(*given)
+    torch.testing.assert_close(loss, expected)
+    for ours, right in zip(torch.autograd.grad(loss, [student, z_s]), torch.autograd.grad(expected, [student, z_s])):
+        torch.testing.assert_close(ours, right)
+
+
+# --- torch.func
+
+
+@pytest.mark.parametrize("ir", ["l2", "l1", "smooth_l1"])
+def test_transforms_of_torch_func_give_what_autograd_gives(ir):
+    students, teachers, z_s, z_t, labels = batch(torch.float64)
+    criterion = LITLoss(ir=ir, label_smoothing=0.1)
+
+    def loss_of(student, logits):
+        return criterion([student, *students[1:]], teachers, logits, z_t, labels)
+
+    given = students[0].detach(), z_s.detach()
+    right = torch.autograd.grad(loss_of(students[0], z_s), [students[0], z_s])
+    for ours, theirs in zip(torch.func.grad(loss_of, argnums=(0, 1))(*given), right):
+        torch.testing.assert_close(ours, theirs)
+    _, slope = torch.func.jvp(loss_of, given, tuple(map(torch.ones_like, given)))
+    torch.testing.assert_close(slope, sum(gradient.sum() for gradient in right))
+
+
+def test_vmap_gives_the_loss_of_each_row():
+    _, _, z_s, z_t, labels = batch()
+    rows = [tensor.detach().unsqueeze(1) for tensor in (z_s, z_t, labels)]
+    torch.testing.assert_close(torch.func.vmap(KDLoss())(*rows), torch.stack([KDLoss()(*row) for row in zip(*rows)]))
+
+
+def test_second_order_under_torch_func_is_that_of_the_slope():
+    student, teacher = torch.linspace(-2, 2, 9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
+    second = torch.func.hessian(lambda z: IRLoss("smooth_l1")([z], [teacher]))(student)
+    torch.testing.assert_close(second, torch.diag((student.abs() <= 1).double() / 9))
+
+
+@pytest.mark.usefixtures("compiled_from_scratch")
+def test_a_compiled_transform_has_the_gradient():
+    student, teacher = torch.randn(2, 4, 3)
+    gradient = torch.func.grad(lambda z: IRLoss()([z], [teacher]))
+    compiled = torch.compile(lambda z: gradient(z), backend="aot_eager")
+    torch.testing.assert_close(compiled(student), (student - teacher) / 6)
+
+
+def test_a_fused_backend_is_refused_under_torch_func():
+    with pytest.raises(UnavailableError, match=r"'native' is not available under torch.func.*backend='auto'"):
+        torch.func.grad(lambda z: IRLoss(backend="native")([z], [torch.zeros(3)]))(torch.ones(3))
+
+
+# --- IRs in other containers
+
+
+@pytest.mark.parametrize(
+    "made", [tuple, iter, lambda irs: dict(enumerate(irs)).values(), lambda irs: (ir for ir in irs)]
+)
+def test_irs_come_in_anything_that_has_an_order(made):
+    students, teachers, *_ = batch()
+    expected = IRLoss()(students, teachers)
+    assert torch.equal(IRLoss()(made(students), made(teachers)), expected)
+    assert IRLoss().count(made(students)) == IRLoss().count(students)
+
+
+@pytest.mark.parametrize("made", [lambda irs: dict(enumerate(irs)), set, lambda irs: "irs", lambda irs: 3])
+def test_irs_without_an_order_are_refused_by_name(made):
+    students, teachers, *_ = batch()
+    with pytest.raises(TypeError, match="student_irs: expected a sequence with one tensor per section, got"):
+        IRLoss()(made(students), made(teachers))
+    with pytest.raises(TypeError, match="student_irs: expected a sequence with one tensor per section, got"):
+        IRLoss().count(made(students))

@@ -151,7 +151,7 @@ def test_unequal_widths_come_with_both_mends():
     found = problems(teacher, student, torch.randn(1, 3, 64, 64))
     assert found == (
         "section 1: student gives (B, 8, 16, 16) float32, teacher (B, 32, 16, 16) float32; choose students of the "
-        "teacher's width or pass projector=make_projectors(teacher, student, example)",
+        "teacher's width or pass projector=make_projectors(teacher, student, example) (in runs student.projector=true)",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -660,3 +661,19 @@ def test_part_names_count_sections_from_1():
     assert model.part_names == ("stem", "section1", "section2", "section3", "head")
     assert [model.part(name) for name in model.part_names] == [model.stem, *model.sections, model.head]
     assert all(a is not b for a, b in itertools.combinations(model.parts, 2))
+
+
+@pytest.mark.parametrize("how", ["auto", "traced"])
+def test_checkpoints_that_tracing_does_away_with_are_told_of(how):
+    class Checkpointed(nn.Sequential):
+        grad_checkpointing = True
+
+    def net(inner):
+        return nn.Sequential(nn.Linear(2, 2), inner(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+
+    with pytest.warns(UserWarning, match="1 has gradient checkpointing on, which tracing does away with"):
+        split(net(Checkpointed), at=["0", "1"], how=how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split(net(nn.Sequential), at=["0", "1"], how=how)
+        split(net(Checkpointed), at=["0", "1"], how="recorded")

@@ -7,6 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -314,6 +315,24 @@ def test_a_part_that_fails_its_check_raises_or_runs_as_its_module(monkeypatch, w
         close(ours, right, 1e-6)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("engine", ["auto", "runner"])
+def test_a_first_batch_that_is_not_finite_gives_what_the_modules_give(engine, value):
+    teacher, student = network("resnet20")[0], network("resnet20")[0]
+    step = lf.LITStep(teacher, student, lf.LITLoss(), torch.optim.SGD(student.parameters(), lr=0.1), engine=engine)
+    images = torch.randn(4, 3, 32, 32)
+    images[:, 0, 0, 0] = value
+    assert step(images, torch.arange(4)).total.isnan()
+    assert step.nonfinite
+
+
+def test_programs_are_checked_on_finite_numbers_where_the_first_batch_has_none(monkeypatch):
+    model, images = network("resnet20")
+    broken(monkeypatch, lambda steps, dtype, out: out + 1)
+    with pytest.raises(LoweringError, match="stem: lowered, it differs from the module"):
+        FrozenTeacher(model).run(images * torch.nan)
+
+
 @pytest.mark.parametrize(("wrong", "message"), FAILURES)
 def test_convolutions_that_fail_fused_run_unfused(monkeypatch, wrong, message):
     model, images = network("resnet8")
@@ -510,6 +529,42 @@ def test_a_residual_is_fused_only_where_it_has_the_results_shape(residual, turne
     with torch.no_grad():
         conv, gate = (module.conv(x.mean((2, 3), keepdim=True) if pooled else x), module.gate(residual(x)))
     assert adds == int(conv.shape != gate.shape)
+
+
+class Refuses(nn.Module):
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    def forward(self, x):
+        if self.look(x):
+            raise ValueError("a value that it does not know")
+        return x * 2
+
+
+@pytest.mark.parametrize("look", [lambda x: x.min() == 0, lambda x: 0.0 in x.tolist(), lambda x: x.numpy().min() == 0])
+def test_a_module_that_refuses_values_runs_as_it_is_on_those_it_knows(look):
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 4, 3), Refuses(look), nn.Flatten(), nn.Linear(144, 2)), at=["0", "2"])
+    nn.init.ones_(model.model[0].weight)
+    nn.init.ones_(model.model[0].bias)
+    images = torch.rand(5, 3, 8, 8) + 1
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert [plan.name for plan in teacher.parts if not plan.lowered] == ["section2"]
+
+
+def test_whatever_lowering_raises_is_a_reason_to_run_the_module(monkeypatch):
+    def raises(*_):
+        raise KeyError("an argument that nobody thought of")
+
+    monkeypatch.setitem(lowering._EMITTERS, torch.ops.aten.tanh.default, raises)
+    model = lf.split(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 2)), at=["0", "1"])
+    images = torch.randn(5, 3, 8, 8)
+    teacher = FrozenTeacher(model)
+    close(teacher.run(images)[1], model.run(images)[1], 1e-5)
+    assert "section2: as the module it is: its operations have no instructions (KeyError: " in teacher.describe()
+    student = lf.split(deepcopy(model.model).requires_grad_(True), at=["0", "1"])
+    assert "section2" in dict(lf.inspect(model, student, images).not_lowered)
 
 
 @pytest.mark.parametrize(

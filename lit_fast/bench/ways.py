@@ -154,6 +154,8 @@ def plain_step(problem: Problem) -> Way:
 def lit_step(problem: Problem, engine: str, backend: str, *, capture: bool = False, **options: Any) -> LITStep:
     """lit_fast's step on networks of its own; `options` are `LITStep`'s."""
     teacher, student, optimizer = problem.networks(fused=capture)
+    if engine == "runner" and problem.device == "cuda":  # cuDNN would lay the weights out anew at every call
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     criterion = LITLoss(alpha=problem.alpha, beta=problem.beta, tau=problem.tau, backend=backend)
     return LITStep(
         teacher,

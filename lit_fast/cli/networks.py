@@ -121,6 +121,8 @@ def evaluate(
     where = resolve_device(device)
     built.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
     layout = torch.contiguous_format if data.is_text else torch.channels_last
+    if not len(data.split(split.value)):
+        raise ValueError(f"{name} has no {split.value} split: choose another, --split val")
     batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
     scores = evaluation.evaluate(built, ((x.contiguous(memory_format=layout), y) for x, y in batches))
     right = round(scores.accuracy * scores.images / 100.0)

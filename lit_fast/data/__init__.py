@@ -73,8 +73,8 @@ def open_data(
             with ``collate`` (default: torch's); it takes none of the other arguments.
         data_dir: where the files lie (not for digits). CIFAR: the unpacked folder, the .tar.gz as downloaded, or a
             folder that holds either. folder: the one that holds train/<class>/*, test/<class>/* and perhaps
-            val/<class>/*. amazon: the one that holds train.csv and test.csv. celeba: the one that holds
-            list_attr_celeba.txt and img_align_celeba/.
+            val/<class>/*; with val/, test/ may be missing. amazon: the one that holds train.csv and test.csv. celeba:
+            the one that holds list_attr_celeba.txt and img_align_celeba/.
         val_size: images taken from the training set for validation, stratified. None: 180 for digits, 5,000 for CIFAR,
             2,000 for CelebA (not stratified; a tenth of fewer than 20,000), a tenth for reviews and for a folder
             without val/. 0 gives an empty validation split.

@@ -3,16 +3,16 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_fast.data.ahead import read_ahead
 from lit_fast.data.augment import Augmentation, crop_and_flip, normalise
 from lit_fast.data.tables import EpochTables, epoch_tables, share
 from lit_fast.errors import DataError
@@ -21,9 +21,6 @@ from lit_fast.errors import DataError
 # Of `lit_fast.data.items`: what the networks take, and labels or None.
 Batch = tuple[Any, Any]
 SPLITS = ("train", "val", "test")
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 
 class Split(ABC):
@@ -48,6 +45,24 @@ class Split(ABC):
     def digest(self) -> bytes:
         """A hash of the images or tokens in their order; the labels are hashed by `Data`."""
 
+    def read(self, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What `fetch` gives, looked at: it may be a user's.
+
+        Raises:
+            DataError: it is not uint8, or not of as many rows of this shape.
+        """
+        found = self.fetch(indices)
+        wanted = (len(indices), *shape)
+        if not isinstance(found, Tensor) or found.dtype != torch.uint8 or tuple(found.shape) != wanted:
+            got = type(found).__name__
+            if isinstance(found, Tensor):
+                got = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
+            raise DataError(
+                f"{type(self).__name__}: expected fetch to give uint8 {wanted}, got {got}; give pixels as "
+                "they are, 0..255: they are normalised by mean and std"
+            )
+        return found
+
 
 class TensorSplit(Split):
     """A split held in memory: the rows `indices` of a uint8 tensor that several splits may share.
@@ -59,6 +74,8 @@ class TensorSplit(Split):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        if images.dtype != torch.uint8:
+            raise DataError(f"TensorSplit: expected images as uint8, pixels 0..255, or tokens, got {images.dtype}")
         self.images = images
         self.indices = torch.arange(len(images)) if indices is None else indices
         self.labels = labels[self.indices]
@@ -141,10 +158,24 @@ class Data:
             raise DataError(f"{self.name}: std must be > 0 in every channel, got {self.std}")
         if not len(self.train):
             raise DataError(f"{self.name}: the training split is empty")
-        for split in SPLITS:
-            self._check_labels(split, self.split(split).labels)
+        if any(abs(value) > 1 for value in (*self.mean, *self.std)):
+            raise DataError(
+                f"{self.name}: mean and std are in units of full scale, 0..1, got {self.mean} and {self.std}; divide "
+                "those of pixels in 0..255 by 255"
+            )
+        for name in SPLITS:
+            split = self.split(name)
+            if not isinstance(split, Split):
+                raise DataError(
+                    f"{self.name}: {name}: expected a lit_fast.data.Split, got {type(split).__name__}; use from_arrays "
+                    "or from_datasets"
+                )
+            self._check_labels(name, split.labels)
 
     def _check_labels(self, split: str, labels: Tensor) -> None:
+        if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.float32):
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise DataError(f"{self.name}: labels of the {split} split: expected a tensor of int64, got {got}")
         if labels.is_floating_point():
             if labels.dim() != 2 or labels.shape[1] != self.num_classes or not ((labels == 0) | (labels == 1)).all():
                 raise DataError(
@@ -314,7 +345,7 @@ class Data:
             labels = self.train.labels[tables.order[positions]].to(target, non_blocking=True)
             return self.network_input(moved), labels
 
-        fetched = _fetch(self.train, [tables.order[place] for place in plan.left])
+        fetched = _fetch(self.train, self.shape, [tables.order[place] for place in plan.left])
         return (batch(place, raw) for place, raw in zip(plan.left, fetched))
 
     def training_plan(
@@ -353,7 +384,7 @@ class Data:
         """
         places = self.eval_places(split, batch_size=batch_size)
         chosen, target = self.split(split), torch.device(device)
-        fetched = _fetch(chosen, [torch.arange(place.start, place.stop) for place in places])
+        fetched = _fetch(chosen, self.shape, [torch.arange(place.start, place.stop) for place in places])
         return (
             (
                 self.network_input(raw.to(target, non_blocking=True)),
@@ -374,19 +405,10 @@ def _checked(value: int, what: str, least: int) -> int:
     return value
 
 
-def _fetch(split: Split, places: list[Tensor]) -> Iterator[Tensor]:
+def _fetch(split: Split, shape: tuple[int, ...], places: list[Tensor]) -> Iterator[Tensor]:
     """Images of each batch in turn, read one batch ahead in a thread if the split asks for it."""
-    return read_ahead(split.fetch, places) if split.ahead else map(split.fetch, places)
 
+    def read(indices: Tensor) -> Tensor:
+        return split.read(indices, shape)
 
-def read_ahead(read: Callable[[A], R], wanted: list[A]) -> Generator[R, None, None]:
-    """`read` of each of `wanted` in turn, one ahead in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="lit_fast-fetch") as thread:
-        pending = None
-        for one in wanted:
-            following = thread.submit(read, one)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+    return read_ahead(read, places) if split.ahead else map(read, places)

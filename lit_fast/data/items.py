@@ -24,9 +24,10 @@ from lit_fast.data.tables import generator
 from lit_fast.errors import DataError
 from lit_fast.sections.inputs import Inputs, replaced, without_labels
 
-__all__ = ["SAMPLE", "Collate", "ItemData", "ItemSplit", "length", "of_items"]
+__all__ = ["SAMPLE", "Collate", "ItemData", "ItemSplit", "length", "looked_at", "of_items"]
 
-SAMPLE = 1_000  # items that statistics and the fingerprint look at: reading all may take minutes
+SAMPLE = 1_000  # items that statistics look at, and the fingerprint of a dataset that is too large to be read whole
+WHOLE = 20_000  # items of a dataset that the fingerprint reads whole: for more, reading may take minutes
 
 Collate = Callable[[list[Any]], Any]  # a list of items -> a batch
 
@@ -55,12 +56,12 @@ class ItemSplit(Split):
         return found
 
     def digest(self) -> bytes:
-        """A hash of up to `SAMPLE` items, evenly spaced."""
-        count = min(len(self), SAMPLE)
+        """A hash of the items that `looked_at` gives."""
         sha = hashlib.sha256()
         with _random_state_kept():
-            for item in self.fetch(torch.arange(count) * len(self) // max(count, 1)):
-                _hash(sha, item)
+            for indices in looked_at(len(self)):
+                for item in self.fetch(indices):
+                    _hash(sha, item)
         return sha.digest()
 
 
@@ -157,6 +158,12 @@ def of_items(
     return replace(whole, shape=tuple(inputs.shape[1:])) if isinstance(inputs, Tensor) else whole
 
 
+def looked_at(size: int) -> Iterator[Tensor]:
+    """The items that a fingerprint is of, `SAMPLE` at a time: all of up to `WHOLE`, of more some, evenly spaced."""
+    count = size if size <= WHOLE else SAMPLE
+    yield from torch.split(torch.arange(count) * size // max(count, 1), SAMPLE)
+
+
 def length(dataset: Any, name: str) -> int:
     """The number of items of a map-style dataset.
 
@@ -165,8 +172,12 @@ def length(dataset: Any, name: str) -> int:
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(
-            f"{name}: expected a map-style dataset (with __len__ and __getitem__), got {type(dataset).__name__};"
-            " read an iterable one into memory and use from_arrays"
+            f"{name}: expected a map-style dataset (with __len__ and __getitem__), got {type(dataset).__name__}; "
+            + (
+                "give its .dataset"
+                if hasattr(dataset, "dataset")
+                else "read an iterable one into memory and use from_arrays"
+            )
         )
     size = len(dataset)
     if not size:

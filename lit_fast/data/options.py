@@ -12,6 +12,7 @@ from lit_fast.errors import DataError
 
 Channels = tuple[float, ...]  # one value per channel
 
+MAX_CLASSES = 1_000_000  # each has a name and a row of the last layer
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -77,24 +78,27 @@ def numbers(values: Sequence[float] | None, what: str) -> tuple[float, ...] | No
     return found
 
 
-_MOST_CLASSES = 1_000_000  # each has a name and a row of the last layer
-
-
 def class_count(num_classes: int | None, labels: Tensor) -> int:
     """`num_classes` as given, or one more than the largest training label (int64 [N]).
 
     Raises:
-        DataError: if there are no training labels to count by, or the number is not an integer >= 1.
+        DataError: if there are no training labels to count by, or the number is not an integer >= 1; or there are more
+            classes than anybody has names for, which would fill the memory with them.
     """
+    largest = int(labels.max()) if len(labels) else 0
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"train labels: expected classes numbered from 0, fewer than {MAX_CLASSES:,}, got {largest}; number them "
+            "anew: labels.unique(return_inverse=True)[1]"
+        )
     if num_classes is None:
         if not len(labels):
             raise DataError("the training split is empty")
-        largest = int(labels.max())
-        if largest >= _MOST_CLASSES:
-            raise DataError(f"label {largest}: expected classes 0 to {_MOST_CLASSES - 1:,}; number yours from 0")
         return largest + 1
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise DataError(f"num_classes: expected an integer >= 1, got {num_classes!r}")
+    if num_classes > MAX_CLASSES:
+        raise DataError(f"num_classes: expected at most {MAX_CLASSES:,}, got {num_classes:,}")
     return num_classes
 
 

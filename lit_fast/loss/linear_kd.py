@@ -160,7 +160,7 @@ def linear_kd_loss(
     given = (student_hidden, *student, teacher_hidden, *teacher, labels, class_weight, rows, ce_count, kl_count)
     inputs = check_linear_inputs(LinearInputs(*given, grad_scale), options)  # type: ignore[arg-type]
     name = backends.select(inputs.student_hidden.device, backend).name
-    if backend == "eager":
+    if backend == "eager" or backends.transformed():
         parts = linear.unfused(inputs, options)
     else:
         hidden = inputs.student_hidden

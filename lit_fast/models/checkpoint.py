@@ -166,13 +166,19 @@ def _compare(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
         problems.append(f"... and {len(shapes) - 8} more shapes differ")
     real = [key for key in expected if key in weights and expected[key].is_floating_point()]
     other = [f"{key} ({weights[key].dtype})" for key in real if not weights[key].is_floating_point()]
-    counts = [key for key in expected if key in weights and not expected[key].is_floating_point()]
-    other += [f"{key} ({weights[key].dtype})" for key in counts if weights[key].is_complex()]
+    unlike = [k for k in expected if k in weights and k not in real and weights[k].is_complex()]
+    other += [f"{key} ({weights[key].dtype})" for key in unlike]
     if other:
         problems.append(f"not floating-point ({len(other)}): {_some(other)}")
-    unknown = [key for key in real if weights[key].is_floating_point() and bool(weights[key].isnan().any())]
-    if unknown:
-        problems.append(f"NaN ({len(unknown)}): {_some(unknown)}")
+    parameters = dict(model.named_parameters())
+    bad = [
+        key
+        for key in real
+        if weights[key].is_floating_point()
+        and bool((~weights[key].isfinite() if key in parameters else weights[key].isnan()).any())
+    ]
+    if bad:
+        problems.append(f"NaN or infinite ({len(bad)}): {_some(bad)}; training went wrong before they were saved")
     if problems:
         modules = {key.partition(".")[0] for key in expected}
         if missing or any(key.partition(".")[0] in modules for key in unexpected):

@@ -20,7 +20,7 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, sections_differ
 from lit_fast.sections.tracing import set_mode
 
-__all__ = ["Report", "chance_limit", "check_pair", "inspect"]
+__all__ = ["Report", "chance_limit", "check_pair", "inspect", "too_few"]
 
 # Images of the loader that the check for untrained weights looks at: enough to tell 12 % from a chance of 10 %.
 CHANCE_IMAGES = 1000
@@ -222,7 +222,8 @@ def _mismatch(where: str, target: Tensor, out: Tensor, projector: Projectors | N
     if others:
         return f"{what}; the sizes differ: cut both models after the same strides and poolings"
     return (
-        f"{what}; choose students of the teacher's width or pass projector=make_projectors(teacher, student, example)"
+        f"{what}; choose students of the teacher's width or pass projector=make_projectors(teacher, student, example) "
+        "(in runs student.projector=true)"
     )
 
 
@@ -312,7 +313,7 @@ def _chance(
     if images == 0:
         return ["loader: it gave no images; pass a list of batches or a fresh loader"]
     limit = chance_limit(classes, images)
-    if limit >= 1:
+    if too_few(classes, images):
         return [f"loader: {images} images are too few to tell {classes} classes from chance; pass some hundred"]
     accuracy = correct / images
     if accuracy > limit:
@@ -330,7 +331,19 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def chance_limit(classes: int, images: int) -> float:
-    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors."""
+    """The share of ``images`` that a guesser names right at most, but for one time in a thousand: 3 standard errors.
+
+    Of few images no more than half of the way from chance to all right: a good teacher may have some of them wrong.
+    """
+    return min(_by_luck(classes, images), (1 + 1 / classes) / 2)
+
+
+def too_few(classes: int, images: int) -> bool:
+    """Whether a guesser may name all of ``images`` right, so that nothing can be told."""
+    return _by_luck(classes, images) >= 1
+
+
+def _by_luck(classes: int, images: int) -> float:
     chance = 1 / classes
     return chance + 3 * math.sqrt(chance * (1 - chance) / images)
 

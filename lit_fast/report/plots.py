@@ -55,11 +55,12 @@ def draw(content: Results, path: Path) -> None:
 
 
 def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
-    ax.set_title("Test accuracy against size (parameters, log scale)")
     rows = [row for row in table([run for runs in groups.values() for run in runs]) if row.last is not None]
+    split = "validation" if rows and rows[0].split == "val" else "test"
+    ax.set_title(f"{split.capitalize()} accuracy against size (parameters, log scale)")
     if not rows:
         return nothing(ax, "no accuracy yet")
-    ax.set_ylabel("test accuracy, last epoch (%)")
+    ax.set_ylabel(f"{split} accuracy, last epoch (%)")
     ax.set_xscale("log")
     ways = list(dict.fromkeys(row.training for row in rows if row.role != "teacher"))
     for row in rows:

@@ -165,7 +165,9 @@ class RunFolder:
                 f"{self.path} holds another experiment; it differs in {'; '.join(named)}. Choose another folder"
             )
         if not resume:
-            raise RunFolderError(f"{self.path} holds this experiment already; pass --resume to go on with it")
+            raise RunFolderError(
+                f"{self.path} holds this experiment already; pass --resume to go on with it (in Python resume=True)"
+            )
         self._id = self._known_id(begun_as)
 
     def _known_id(self, begun_as: object) -> str:

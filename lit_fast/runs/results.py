@@ -85,7 +85,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One network trained one way, over its seeds. Accuracies are percent of the test split.
+    """One network trained one way, over its seeds. Accuracies are percent of ``split``: "test", or "val" where no
+    test split was used.
 
     Of a pruned network (one with a ``sparsity``) ``parameters`` are those that are not zero.
     """
@@ -104,6 +105,7 @@ class Row:
     images_per_second: Spread | None
     sparsity: float | None = None
     targets: str = "classification"
+    split: str = "test"
     perplexity: Spread | None = None
 
     def cells(self) -> tuple[str, ...]:
@@ -205,6 +207,8 @@ def grouped(results: Runs) -> dict[tuple[str, str, str], list[RunResult]]:
 def table(results: Runs) -> list[Row]:
     """One `Row` for each network and way of training it: means, and deviations over the seeds."""
     rows = []
+    tested = any(run["accuracy"].get("test_last") is not None for run in results)
+    split = "test" if tested else "val"
     for (role, model, _), runs in grouped(results).items():
         rows.append(
             Row(
@@ -216,8 +220,13 @@ def table(results: Runs) -> list[Row]:
                 parameters=runs[0].get("nonzero_parameters", runs[0]["parameters"]),
                 mmacs=runs[0]["mmacs"],
                 compression=runs[0]["compression"],
-                last=Spread.of(run["accuracy"].get("test_last") for run in runs),
-                best=Spread.of(run["accuracy"].get("test_best") for run in runs),
+                last=Spread.of(
+                    run["accuracy"].get("test_last") if tested else run["accuracy"].get("val_last") for run in runs
+                ),
+                best=Spread.of(
+                    run["accuracy"].get("test_best") if tested else run["accuracy"].get("val_best") for run in runs
+                ),
+                split=split,
                 seconds=Spread.of(run.get("seconds") for run in runs),
                 images_per_second=Spread.of(run.get("images_per_second") for run in runs),
                 sparsity=runs[0].get("sparsity"),
@@ -231,6 +240,8 @@ def table(results: Runs) -> list[Row]:
 def headers(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
     """Of the columns of a table, two lines each."""
     measured = _MEASURED[rows[0].targets] if rows else "test %"
+    if rows and rows[0].split == "val":
+        measured = measured.replace("test", "val")
     extra = (("perplex-", "ity"),) if any(row.targets == "causal_lm" for row in rows) else ()
     return (*((measured if above == "test %" else above, name) for above, name in HEADERS), *extra)
 
@@ -238,7 +249,9 @@ def headers(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
 def legend(rows: Sequence[Row]) -> str:
     """What the columns mean, in one sentence or two."""
     seeds = sorted({row.seeds for row in rows if row.seeds > 1})
-    text = "last: after the last epoch; best: the weights best on validation; both on the untouched test split."
+    scored = "the validation split: no test split was used"
+    scored = scored if rows and rows[0].split == "val" else "the untouched test split"
+    text = f"last: after the last epoch; best: the weights best on validation; both on {scored}."
     if seeds:
         text += f" Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds."
     if rows and rows[0].targets != "classification":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_fast.errors import SplitError
+from lit_fast.errors import SplitError, shown
 from lit_fast.literals import BlockChoice
-from lit_fast.sections.model import SplitModel
+from lit_fast.sections.model import SplitModel, expect_split
 
 __all__ = ["copy_blocks", "copy_parts"]
 
@@ -33,6 +33,9 @@ def copy_parts(teacher: SplitModel, student: SplitModel, parts: Sequence[str] = 
         >>> copy_parts(teacher, student, ["stem", "head"])
         >>> student.freeze("stem", "head")
     """
+    expect_split(teacher=teacher, student=student)
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise TypeError(f"parts: expected a list of names, such as ['stem', 'head'], got {shown(parts)}")
     copied = [(name, _tensors(teacher.part(name)), _tensors(student.part(name))) for name in parts]
     _copy(copied, "the teacher's parts do not fit the student's", "copy only parts that are built alike (parts=...)")
 
@@ -64,6 +67,9 @@ def copy_blocks(teacher: SplitModel, student: SplitModel, layers: BlockChoice | 
         >>> lf.copy_blocks(teacher, student)
         [0, 4, 8]
     """
+    expect_split(teacher=teacher, student=student)
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers: expected 'spread', 'first', 'last' or a list of numbers, got {shown(layers)}")
     theirs, ours = _blocks(teacher, "teacher"), _blocks(student, "student")
     chosen = _chosen(theirs, ours, layers)
     names = [name for section in theirs for name in section]

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -105,7 +106,7 @@ def _cut(
 ) -> SplitModel:
     """Traced or recorded, as asked for; by itself recorded where there are several inputs, or where tracing fails."""
     if how == "traced":
-        return TracedModel(model, at, "asked for")
+        return _without_checkpoints(TracedModel(model, at, "asked for"))
     if how == "recorded":
         return RecordedModel(model, chain(), "asked for")
     if isinstance(example, (Mapping, tuple, list)) and len(example) > 1:
@@ -119,6 +120,20 @@ def _cut(
                 raise SplitError(f"{name!r} gives several values, of which the hidden state is one")
     except failed as error:
         return RecordedModel(model, chain(), _cause(error))
+    return _without_checkpoints(traced)
+
+
+def _without_checkpoints(traced: TracedModel) -> TracedModel:
+    """Warns where the model's forward asks for gradient checkpoints: a trace holds what they compute, not them."""
+    switches = ("grad_checkpointing", "gradient_checkpointing")  # of timm and of Hugging Face
+    for name, module in traced.model.named_modules():
+        if any(getattr(module, switch, False) is True for switch in switches):
+            warnings.warn(
+                f"lit_fast: {name or type(module).__name__} has gradient checkpointing on, which tracing does away "
+                "with: results are the same, no memory is saved; split it with how='recorded' to keep it",
+                stacklevel=4,
+            )
+            break
     return traced
 
 

@@ -49,8 +49,19 @@ def on_meta(model: nn.Module) -> Iterator[None]:
 
 
 def _modules(models: Iterable[nn.Module]) -> list[nn.Module]:
-    """Each module once, the parts of split models included, which hold attributes and a mode of their own."""
+    """Each module once, the parts of split models included, which hold attributes and a mode of their own.
+
+    Raises:
+        SplitError: one makes its parameters when it first runs, and becomes another class with them.
+    """
     found = [module for model in models for module in model.modules()]
+    for module in found:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and is_lazy(tensor):
+                raise SplitError(
+                    f"{type(module).__name__}: its {name} is made when it first runs, and a dry run changes nothing; "
+                    "run the model on one batch before"
+                )
     return list(dict.fromkeys([*found, *(part for m in found if isinstance(m, SplitModel) for part in m.parts)]))
 
 
@@ -74,7 +85,7 @@ def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
 @contextlib.contextmanager
 def _values_kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     with torch.no_grad():
-        before = [(p, p.detach().clone(), p.requires_grad, p.grad) for p in parameters if not is_lazy(p)]
+        before = [(p, p.detach().clone(), p.requires_grad, p.grad) for p in parameters]
     try:
         yield
     finally:
@@ -115,7 +126,7 @@ def _exchange(modules: Iterable[nn.Module], new: Callable[[Tensor], Tensor]) -> 
     made: dict[int, Tensor] = {}
 
     def exchanged(value: Any) -> Any:
-        if not isinstance(value, Tensor) or is_lazy(value):
+        if not isinstance(value, Tensor):
             return value
         if id(value) not in made:
             made[id(value)] = new(value)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from lit_fast.errors import SplitError
 
-__all__ = ["Inputs", "call", "first_tensor", "num_rows", "only_tensor", "replaced", "tensors_of", "without_labels"]
+__all__ = [
+    "Inputs",
+    "call",
+    "dtypes_told",
+    "first_tensor",
+    "num_rows",
+    "only_tensor",
+    "replaced",
+    "tensors_of",
+    "without_labels",
+]
 
 Inputs = Any  # a tensor, or tuples, lists and dicts of tensors and other values
 
@@ -88,3 +100,33 @@ def without_labels(inputs: Inputs, labels: Tensor | None) -> tuple[Inputs, Tenso
         return inputs, labels
     others = {key: value for key, value in inputs.items() if key != "labels"}
     return others, inputs["labels"] if labels is None else labels
+
+
+@contextmanager
+def dtypes_told(inputs: Inputs, **models: nn.Module | None) -> Iterator[None]:
+    """Within the context, an error of PyTorch about unequal dtypes becomes one that says whose they are.
+
+    Raises:
+        TypeError: instead of PyTorch's.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        owners = {"the inputs": tensors_of(inputs)}
+        owners |= {f"the {role}": model.parameters() for role, model in models.items() if model is not None}
+        dtypes = {owner: _floating_dtypes(tensors) for owner, tensors in owners.items()}
+        if len(set().union(*dtypes.values())) < 2 or not _ABOUT_DTYPES.search(str(error)):
+            raise
+        whose = ", ".join(f"{owner} {' and '.join(sorted(names))}" for owner, names in dtypes.items() if names)
+        raise TypeError(
+            f"dtypes: expected one that inputs and models share, got {whose} ({str(error).splitlines()[0]}); convert "
+            "them (inputs.float(), model.float()), or train float32 and half precision together under autocast "
+            "(precision='bf16')"
+        ) from error
+
+
+_ABOUT_DTYPES = re.compile(r"dtype|scalar type|(bias|weight) type", re.IGNORECASE)
+
+
+def _floating_dtypes(tensors: Iterable[Tensor]) -> set[str]:
+    return {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()}

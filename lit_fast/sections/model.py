@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lit_fast.errors import SplitError
+from lit_fast.errors import SplitError, expect
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.parts import Part, part_names
 
-__all__ = ["After", "Around", "Part", "SplitModel"]
+__all__ = ["After", "Around", "Part", "SplitModel", "expect_split"]
 
 After = Callable[[int, Tensor], None]  # of a section, from 0, with its output
 Around = Callable[[int], AbstractContextManager[Any]]  # of a section, from 0
@@ -211,3 +211,9 @@ class SplitModel(nn.Module):
         self._parts = self._build()
         for part in self._parts:
             part.training = self.training and part.name not in self._frozen
+
+
+def expect_split(**models: Any) -> None:
+    """Raises TypeError where one of the models, which are called so, is not split."""
+    for role, model in models.items():
+        expect(role, model, SplitModel, "a split model", f"use split({role}, ...)")

@@ -134,6 +134,11 @@ class TracedPart(Part):
         self._train = evaluate if train.source == evaluate.source else train
 
     @property
+    def sources(self) -> tuple[str, str]:
+        """The generated code of train and of eval mode."""
+        return self._train.source, self._eval.source
+
+    @property
     def graph(self) -> fx.Graph:
         """The piece's graph in the present mode; its targets are names in the whole model."""
         return self._code().graph

@@ -15,6 +15,7 @@ from lit_fast.settings.schedule import Phase
 LoaderName = Literal["auto", "resident", "dali", "torch"]  # lit_fast.data.loaders.NAMES
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]  # what torch.manual_seed takes
 
 # What may differ between the runs of one experiment: it changes what is shown and where files lie, never a result.
 # Files are part of it by content (`RunFolder`), not by where they lie. Loaders give the same batches, all but DALI's,
@@ -65,7 +66,7 @@ class BaseTeacherConfig(Strict):
     model: str
     checkpoint: Path | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 1000  # no student's: a born-again student must not start as its teacher did
+    seed: Seed = 1000  # no student's: a born-again student must not start as its teacher did
 
     @property
     def label(self) -> str:
@@ -127,7 +128,7 @@ class AnyExperiment(Strict):
     OF_STUDENTS: ClassVar[tuple[str, ...]] = ("student", "variants", "seeds", "phases.lit", "phases.finetune")
 
     recipe: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     epochs: Annotated[int, Field(ge=1)] | None = None
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

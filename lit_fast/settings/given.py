@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from lit_fast.data import Data, has_texts, open_data
-from lit_fast.models.own import digest, own_network
+from lit_fast.models.behaviour import forward_of
+from lit_fast.models.own import digest, own_network, structure
 from lit_fast.runs.weights import normalization_of, read_info
 from lit_fast.sections.model import SplitModel
 from lit_fast.settings.classifier import Experiment
@@ -41,10 +42,15 @@ def open_experiment_data(experiment: Experiment) -> Data:
 
 
 def known_weights(experiment: Experiment) -> dict[str, str]:
-    """Of a teacher that comes trained, as they are part of an experiment's identity."""
+    """Of a teacher that comes trained, and what networks of one's own do: part of an experiment's identity."""
     teacher = experiment.teacher
-    if teacher.checkpoint is not None or not teacher.is_own:
-        return teacher.hashes()
-    torch.manual_seed(teacher.seed)
-    network = own_network(teacher.model)
-    return {"teacher.weights": digest(network.model if isinstance(network, SplitModel) else network)}
+    known = teacher.hashes()
+    for key, config in (("teacher", teacher), *((f"student {m.label}", m) for m in experiment.student.models)):
+        if config.is_own:
+            torch.manual_seed(teacher.seed)
+            network = own_network(config.model)
+            model = network.model if isinstance(network, SplitModel) else network
+            if config is teacher and teacher.checkpoint is None:
+                known["teacher.weights"] = digest(model)
+            known |= {f"{key}.structure": structure(model), f"{key}.forward": forward_of(network)}
+    return known

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_fast.errors import expect
 from lit_fast.loss.backends import Inputs as LossInputs
 from lit_fast.loss.functional import compute
 from lit_fast.sections.dryrun import untouched
@@ -73,6 +74,7 @@ def section_diagnostics(step: LITStep, inputs: Inputs, labels: Tensor | None = N
 
     Source: paper, section 3, "how IRs are used in LIT", for the two inputs of a section.
     """
+    expect("step", step, LITStep, "a lit_fast.LITStep")
     teacher, student = step.teacher, step.student
     if teacher is None:
         raise ValueError("section_diagnostics: the step has no teacher to compare the student's sections with")

@@ -14,15 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_fast.errors import UnavailableError
+from lit_fast.errors import UnavailableError, expect_switches
 from lit_fast.extension import EXTENSION
 from lit_fast.literals import Engine, StudentInput, Switch, TargetsKind
 from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.modules import LITLoss
 from lit_fast.loss.targets import TargetsOf, logits_of
-from lit_fast.sections.inputs import Inputs, only_tensor, without_labels
+from lit_fast.sections.dryrun import untouched
+from lit_fast.sections.inputs import Inputs, dtypes_told, only_tensor, without_labels
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.tracing import set_mode
+from lit_fast.step.arguments import check_parts, section_numbers
 from lit_fast.step.linear_heads import HeadSearch
 from lit_fast.step.output import LITOutput
 from lit_fast.step.passes import PassOutputs, StudentPasses
@@ -115,6 +117,10 @@ class LITModel(nn.Module):
         over_processes: bool = False,
     ) -> None:
         super().__init__()
+        switches = {"side_by_side": side_by_side, "fused_norm": fused_norm, "skip_padding": skip_padding}
+        check_parts(teacher, student, criterion, projector, over_processes=over_processes, **switches)
+        if fused_head is not None:
+            expect_switches(fused_head=fused_head)
         self.student, self.projector = student, projector
         self._others = (teacher, criterion)  # in a tuple: not registered
         self.options = criterion.options
@@ -208,7 +214,7 @@ class LITModel(nn.Module):
         inputs, labels = without_labels(inputs, labels)
         laid_out = self.passes.laid_out(inputs)
         heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
-        with nullcontext() if heads is None else heads.left_out():
+        with nullcontext() if heads is None else heads.left_out(), self._dtypes_told(inputs):
             outputs = self.passes(laid_out, functools.partial(self._run_teacher, inputs, laid_out))
         with self.mark("loss"):
             compared, masks = self.rows(outputs, self.ir_sections, inputs, labels)
@@ -226,6 +232,11 @@ class LITModel(nn.Module):
         assert parts is not None  # of the call above
         logits = None if heads else _logits(outputs.output, compared[2])
         return LITOutput(loss, parts, logits, training=self.training)
+
+    def _dtypes_told(self, inputs: Inputs) -> AbstractContextManager[None]:
+        if torch.compiler.is_compiling():
+            return nullcontext()
+        return dtypes_told(inputs, teacher=self.teacher, student=self.student)
 
     @torch.no_grad()
     def counts(self, inputs: Inputs, labels: Tensor | None = None) -> LossCounts:
@@ -246,6 +257,7 @@ class LITModel(nn.Module):
     def _outputs_alone(self, inputs: Inputs) -> PassOutputs:
         heads = None if self.heads is None else self.heads.of(self.teacher, self.student, inputs)
         with (
+            untouched(self.student),
             set_mode(self.student, False),
             nullcontext() if heads is None else heads.left_out(),
             self.passes.autocast(),
@@ -331,10 +343,7 @@ class LITModel(nn.Module):
     def _resolve_sections(self, wanted: Literal["all"] | Sequence[int]) -> tuple[int, ...]:
         """0-based indices of the sections with an IR loss; frozen ones are left out."""
         count = self.student.num_sections
-        numbers = range(1, count + 1) if wanted == "all" else wanted
-        bad = [n for n in numbers if not 1 <= n <= count]
-        if bad or not list(numbers):
-            raise ValueError(f"ir_sections: expected numbers from 1 to {count}, got {wanted!r}")
+        numbers = section_numbers(wanted, count)
         kept = tuple(sorted({n - 1 for n in numbers if f"section{n}" not in self.student.frozen}))
         if not kept and self.options.beta < 1.0:
             raise ValueError(
@@ -389,7 +398,7 @@ def _choose_engine(requested: str, teacher: SplitModel | None, own_targets: bool
 
 
 def _amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
     if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_fast.errors import expect_switches
 from lit_fast.loss.backends.counts import LossCounts
 from lit_fast.loss.backends.options import LossParts
 from lit_fast.loss.modules import LITLoss
@@ -17,10 +17,11 @@ from lit_fast.pair import measured
 from lit_fast.sections.calls import uncompiled
 from lit_fast.sections.inputs import Inputs, num_rows, without_labels
 from lit_fast.sections.model import SplitModel
+from lit_fast.step.arguments import check_optimizer, check_student, check_update, workers_of
 from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
 from lit_fast.step.lit_model import LITModel, Normalizer
-from lit_fast.step.parallel import ALONE, SharedGradients, Workers
+from lit_fast.step.parallel import SharedGradients, Workers
 from lit_fast.step.running_stats import refused_in_backward
 from lit_fast.step.state import prepare_momentum
 
@@ -52,11 +53,11 @@ class LITStep:
         scaler: the GradScaler to use for fp16; default a new one.
         projector: `lit_fast.Projectors` where the widths of teacher and student differ.
         engine: ``"runner"`` runs the teacher as a `lit_fast.FrozenTeacher` (a lowered copy, made from the parameters it
-            has at the first batch) and keeps 2-d networks in ``channels_last``; ``"eager"`` runs its modules and leaves
-            layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every lowered part is
-            checked against its module; one that fails runs as its module under ``"auto"``, with a warning, and raises
-            `lit_fast.LoweringError` under ``"runner"``. The attributes ``engine`` and ``engine_reason`` tell
-            what was taken. Results agree to rounding.
+            has at the first batch) and gives 2-d networks their images in ``channels_last``; ``"eager"`` runs its
+            modules and leaves layouts alone; ``"auto"`` takes the runner where the compiled extension is there. Every
+            lowered part is checked against its module; one that fails runs as its module under ``"auto"``, with a
+            warning, and raises `lit_fast.LoweringError` under ``"runner"``. The attributes ``engine`` and
+            ``engine_reason`` tell what was taken. Results agree to rounding.
         capture: replay the whole step, optimizer and scaler included, as one CUDA graph, captured when a shape of batch
             first comes. It needs a CUDA device and a fused optimizer: ``SGD(fused=True)``, or ``Adam`` or ``AdamW``
             with ``fused=True, capturable=True``. Where it cannot be, steps run eagerly. ``captured`` and
@@ -127,9 +128,10 @@ class LITStep:
         teacher_ahead: bool = False,
         **options: Unpack[ModelOptions],
     ) -> None:
+        check_student(student)
+        expect_switches(capture=capture)
         if capture and fused_head is None:
             fused_head = False
-        _check_student(student)
         options.update(measured.switches(options, student, precision, capture))
         self.model = LITModel(teacher, student, criterion, precision=precision, fused_head=fused_head, **options)
         self.teacher, self.student, self.criterion, self.optimizer = teacher, student, criterion, optimizer
@@ -137,16 +139,13 @@ class LITStep:
         self.ir_sections, self.teacher_fed = self.model.ir_sections, self.model.teacher_fed
         self.options = criterion.options
         self.passes.weights.on = True
-        _check_optimizer(optimizer, student, self.projector)
-        self.workers = _workers(workers)
-        if accumulate < 1:
-            raise ValueError(f"accumulate: expected a number of calls for each update, 1 or more, got {accumulate}")
+        check_optimizer(optimizer, student, self.projector)
+        self.workers = workers_of(workers)
+        check_update(scaler, clip_grad_norm, accumulate, scheduler)
         if capture and self.workers.size > 1:
             raise ValueError("capture: the sum over several workers is not captured; use capture=False")
         if capture and accumulate > 1:
             raise ValueError("capture: a captured step is one whole update; use accumulate=1 or capture=False")
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise ValueError(f"clip_grad_norm: expected a norm > 0, or None, got {clip_grad_norm}")
         self.clip_grad_norm, self.accumulate, self.scheduler = clip_grad_norm, accumulate, scheduler
 
         self.device = next(student.parameters()).device
@@ -378,42 +377,3 @@ class LITStep:
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
-
-
-def _check_student(student: Any) -> None:
-    if not isinstance(student, SplitModel):
-        wrapped = isinstance(student, nn.parallel.DistributedDataParallel)
-        mend = "wrap a LITModel in it instead, or pass workers=" if wrapped else "use split(student, ...)"
-        raise TypeError(f"student: expected a split model, got {type(student).__name__}; {mend}")
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, student: SplitModel, projector: nn.Module | None) -> None:
-    """Whether it can make a step, and holds what is to be trained."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            "optimizer: LBFGS computes the loss several times for one update, a LITStep once; use another, or a loop "
-            "of your own around LITModel"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    modules: list[tuple[str, nn.Module]] = [("student", student.model)]
-    if projector is not None:
-        modules.append(("projector", projector))
-    for owner, module in modules:
-        missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
-        if missing:
-            raise ValueError(
-                f"optimizer: it does not hold {len(missing)} trainable parameters of the {owner}, first "
-                f"{missing[0]!r}; build it from the {owner}'s parameters() or freeze them"
-            )
-
-
-def _workers(given: Workers | None) -> Workers:
-    """Those that share the batches; this process alone where none are given and there is no other."""
-    if given is not None:
-        return given
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ValueError(
-            f"workers: there are {dist.get_world_size()} processes, and this step would train in each for itself; pass "
-            "workers= of lit_fast.step.parallel.join, or wrap a LITModel in DistributedDataParallel"
-        )
-    return ALONE

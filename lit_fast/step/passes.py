@@ -62,8 +62,8 @@ class StudentPasses:
             (and the others where they are compared), and runs no further than needed.
         bn_policy, projector, side_by_side, fused_norm: as for `lit_fast.LITStep`.
         amp_dtype: that of autocast; None: there is none.
-        channels_last: move a student with 2-d convolutions to that layout, and its images with it; not one
-            that is recorded.
+        channels_last: give a student with 2-d convolutions its images in that layout, in which its convolutions then
+            work; not one that is recorded. Its parameters keep their own: their owner may save them at any time.
         copied: give every section a copy of its input: one that overwrites it leaves all IRs intact. Otherwise such a
             section is refused where it is fed the teacher's.
 
@@ -105,8 +105,6 @@ class StudentPasses:
             self.fused_norm = FusedForwards(student)
         convolves = any(isinstance(module, nn.Conv2d) for module in student.modules())
         self.channels_last = channels_last and student.how == "traced" and convolves
-        if self.channels_last:
-            student.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fed = self.compared if teacher_fed else ()
         self._running_stats = RunningStats(student, policy=bn_policy, teacher_fed_sections=fed)
         self.streams = self._side_streams(bn_policy) if side_by_side else None

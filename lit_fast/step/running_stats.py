@@ -15,8 +15,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_fast.errors import shown
 from lit_fast.literals import StatsPolicy
-from lit_fast.sections.model import SplitModel
+from lit_fast.sections.model import SplitModel, expect_split
 
 __all__ = ["POLICIES", "RunningStats", "recalibrate", "refused_in_backward"]
 
@@ -149,6 +150,9 @@ def recalibrate(student: SplitModel, batches: Iterable[Tensor]) -> int:
 
     Source: method, BatchNorm policy ``recalibrate``.
     """
+    expect_split(student=student)
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable of inputs, [B, ...] each, got {shown(batches)}; write [batch]")
     was_training = student.training
     student.train()
     modules = [m for m in _tracking(student.model) if m.training]

@@ -8,10 +8,12 @@ does the same to them, after a check of their own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +170,12 @@ class FrozenTeacher:
         if self._values is not None and self._values != _sums(teacher):
             raise ValueError("frozen: the teacher's parameters have changed since it copied them; make a new one")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Programs and threads cannot be copied or pickled: a copy makes its own from the module's parameters.
+        programs = [PartPrograms(self.dtype, self._strict) for _ in self._programs]
+        fresh = {"parts": (), "_programs": programs, "_sizes": OrderedDict(), "_ahead": deque()}
+        return {**self.__dict__, **fresh, **dict.fromkeys(("_values", "_worker", "_stream"))}
+
     # -- ahead -------------------------------------------------------------------------------------------------------
 
     def _in_thread(self, images: Tensor, runs: list[Run]) -> Callable[[], Outputs]:
@@ -232,7 +240,8 @@ class FrozenTeacher:
 
     def _build(self, example: Tensor) -> list[Run]:
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
-        x = example.to(exact) if example.is_floating_point() else example
+        # NaN and inf would leave nothing to compare.
+        x = example.to(exact).nan_to_num(0.0, 0.0, 0.0) if example.is_floating_point() else example
         # What is not lowered from: a trace may hold numbers that were computed from the values of its example.
         other = x.max() - x
         # Lowered and checked in full precision, also where the module itself is kept in half.
@@ -240,11 +249,13 @@ class FrozenTeacher:
         parts = (copy.deepcopy(self.module).to(exact) if half else self.module).parts
         plans, runs = [], []
         for part, programs in zip(parts, self._programs, strict=True):
-            examples = [Example.of(part, batch, self.dtype) for batch in (x, other)]
-            plan, run = programs.fitting(part, examples)
+            first = second = Example.of(part, x, self.dtype)
+            with contextlib.suppress(Exception):  # of modules that refuse some values; the batch's own are there
+                second = Example.of(part, other, self.dtype)
+            plan, run = programs.fitting(part, [first, second])
             plans.append(plan)
             runs.append(run)
-            x, other = (example.exact for example in examples)
+            x, other = first.exact, second.exact
         self.parts = tuple(plans)
         return runs
 

@@ -40,7 +40,12 @@ def lower(part: nn.Module, example: Tensor) -> tuple[list[Instruction], int]:
             graph = make_fx(lambda x: logits_of(part(x)), pre_dispatch=True)(example)
     except Exception as error:  # whatever the user's modules and hooks do to a tensor without a value
         raise NotLowerable(f"it cannot be traced to operations ({first_line(error)})") from error
-    return _Lowering(graph, batch=example.shape[0]).run()
+    try:
+        return _Lowering(graph, batch=example.shape[0]).run()
+    except NotLowerable:
+        raise
+    except Exception as error:  # operations with arguments that no instruction was thought for
+        raise NotLowerable(f"its operations have no instructions ({first_line(error)})") from error
 
 
 _ENDS_IN_RELU = ("convolution", "linear", "scale_shift", "instance_norm", "add")

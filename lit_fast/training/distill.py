@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from lit_fast.data import Data
 from lit_fast.data.formats.datasets import as_data
 from lit_fast.data.loaders import Loader
-from lit_fast.errors import ConfigError
+from lit_fast.errors import ConfigError, expect, expect_integer, expect_switches
 from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf
+from lit_fast.models.behaviour import code_of, cuts_of, forward_of
 from lit_fast.models.own import cut, digest, structure
 from lit_fast.pair.inspect import check_pair
+from lit_fast.report.run import write_report
 from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
-from lit_fast.settings.classifier import ModelConfig, load_experiment
+from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
 from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
 
@@ -74,7 +79,7 @@ def distill(
         console: a `rich.console.Console` for progress; default: standard output.
 
     Returns:
-        The student with its last weights; both weight files lie under ``run_dir/runs/<name>``.
+        The student with its last weights; both weight files lie under ``run_dir/runs/<name>``, a report in ``run_dir``.
 
     Raises:
         PairError: the two do not fit together (see `lit_fast.inspect`).
@@ -85,13 +90,24 @@ def distill(
     Example:
         >>> lf.distill(teacher, student, data, recipe="resnet-cifar10", run_dir="runs/r20")  # doctest: +SKIP
     """
+    for role, network in (("teacher", teacher), ("student", student)):
+        expect(role, network, nn.Module, "a network, an nn.Module")
+    expect("recipe", recipe, str, "the name of a recipe", "lit_fast.recipes.names() has them")
+    expect("run_dir", run_dir, (str, os.PathLike), "a folder's path")
+    if console is not None:
+        expect("console", console, Console, "a rich.console.Console")
+    if not callable(targets):
+        expect("targets", targets, str, "a name or a function")
+    expect("variant", variant, str, "the name of a variant")
+    expect_integer("seed", seed, "an integer")
+    expect_switches(resume=resume, skip_padding=skip_padding)
     if not isinstance(data, Loader):
         data = as_data(data, "datasets")
     whole: Data = data.data if isinstance(data, Loader) else data
     labels = {"teacher": _label(teacher), "student": _label(student)}
     own = {
-        "data": {"name": whole.name},
-        "teacher": {"model": labels["teacher"]},
+        "data": {**_defaults(DataConfig, _OF_NAMED_DATA), "name": whole.name},
+        "teacher": {**_defaults(TeacherConfig, _OF_TRAINING), "model": labels["teacher"]},
         "student": {"models": [labels["student"]]},
         "variants": [variant],
         "seeds": [seed],
@@ -100,7 +116,8 @@ def distill(
         "targets": targets if isinstance(targets, str) else _name(targets),
         "skip_padding": skip_padding,
     }
-    experiment = load_experiment(recipe, None, [own, *overrides], own_objects=True)
+    experiment = load_experiment(recipe, None, [own, *_listed(overrides)], own_objects=True)
+    _refuse_contradictions(experiment, own)
     teacher_split, student_split = (
         cut(network, role, experiment.cuts_of(config), whole.example(2), alone=experiment.cut_config(config).given)
         for network, role, config in (
@@ -113,8 +130,20 @@ def distill(
             "step.sync_batchnorm: it is for the built-in networks; give a student of your own as "
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm(student), before it is split"
         )
-    identity = {"teacher.weights": digest(teacher_split.model), "student.structure": structure(student_split.model)}
-    with open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session:
+    identity: dict[str, Any] = {
+        "teacher.weights": digest(teacher_split.model),
+        "teacher.forward": forward_of(teacher_split),
+        "teacher.cuts": cuts_of(teacher_split),
+        "student.structure": structure(student_split.model),
+        "student.forward": forward_of(student_split),
+        "student.cuts": cuts_of(student_split),
+    }
+    if not isinstance(targets, str):
+        identity["targets.code"] = code_of(targets)
+    with (
+        _layouts_kept(teacher_split.model, student_split.model),
+        open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session,
+    ):
         session.own_targets = None if isinstance(targets, str) else targets
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
@@ -131,7 +160,77 @@ def distill(
         config = ModelConfig.model_construct(model=labels["student"], cardinality=None)
         session.train(spec, student_split, given, config)
         session.prune(spec, student_split, given, config)
+        if session.workers.leads:
+            write_report(run_dir)
     return Distilled(student_split.model, session.results)
+
+
+def _listed(overrides: Any) -> list[str | Mapping[str, Any]]:
+    """Raises ConfigError for anything but strings and mappings."""
+    if isinstance(overrides, str | Mapping):
+        raise ConfigError(f"overrides: expected a list of 'key=value' or mappings, got {overrides!r}; write [...]")
+    listed = list(overrides)
+    for override in listed:
+        if not isinstance(override, str | Mapping):
+            raise ConfigError(f"overrides: expected 'key=value' or a mapping, got {override!r}")
+    return listed
+
+
+def _refuse_contradictions(experiment: Experiment, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an override says other than an argument: what is written is what runs."""
+    says = {
+        "data": (experiment.data.name, given["data"]["name"]),
+        "teacher": (experiment.teacher.model, given["teacher"]["model"]),
+        "student": ([config.model for config in experiment.student.models], given["student"]["models"]),
+        "variant": (list(experiment.variants), given["variants"]),
+        "seed": (list(experiment.seeds), given["seeds"]),
+        "targets": (experiment.targets, given["targets"]),
+        "skip_padding": (experiment.skip_padding, given["skip_padding"]),
+        "blocks": (experiment.blocks, given["blocks"] or experiment.blocks),
+        "sections": (experiment.sections, given["sections"] or experiment.sections),
+    }
+    for argument, (override, said) in says.items():
+        if override != said and override != _tuple(said):
+            raise ConfigError(
+                f"overrides: {override!r} contradicts the argument {argument}=, which says {said!r}; leave it out there"
+            )
+    for section, keys, why in (("data", _OF_NAMED_DATA, "the dataset"), ("teacher", _OF_TRAINING, "a trained teacher")):
+        for key in keys:
+            if getattr(getattr(experiment, section), key) != given[section][key]:
+                raise ConfigError(f"overrides: {section}.{key}: {why} is given; leave it out")
+    if experiment.student.sequence:
+        raise ConfigError("overrides: student.sequence is for several students, and one is given; leave it out")
+
+
+# Settings that say how a dataset is opened, and how a teacher is made, where they are given by name.
+_OF_NAMED_DATA = tuple(DataConfig.model_fields.keys() - {"name", "augment", "loader"})
+_OF_TRAINING = ("checkpoint", "epochs", "seed", "cardinality")
+
+
+def _defaults(config: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: config.model_fields[key].default for key in keys}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _layouts_kept(*models: nn.Module) -> Iterator[None]:
+    """Contiguous tensors are contiguous again afterwards, also after an error: safetensors saves no others."""
+    modules = [module for model in models for module in model.modules()]
+    kept = [(module, name) for module in modules for name, tensor in _tensors(module) if tensor.is_contiguous()]
+    try:
+        yield
+    finally:
+        for module, name in kept:
+            tensor = getattr(module, name)
+            tensor.data = tensor.data.contiguous()
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _label(model: nn.Module | SplitModel) -> str:

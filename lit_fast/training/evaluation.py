@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_fast.loss.targets import Targets, TargetsOf, classification
-from lit_fast.pair.inspect import chance_limit
+from lit_fast.pair.inspect import chance_limit, too_few
 from lit_fast.sections.inputs import Inputs, call
 
 __all__ = ["Scores", "evaluate", "refuse_chance"]
@@ -78,9 +78,9 @@ def _sums(rows: Targets) -> Tensor:
 
 
 def refuse_chance(label: str, accuracy: float, count: int, classes: int) -> None:
-    """Raises ValueError for a teacher that does no better than a guesser."""
+    """Raises ValueError for a teacher that does no better than a guesser, where there are images enough to tell."""
     limit = 100.0 * chance_limit(classes, count)
-    if accuracy <= limit:
+    if accuracy <= limit and not too_few(classes, count):
         raise ValueError(
             f"teacher {label}: {accuracy:.1f} % on {count} validation images is no better than chance "
             f"({100.0 / classes:.1f} %, up to {limit:.1f} % by luck); check its checkpoint and the normalisation "

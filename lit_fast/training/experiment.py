@@ -53,6 +53,11 @@ class Session(BaseSession[Experiment]):
     own_targets: TargetsOf | None = None  # in place of those of the settings
 
     @property
+    def scores_test(self) -> bool:
+        """Whether there is a test split to be used."""
+        return self.score_test and len(self.data.test) > 0
+
+    @property
     def targets(self) -> TargetsKind | TargetsOf:
         """As for `LITStep`."""
         return self.own_targets or self.experiment.loss_targets
@@ -140,8 +145,8 @@ class Session(BaseSession[Experiment]):
         if done is None:
             val = self._scores(teacher.split, "val")
             if self.targets == "classification":
-                refuse_chance(teacher.label, val.accuracy, len(self.data.val), self.data.num_classes or val.classes)
-            test = self._scores(teacher.split, "test") if self.score_test else None
+                refuse_chance(teacher.label, val.accuracy, val.images, self.data.num_classes or val.classes)
+            test = self._scores(teacher.split, "test") if self.scores_test else None
             result = {
                 "name": teacher.name,
                 "role": "teacher",
@@ -254,7 +259,7 @@ class Session(BaseSession[Experiment]):
             save_weights(path, tensors, WeightInfo.of(self.data, config.model, config.cardinality))
             files[which] = path.relative_to(self.folder.path).as_posix()
             student.model.load_state_dict(tensors)
-            tests[which] = task.scores("test") if self.score_test else None
+            tests[which] = task.scores("test") if self.scores_test else None
         vals = [entry["val_accuracy"] for entry in outcome.history]
         accuracies = {which: None if test is None else test.accuracy for which, test in tests.items()}
         result = {

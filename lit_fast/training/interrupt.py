@@ -31,7 +31,7 @@ def stopped(name: str, by: str, step: int) -> Interrupted:
     """The error that run ``name`` ends with when ``by`` (a signal) stopped it after ``step``."""
     return Interrupted(
         f"{name}: stopped by {by} after step {step}; everything up to it is saved. The same command with --resume goes "
-        "on from there"
+        "on from there (in Python resume=True)"
     )
 
 

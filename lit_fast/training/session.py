@@ -64,6 +64,8 @@ class BaseSession(Generic[E]):
         self.device = loader.device
         self.results: list[RunResult] = []
         self.console.print(f"loader: {loader.name} ({loader.reason})", highlight=False, markup=False)
+        if not len(self.data.test):
+            self.console.print("no test split: what is reported is of the validation split", highlight=False)
         left_out = self.data.left_out
         if left_out:
             self.console.print(

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from lit_fast.data.augment import Augmentation
 from lit_fast.data.base import SPLITS, Data, Split
 from lit_fast.data.formats.images import eight_bit, pixels
-from lit_fast.data.items import SAMPLE, Collate, length, of_items
+from lit_fast.data.items import SAMPLE, Collate, length, looked_at, of_items
 from lit_fast.data.options import Options, class_count, normalisation, numbers
 from lit_fast.data.splits import kept_and_held_out
 from lit_fast.errors import DataError
@@ -151,8 +151,11 @@ class DatasetSplit(Split):
         return self.fetch(torch.arange(count) * len(self) // max(count, 1))
 
     def digest(self) -> bytes:
-        """A hash of up to `SAMPLE` images; reading all could take longer than the training."""
-        return hashlib.sha256(self.sample().numpy().data).digest()
+        """A hash of the images that `looked_at` gives."""
+        sha = hashlib.sha256()
+        for indices in looked_at(len(self)):
+            sha.update(self.fetch(indices).numpy().data)
+        return sha.digest()
 
     def _labels(self, size: int) -> Tensor:
         """int64 [size]."""
@@ -213,6 +216,11 @@ def as_data(source: Any, name: str) -> Data:
 
     splits = {split: part(split) for split in SPLITS}
     if all(split is None for split in splits.values()):
+        if isinstance(source, DataLoader):
+            raise DataError(
+                f"{name}: expected datasets, got a DataLoader; give those that it reads, {{'train': ..., 'val': ..., "
+                "'test': ..., 'collate': loader.collate_fn}: the order of batches is the run's"
+            )
         raise DataError(
             f"{name}: expected a mapping or an object with the datasets train, val and test, or a lit_fast.data.Data, "
             f"got {type(source).__name__}"

@@ -1,6 +1,7 @@
 """Folders of image files: root/train/<class>/*, root/test/<class>/*, and root/val/<class>/* where there is one.
 
-The latter may also be called valid or validation, and `root` may be the only folder in the one that is named."""
+The latter may also be called valid or validation, and `root` may be the only folder in the one that is named. With it,
+test/ may be missing or hold no classes, as ImageNet's does: the test split is then empty."""
 
 import hashlib
 from collections.abc import Collection
@@ -89,7 +90,9 @@ def load(options: Options) -> Data:
     root = _holder_of_train(options.data_dir)
     classes = _classes(root / "train")
     val = next((name for name in _VAL if (root / name).is_dir()), None)
-    names = ("train", "test") if val is None else ("train", val, "test")
+    # ImageNet's test images come without classes, in one folder or not at all.
+    tested = val is None or _has_classes(root / "test")
+    names = ("train", *([] if val is None else [val]), *(["test"] if tested else []))
     splits = {name: _scan(root, name, classes, options.image_size) for name in names}
     left_out: list[str] = []
     if options.on_bad_image == "skip":
@@ -110,7 +113,7 @@ def load(options: Options) -> Data:
         augmentation=options.augmentation or Augmentation(pad=options.image_size // 8, flip=True),
         train=train.subset(kept),
         val=train.subset(held_out) if val is None else splits[val],
-        test=splits["test"],
+        test=splits["test"] if tested else train.subset(torch.empty(0, dtype=torch.int64)),
         left_out=tuple(left_out),
     )
 
@@ -139,6 +142,10 @@ def _holder_of_train(folder: Path) -> Path:
         return folder
     holders = [entry for entry in folder.iterdir() if (entry / "train").is_dir()]
     return holders[0] if len(holders) == 1 else folder
+
+
+def _has_classes(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

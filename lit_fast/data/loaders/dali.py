@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_fast.data.base import Batch, Data, Split, TrainingPlan, read_ahead
+from lit_fast.data.ahead import read_ahead
+from lit_fast.data.base import Batch, Data, Split, TrainingPlan
 from lit_fast.data.formats.images import in_threads, read_square
 from lit_fast.data.loaders.base import Loader
 from lit_fast.errors import DataError
@@ -189,7 +190,7 @@ class _Pipe:
         if self._graph.encoded:
             first = [_content(split.files[at]) for at in rows.indices.tolist()]  # type: ignore[attr-defined]
         else:
-            first = split.fetch(rows.indices).numpy()
+            first = split.read(rows.indices, self._graph.shape).numpy()
         return (first, *(table.numpy() for table in (rows.offsets, rows.flips) if table is not None))
 
     def _failure(self, split: Split, batches: list[Rows], error: Exception) -> DataError:

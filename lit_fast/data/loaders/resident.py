@@ -232,5 +232,5 @@ def _stored(split: Split, shape: tuple[int, ...], device: torch.device) -> Store
     images = torch.empty((len(split), *shape), dtype=torch.uint8, device=device)
     every = torch.arange(len(split))
     for rows in torch.split(every, max(1, _AT_ONCE // math.prod(shape))) if len(split) else ():
-        images[rows[0] : rows[-1] + 1].copy_(split.fetch(rows))
+        images[rows[0] : rows[-1] + 1].copy_(split.read(rows, shape))
     return Stored(images, every, split.labels)

@@ -22,9 +22,10 @@ import torch
 
 from lit_fast.errors import UnavailableError
 from lit_fast.loss.backends import eager
+from lit_fast.loss.backends.eager import transformed
 from lit_fast.loss.backends.options import IR_KINDS, Inputs, LossOptions, LossParts
 
-__all__ = ["IR_KINDS", "NAMES", "Choice", "Inputs", "LossOptions", "LossParts", "check", "select"]
+__all__ = ["IR_KINDS", "NAMES", "Choice", "Inputs", "LossOptions", "LossParts", "check", "select", "transformed"]
 
 NAMES = ("auto", "native", "triton", "eager")
 _BY_DEVICE = {"cpu": ("native",), "cuda": ("native", "triton")}  # what "auto" tries, best first
@@ -47,7 +48,7 @@ def check(requested: str) -> None:
         UnavailableError: ``"native"`` is requested and its compiled extension is missing or does not load, or
             ``"triton"`` and Triton is not installed.
     """
-    if requested not in NAMES:
+    if not isinstance(requested, str) or requested not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, NAMES))}, got {requested!r}")
     if requested in _MEND:
         usable, reason = _load(requested).available()
@@ -64,6 +65,16 @@ def select(device: torch.device, requested: str = "auto") -> Choice:
         ValueError: there is no backend of that name.
         UnavailableError: the requested backend is missing, or has no code for `device`.
     """
+    if not isinstance(requested, str):
+        check(requested)
+    if transformed():
+        if requested not in ("auto", "eager"):
+            check(requested)
+            raise UnavailableError(
+                f"backend {requested!r} is not available under torch.func's transforms, which take operations of "
+                "PyTorch alone; use backend='auto'"
+            )
+        return Choice("eager", "torch.func's transforms take operations of PyTorch alone", eager.lit_loss)
     name, reason = _constant_pick(device.type, device.index, requested)
     if name == "native":
         from lit_fast.loss.backends import native

@@ -6,7 +6,8 @@ Only shapes, dtypes and devices are looked at, never values: no device synchroni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -85,19 +86,37 @@ def _used(inputs: Inputs, options: LossOptions) -> Inputs:
     return Inputs(student_irs, teacher_irs, z_s, z_t, labels, class_weight, grad_scale, rows, counts, ir_rows)
 
 
-def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
+def one_per_section(side: str, irs: Any) -> tuple[Any, ...]:
+    """The items of any iterable that has an order which both models share.
+
+    Raises:
+        TypeError: it has none.
+    """
     if isinstance(irs, Tensor):
         raise TypeError(f"{side}: expected a sequence with one tensor per section, got one tensor; write [tensor]")
-    if irs is None or len(irs) == 0:
+    if isinstance(irs, Mapping):  # of two, the order may differ
+        raise TypeError(
+            f"{side}: expected a sequence with one tensor per section, got {type(irs).__name__}; write "
+            "[irs[name] for name in names] with the same names for both models"
+        )
+    if irs is not None and (isinstance(irs, str | AbstractSet) or not isinstance(irs, Iterable)):
+        raise TypeError(f"{side}: expected a sequence with one tensor per section, got {type(irs).__name__}")
+    return () if irs is None else tuple(irs)
+
+
+def _needed_irs(side: str, irs: Any, options: LossOptions) -> tuple[Tensor, ...]:
+    needed = one_per_section(side, irs)
+    if not needed:
         mend = f"beta={options.beta} needs the IRs of every section; pass them, or set beta=1 for the KD loss alone"
         raise ValueError(f"{side}: expected at least one tensor, got {'None' if irs is None else 'none'}; {mend}")
-    return tuple(irs)
+    return needed
 
 
 def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
     """Which rows of each section's IR count: a tensor is that of all sections."""
     if ir_rows is None or isinstance(ir_rows, Tensor):
         return [ir_rows] * sections
+    ir_rows = one_per_section("ir_rows", ir_rows)
     if len(ir_rows) != sections:
         raise ValueError(
             f"ir_rows: expected one tensor or None for each of the {sections} sections, or one tensor for all, got "
@@ -108,8 +127,12 @@ def ir_rows_of(ir_rows: Any, sections: int) -> Sequence[Tensor | None]:
 
 def _given_ir_rows(ir_rows: Any, student_irs: Sequence[Tensor]) -> Sequence[Tensor]:
     """As `Inputs` has them: none, or one of each section, which may count as a whole."""
-    if ir_rows is None or (not isinstance(ir_rows, Tensor) and len(ir_rows) == 0):
+    if ir_rows is None:
         return ()
+    if not isinstance(ir_rows, Tensor):
+        ir_rows = one_per_section("ir_rows", ir_rows)
+        if not ir_rows:
+            return ()
     given = ir_rows_of(ir_rows, len(student_irs))
     if all(rows is None for rows in given):
         return ()

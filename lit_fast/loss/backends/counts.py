@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fast.loss.backends.checks import check_rows, check_rows_of_ir, ir_rows_of
+from lit_fast.loss.backends.checks import check_rows, check_rows_of_ir, ir_rows_of, one_per_section
 from lit_fast.loss.backends.options import Inputs, LossOptions, device_of, has_soft_labels, widest
 
 Count = Tensor | float  # 0-d
@@ -115,7 +115,7 @@ def count(
         return LossCounts(ce, kl)
     if irs is None:
         raise ValueError(f"student_irs: beta={options.beta} needs the IRs of every section, or their shapes; got None")
-    shapes = [ir.shape if isinstance(ir, Tensor) else torch.Size(ir) for ir in irs]
+    shapes = [ir.shape if isinstance(ir, Tensor) else torch.Size(ir) for ir in one_per_section("student_irs", irs)]
     masks = ir_rows_of(ir_rows, len(shapes))
     for section, (shape, mask) in enumerate(zip(shapes, masks), 1):
         check_rows_of_ir(section, mask, shape)

@@ -58,9 +58,15 @@ def lit_loss(inputs: Inputs, options: LossOptions) -> LossParts:
             weights = options.section_weights or (1.0,) * len(means)
             total = total + (1 - options.beta) * sum(w * mean for w, mean in zip(weights, means))
             ir = torch.stack(means)
-    if not torch.compiler.is_compiling():  # compiled graphs refuse double backward themselves
+    # Compiled graphs refuse double backward themselves; torch.func.grad keeps a graph always, and it may be asked for.
+    if not torch.compiler.is_compiling() and not transformed():
         total = _FirstOrderOnly.apply(total)
     return LossParts(total, ce.detach(), kl.detach(), ir.detach())
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work (``grad``, ``vmap``, ``jvp``); graphs are compiled for one."""
+    return torch._C._are_functorch_transforms_active()
 
 
 @torch.compiler.assume_constant_result
@@ -105,7 +111,7 @@ def _l1(d: Tensor) -> Tensor:
 
 def _smooth_l1(d: Tensor) -> Tensor:
     # The slope is clamp(d, -1, 1); slope * (d - slope / 2) is d^2 / 2 inside the threshold and |d| - 1/2 outside.
-    slope = d.detach().clamp(-1, 1)
+    slope = (d if transformed() else d.detach()).clamp(-1, 1)  # a slope with a gradient: for second order
     return slope * (d - 0.5 * slope)
 
 
@@ -129,7 +135,7 @@ def _cross_entropy(z: Tensor, inputs: Inputs, options: LossOptions) -> Tensor:
 def _hard_cross_entropy(z: Tensor, labels: Tensor, weight: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
     """Cross-entropies of rows, times their labels' weights, and these weights."""
     ignore, smoothing, classes = options.ignore_index, options.label_smoothing, z.shape[1]
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
         check_label_values(labels, classes, ignore)
     ignored = labels == ignore
     target = torch.where(ignored, 0, labels)

@@ -6,7 +6,7 @@ out, rescaled only where grad_output is not the scale that they were computed wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,13 +47,20 @@ def lit_loss(ops: Ops, inputs: Inputs, options: LossOptions) -> LossParts:
         total, parts = ops.lit_loss_total(*arguments(inputs, options))
     elif _needs_gradient(inputs):
         student_irs, teacher_irs, *others, ir_rows = inputs
-        views = [rows.view(rows.shape) for rows in ir_rows]  # of one tensor, often, which dynamo takes only once
-        total, parts = _LitLoss.apply(ops, options, len(student_irs), *others, *student_irs, *teacher_irs, *views)
+        tensors = each_once([*others, *student_irs, *teacher_irs, *ir_rows])
+        total, parts = _LitLoss.apply(ops, options, len(student_irs), *tensors)
     else:
         with torch.no_grad():
             parts, _, _ = ops.lit_loss(*arguments(inputs, options), False)
             total = parts[0]
     return LossParts(total, parts[1], parts[2], parts[3:])
+
+
+def each_once(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Views where a graph is compiled: dynamo takes no tensor twice, as one IR that is held against two teachers'."""
+    if not torch.compiler.is_compiling():
+        return list(tensors)
+    return [None if tensor is None else tensor.view(tensor.shape) for tensor in tensors]
 
 
 def _needs_gradient(inputs: Inputs) -> bool:

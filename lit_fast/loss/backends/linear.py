@@ -91,7 +91,7 @@ def chunked(inputs: LinearInputs, options: LossOptions, chunk: int, kernel: str 
     needed = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
     numbers = (*_numbers(options), chunk, _autocast_dtype(inputs.student_hidden.device.type), kernel)
     if any(needed):
-        total, parts = _LinearKD.apply((*numbers, needed), *inputs)
+        total, parts = _LinearKD.apply((*numbers, needed), *fused.each_once(inputs))
     else:
         with torch.no_grad():
             parts = torch.ops.lit_fast.linear_kd.default(*inputs, *numbers, needed)[0]

@@ -138,6 +138,8 @@ class LossOptions:
             raise TypeError(f"tau_squared: expected True or False, got {self.tau_squared!r}")
         if not isinstance(self.ignore_index, Integral) or isinstance(self.ignore_index, bool):
             raise TypeError(f"ignore_index: expected an int, got {self.ignore_index!r}")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index: expected a label, an int of 64 bits, got {self.ignore_index}")
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction: expected 'mean' or 'sum', got {self.reduction!r}")
         if self.section_weights is not None:
