@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lit_fast.step.lit_step import LITStep
     from lit_fast.step.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
+    from lit_fast.training.callbacks import Callback
     from lit_fast.training.distill import Distilled, distill
 
 _HOME = {
@@ -74,6 +75,7 @@ _HOME = {
     "LITOutput": "step.lit_model",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
+    "Callback": "training.callbacks",
     "Distilled": "training.distill",
     "distill": "training.distill",
 }
@@ -86,6 +88,7 @@ _SUBMODULES = {
 }
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DataError",

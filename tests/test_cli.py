@@ -237,6 +237,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
         "--precision": "bf16",
         "--engine": "eager",
         "--loader": "torch",
+        "--track": "wandb",
         "--set": "loss.beta=0.5",
         "--run-dir": tmp_path / "run",
     }
@@ -251,6 +252,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
     assert (ours.variants, ours.seeds) == (("kd", "lit"), (1, 2))
     assert (ours.epochs, ours.batch_size, ours.step.precision, ours.step.engine) == (8, 64, "bf16", "eager")
     assert ours.data.loader == "torch"
+    assert ours.logging.trackers == ("wandb",)
     assert (ours.loss.beta, ours.step.device) == (0.5, "cpu")
     assert started["run_dir"] == tmp_path / "run"
     assert started["resume"] is True

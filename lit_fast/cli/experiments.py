@@ -25,6 +25,7 @@ from lit_fast.cli.options import (
     Sections,
     Settings,
     Targets,
+    Track,
     override,
 )
 
@@ -76,6 +77,7 @@ def distill(
     batch_size: BatchSize = None,
     precision: Precision = None,
     engine: Engine = None,
+    track: Track = None,
     settings: Settings = None,
 ) -> None:
     """Train students from a teacher, compare them in one table, write report and weights."""
@@ -103,6 +105,7 @@ def distill(
         "batch_size": batch_size,
         "step.precision": precision,
         "step.engine": engine,
+        "logging.trackers": track,
     }
     experiment = load_any_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / _default_name(recipe, config, experiment.recipe)
@@ -132,6 +135,7 @@ def train(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     precision: Precision = None,
+    track: Track = None,
     settings: Settings = None,
 ) -> None:
     """Train one network from scratch, for example a teacher, by the recipe's scratch schedule."""
@@ -154,6 +158,7 @@ def train(
         "teacher.epochs": epochs,
         "batch_size": batch_size,
         "step.precision": precision,
+        "logging.trackers": track,
     }
     experiment = load_experiment(recipe, config, [override(flags), *(settings or ())])
     folder = run_dir or Path("runs") / f"{_default_name(recipe, config, experiment.recipe)}-{experiment.teacher.label}"

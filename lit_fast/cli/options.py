@@ -24,6 +24,7 @@ __all__ = [
     "Sections",
     "Settings",
     "Targets",
+    "Track",
     "numbers",
     "override",
 ]
@@ -84,6 +85,14 @@ Precision = Annotated[
 Engine = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="How steps are computed: auto, runner, eager (step.engine)."),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Also tell a tracker: tensorboard, wandb, mlflow. Repeatable (logging.trackers; docs/tracking.md).",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...; auto: CUDA if there.")]
 

@@ -1,57 +1,69 @@
-"""The progress of a run: a live bar on a terminal, one line per epoch elsewhere."""
+"""The progress of a run: a live bar on a terminal, one line per epoch everywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["RunProgress", "describe", "epoch_line"]
+from lit_fast.runs.results import RunResult
+from lit_fast.training.callbacks import Callback, RunInfo, StepEnd
+
+__all__ = ["EpochLines", "ProgressBar", "describe", "epoch_line"]
+
+Describe = Callable[[Mapping[str, Any]], str]
 
 
-class RunProgress:
-    """Shows one run's steps.
+class ProgressBar(Callback):
+    """A bar of a run's steps on a terminal, with what ``describe`` makes of its losses."""
 
-    Args:
-        console: where to.
-        name: the run's name.
-        total_steps: of all phases.
-        done: steps done before (a resumed run).
-    """
+    def __init__(self, console: Console, describe: Describe) -> None:
+        self._console, self._describe = console, describe
 
-    def __init__(self, console: Console, name: str, total_steps: int, done: int) -> None:
-        self._console = console
+    def on_train_begin(self, run: RunInfo) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=not console.is_terminal,
+            console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task(name, total=total_steps, completed=done, status="")
-
-    def __enter__(self) -> RunProgress:
+        self._task = self._bar.add_task(run.name, total=run.steps, completed=run.step, status="")
         self._bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def on_step_end(self, end: StepEnd) -> None:
+        self._bar.update(self._task, completed=end.step)
+
+    def on_log(self, step: int, values: Mapping[str, Any]) -> None:
+        status = f"{self._describe(values)}  {values['images_per_second']:,.0f} images/s"
+        self._bar.update(self._task, status=status)
+
+    def on_epoch_end(self, step: int, values: Mapping[str, Any]) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def on_train_end(self, result: RunResult | None) -> None:
         self._bar.stop()
 
-    def step(self, done: int) -> None:
-        self._bar.update(self._task, completed=done)
 
-    def status(self, losses: str, images_per_second: float) -> None:
-        self._bar.update(self._task, status=f"{losses}  {images_per_second:,.0f} images/s")
+class EpochLines(Callback):
+    """A line for each epoch, with what ``describe`` makes of its losses and scores.
 
-    def say(self, line: str) -> None:
+    Args:
+        epochs: of the run.
+    """
+
+    def __init__(self, console: Console, epochs: int, describe: Describe) -> None:
+        self._console, self._epochs, self._describe = console, epochs, describe
+
+    def on_train_begin(self, run: RunInfo) -> None:
+        self._name = run.name
+
+    def on_epoch_end(self, step: int, values: Mapping[str, Any]) -> None:
+        line = epoch_line(self._name, values, self._epochs, self._describe(values))
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
