@@ -72,12 +72,10 @@ class Callback:
     ``KeyboardInterrupt`` and ``SystemExit`` end it in any case.
 
     Example:
-        >>> class Print(lf.Callback):
+        >>> import lit_fast as lf
+        >>> class Print(lf.Callback):  # lf.distill(..., callbacks=[Print()])
         ...     def on_epoch_end(self, step, values):
         ...         print(values["epoch"], values["val_accuracy"])
-        >>> lf.distill(
-        ...     teacher, student, data, recipe="digits", run_dir="runs/own", callbacks=[Print()]
-        ... )  # doctest: +SKIP
     """
 
     required: bool = False
