@@ -123,6 +123,32 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lit-fast dis", ["distill"]),
+        ("lit-fast distill --batch", ["--batch-size"]),
+        ("lit-fast distill --recipe resnet-", ["resnet-cifar10", "resnet-cifar100"]),
+    ],
+)
+def test_bash_completes_commands_options_and_recipes(
+    words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_LIT_FAST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert lit_fast_command().stdout.split() == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_asks_for_completions(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_LIT_FAST_COMPLETE", f"source_{shell}")
+    script = lit_fast_command().stdout
+    assert f"_LIT_FAST_COMPLETE=complete_{shell}" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
 def test_build_info_tells_version_and_backend() -> None:
     result = lit_fast_command("build-info")
     assert result.exit_code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,11 +28,12 @@ from lit_fast.cli.options import (
     Track,
     override,
 )
+from lit_fast.cli.output import Quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lit_fast.runs.results import Row
+    from lit_fast.runs.results import Row, Runs
 
 __all__ = ["distill", "report", "train"]
 
@@ -79,7 +80,8 @@ def distill(
     engine: Engine = None,
     track: Track = None,
     settings: Settings = None,
-) -> None:
+    quiet: Quiet = False,
+) -> dict[str, Any] | None:
     """Train students from a teacher, compare them in one table, write report and weights."""
     from rich.console import Console
 
@@ -112,9 +114,8 @@ def distill(
     # Imported only now: a wrong setting is told before everything that trains is loaded.
     from lit_fast.gan.any_experiment import run_any_experiment
 
-    run_any_experiment(experiment, folder, resume=resume, console=Console(stderr=True))
-    if rank() == 0:
-        _conclude(folder)
+    run_any_experiment(experiment, folder, resume=resume, console=Console(stderr=True, quiet=quiet))
+    return _conclude(folder) if rank() == 0 else None
 
 
 def train(
@@ -137,7 +138,8 @@ def train(
     precision: Precision = None,
     track: Track = None,
     settings: Settings = None,
-) -> None:
+    quiet: Quiet = False,
+) -> dict[str, Any] | None:
     """Train one network from scratch, for example a teacher, by the recipe's scratch schedule."""
     from rich.console import Console
 
@@ -165,31 +167,30 @@ def train(
 
     from lit_fast.training.experiment import train_model
 
-    train_model(experiment, folder, resume=resume, console=Console(stderr=True))
-    if rank() == 0:
-        _conclude(folder)
+    train_model(experiment, folder, resume=resume, console=Console(stderr=True, quiet=quiet))
+    return _conclude(folder) if rank() == 0 else None
 
 
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run folder of an experiment.")],
-) -> None:
+) -> dict[str, Any]:
     """Render report.md and report.png of a run folder again, from its results.json."""
-    _conclude(run_dir)
+    return _conclude(run_dir)
 
 
 def _default_name(recipe: str | None, config: Path | None, resolved: str) -> str:
     return config.stem if config is not None and recipe is None else resolved
 
 
-def _conclude(folder: Path) -> None:
-    """Write the report; print the table and where everything lies."""
+def _conclude(folder: Path) -> dict[str, Any]:
+    """Write the report; print the table and where everything lies. Returns the results without their histories."""
     from lit_fast.gan import report as gan_report
     from lit_fast.report.run import load_results, table, write_report
-    from lit_fast.runs.results import legend
+    from lit_fast.runs.results import legend, read_results
 
     if gan_report.is_gan(folder):
         typer.echo(gan_report.conclude(folder))
-        return
+        return _found(folder, read_results(folder)["results"], folder / "report.png")
 
     results = load_results(folder)["results"]
     rows = table(results)
@@ -206,6 +207,13 @@ def _conclude(folder: Path) -> None:
         last = (result.get("files") or {}).get("last")
         if last and (folder / last).is_file():  # results are read without their weights, too
             typer.echo(f"weights  {folder / last}")
+    return _found(folder, results, paths.figure)
+
+
+def _found(folder: Path, results: Runs, figure: Path | None) -> dict[str, Any]:
+    without = [{key: value for key, value in result.items() if key != "history"} for result in results]
+    drawn = figure if figure is not None and figure.is_file() else None
+    return {"run_dir": folder, "report": folder / "report.md", "figure": drawn, "results": without}
 
 
 def _print_table(rows: Sequence[Row]) -> None:

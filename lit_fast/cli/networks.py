@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,7 +72,7 @@ def evaluate(
     std: Annotated[str | None, typer.Option("--std", metavar="S1,S2,S3", help="Its standard deviations.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images at a time.", min=1)] = 128,
     device: Device = "auto",
-) -> None:
+) -> dict[str, Any]:
     """Measure a network's accuracy on a split of a dataset."""
     import torch
 
@@ -131,6 +131,18 @@ def evaluate(
         typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
     typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.images:,})")
     typer.echo(f"  {split.value + ' loss':<13}  {scores.loss:.4f}")
+    return {
+        "network": str(network),
+        "checkpoint": checkpoint,
+        "dataset": name,
+        "split": split.value,
+        "mean": data.mean,
+        "std": data.std,
+        "accuracy": scores.accuracy,
+        "right": right,
+        "images": scores.images,
+        "loss": scores.loss,
+    }
 
 
 def inspect(
@@ -155,7 +167,7 @@ def inspect(
     sections: Sections = None,
     targets: Targets = None,
     settings: CutSettings = None,
-) -> None:
+) -> dict[str, Any]:
     """Look at a teacher and a student before training: shapes, sizes, what is copied, what cannot work.
 
     With --dataset, the teacher's accuracy is held against chance on the validation split, and the classes and the
@@ -208,6 +220,8 @@ def inspect(
     fed = f"{subject.fed} {shape}, {subject.num_classes} {what}" if batch is None else shapes(inputs)
     typer.echo(f"teacher {teacher}, student {student}, {fed}")
     typer.echo(str(report))
+    ratios = {"compression": report.compression, "speedup": report.speedup}
+    return {"teacher_network": teacher, "student_network": student, "fed": fed, **asdict(report), **ratios}
 
 
 def export(
@@ -222,7 +236,7 @@ def export(
     length: Length = 1014,
     domains: Domains = 5,
     width: Width = 64,
-) -> None:
+) -> dict[str, Any]:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
     from lit_fast.runs import export as exporting
@@ -248,6 +262,7 @@ def export(
             f"  {runtime} against PyTorch on random {subject.fed}: largest difference {done.difference:.2e} "
             f"(tolerance {done.tolerance:.2e})"
         )
+    return {"network": str(network), "format": to.value, **asdict(done)}
 
 
 def _must_exist(checkpoint: Path) -> None:

@@ -29,8 +29,22 @@ __all__ = [
     "override",
 ]
 
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell completes."""
+    from lit_fast import recipes
+
+    return [name for name in recipes.names() if name.startswith(incomplete)]
+
+
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME", help="A recipe of `lit-fast recipes`. Default: digits.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="A recipe of `lit-fast recipes`. Default: digits.",
+        autocompletion=_recipes,
+    ),
 ]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="A YAML file of settings, over the recipe's.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lit_fast.cli.options import Config, DataDir, Dataset, Epochs, Recipe, Settings, numbers, override
+from lit_fast.cli.output import Quiet
 
 __all__ = ["search"]
 
@@ -39,7 +40,8 @@ def search(
     epochs: Epochs = None,
     run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Of the search.")] = Path("search"),
     settings: Settings = None,
-) -> None:
+    quiet: Quiet = False,
+) -> dict[str, Any]:
     """Choose tau, alpha and beta on the validation split. The test split is not touched.
 
     The same command goes on with a search that was interrupted.
@@ -56,7 +58,7 @@ def search(
 
     given = {"tau": numbers(tau, "--tau"), "alpha": numbers(alpha, "--alpha"), "beta": numbers(beta, "--beta")}
     space = Space(**{name: values for name, values in given.items() if values is not None})
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     if mode is Mode.sequential:
         found = sequential(experiment, run_dir, space, console=console)
     else:
@@ -65,7 +67,10 @@ def search(
     typer.echo(f"chosen: {chosen}; validation accuracy {found.accuracy:.2f} %")
     typer.echo(f"train with it: lit-fast distill {' '.join(settings_of(found.best))} ...")
     typer.echo(f"results  {found.path}")
+    figure = None
     try:
-        typer.echo(f"figure   {draw(found.path)}")
+        figure = draw(found.path)
+        typer.echo(f"figure   {figure}")
     except ImportError:
         typer.echo("note: no figure: matplotlib is not installed (pip install matplotlib)", err=True)
+    return {"best": found.best, "val_accuracy": found.accuracy, "results_file": found.path, "figure": figure}
