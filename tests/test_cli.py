@@ -320,7 +320,13 @@ def test_the_default_run_folder_is_named_after_the_experiment(
         (["--set", "loss.beta"], "key=value"),
         (["--set", "loss.beta=3", "--precision", "fp8"], "step.precision"),
         (["--variant", "magic"], "variants"),
-        (["--student", "resnet21"], "unknown model 'resnet21'"),
+        (["--student", "resnet21"], "resnet21'; did you mean resnet32 or resnet20?"),
+        (["--recipe", "digit"], "unknown recipe 'digit'; did you mean digits?"),
+        (["--variant", "lits"], "did you mean lit? (got 'lits')"),
+        (["--set", "lose.beta=1"], "lose: unknown key; did you mean loss"),
+        (["--set", "beta=1"], "beta: unknown key; did you mean loss.beta?"),
+        (["--set", "phases.lit.lrr=1"], "phases.lit.lrr: unknown key; did you mean phases.lit.lr?"),
+        (["--student", f"resnext20-c{10**23}"], "cardinality"),
         (["--dataset", "cifar10"], "--data-dir"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
         (["--teacher-checkpoint", "none.pt"], "no such file: none.pt"),
@@ -332,7 +338,9 @@ def test_distill_refuses_what_cannot_run_before_any_work(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in refused("distill", *arguments)
+    message = refused("distill", *arguments)
+    assert says in message
+    assert "after validation" not in message  # what follows from the first mistake is none of the user's
     assert not list(tmp_path.glob("runs/*/runs"))
 
 
@@ -602,6 +610,8 @@ def test_inspect_tells_a_teacher_that_was_never_trained(weights: Path) -> None:
     ("arguments", "says"),
     [
         (["--teacher", "vgg", "--student", "resnet20"], "unknown model 'vgg'"),
+        (["--teacher", f"resnext20-c{10**23}", "--student", "resnet20"], "cardinality: expected at most 1024"),
+        (["--teacher", "os:system", "--student", "resnet20"], "os:system: expected a function without arguments"),
         (["--teacher", "resnet56", "--student", "resnet20", "--teacher-checkpoint", "none.pt"], "none.pt"),
         (["--teacher", "resnet56", "--student", "resnet20", "--data-dir", "d"], "--dataset"),
         (["--teacher", "resnet56", "--student", "resnet20", "--image-size", "0"], "--image-size"),
@@ -638,6 +648,8 @@ def test_export_turns_a_published_file_into_safetensors_that_evaluate_understand
     [
         (["--checkpoint", "none.pt", "--out", "x.pt2"], "none.pt: there is no such file"),
         (["--checkpoint", "net.safetensors", "--out", "."], "is a folder"),
+        (["--checkpoint", "net.safetensors", "--out", "/proc/net.pt2"], "/proc/net.pt2 cannot be written"),
+        (["--checkpoint", "net.safetensors", "--out", "queue"], "queue is no regular file"),
         (["--checkpoint", "net.safetensors", "--out", "net.safetensors/x.pt2"], "net.safetensors"),
     ],
 )
@@ -646,6 +658,7 @@ def test_export_refuses_what_it_cannot_read_or_write(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(weights, "net.safetensors")
+    os.mkfifo("queue")
     assert says in refused("export", "--to", "safetensors", *arguments)
 
 

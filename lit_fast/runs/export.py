@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_fast.data.formats.alphabet import SYMBOLS
@@ -66,18 +67,23 @@ def export(
     Raises:
         ExportError: packages are missing (named, with the extra that brings them), or the result is further than the
             tolerance from PyTorch.
-        ValueError: unknown format, or ``out`` is a folder.
+        ValueError: unknown format, or ``out`` is a folder or a device.
         OSError: the file cannot be written.
     """
     if to not in FORMATS:
         raise ValueError(f"export format: expected one of {', '.join(FORMATS)}, got {to!r}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the name of a file in it")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out} is no regular file: give the name of one, or of a new one")
     if to == "onnx":
         _require_onnx()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with untouched(model.cpu()):
-        return _export(model.eval(), shape, to, out, info, output)
+    try:
+        with untouched(model.cpu()):
+            return _export(model.eval(), shape, to, out, info, output)
+    except SafetensorError as error:  # which is no OSError, whatever the disk said
+        raise OSError(f"{out} cannot be written: {error}") from error
 
 
 def _export(

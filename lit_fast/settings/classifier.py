@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
-from lit_fast.errors import ConfigError
+from lit_fast.errors import ConfigError, choose_from
 from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, TargetsKind
 from lit_fast.runs.results import percent
 from lit_fast.settings.base import (
@@ -26,6 +26,7 @@ from lit_fast.settings.base import (
     Strict,
 )
 from lit_fast.settings.cuts import CutConfig, merged
+from lit_fast.settings.explained import explained
 from lit_fast.settings.gan import GanExperiment
 from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import Variant
@@ -41,7 +42,7 @@ def _checked_name(name: str, what: str, known: Iterable[str], info: ValidationIn
     if name in known or _own(info):
         return name
     if not is_function(name):
-        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}, or module:function of your own")
+        raise ValueError(f"unknown {what} {name!r}{choose_from(name, known, ', or module:function of your own')}")
     function(name)
     return name
 
@@ -77,7 +78,7 @@ class ModelConfig(Strict):
     """A built-in network by name; ``cardinality`` is for ResNeXt only."""
 
     model: str
-    cardinality: Annotated[int, Field(ge=1)] | None = None
+    cardinality: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @field_validator("model")
     @classmethod
@@ -377,7 +378,7 @@ def load_any_experiment(
         )  # another task is an unknown key of the latter
         return kind.model_validate(tree, context={"own_objects": own_objects})
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explained(error, kind)) from None
 
 
 def kind_of(tree: Mapping[str, Any]) -> type[Experiment] | type[GanExperiment]:
@@ -395,16 +396,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(tree).__name__}")
     return tree
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "experiment"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; see `lit-fast recipes --show NAME` for those there are")
-        else:
-            got = problem.get("input")
-            shown = "" if isinstance(got, dict) or problem["type"] == "missing" else f" (got {got!r})"
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "impossible config:\n  " + "\n  ".join(lines)
