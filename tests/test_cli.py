@@ -610,7 +610,7 @@ def test_inspect_tells_a_teacher_that_was_never_trained(weights: Path) -> None:
     ("arguments", "says"),
     [
         (["--teacher", "vgg", "--student", "resnet20"], "unknown model 'vgg'"),
-        (["--teacher", f"resnext20-c{10**23}", "--student", "resnet20"], "cardinality: expected at most 1024"),
+        (["--teacher", f"resnext20-c{10**23}", "--student", "resnet20"], "cardinality: expected at most"),
         (["--teacher", "os:system", "--student", "resnet20"], "os:system: expected a function without arguments"),
         (["--teacher", "resnet56", "--student", "resnet20", "--teacher-checkpoint", "none.pt"], "none.pt"),
         (["--teacher", "resnet56", "--student", "resnet20", "--data-dir", "d"], "--dataset"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from test_cli import lit_fast_command, refused
 from torch import Tensor, nn
 from training_helpers import differing, quiet, weights
 
@@ -89,6 +91,24 @@ def test_the_given_student_is_trained_in_place(teacher: Net, tmp_path: Path) -> 
     assert second["accuracy"]["test_last"] > 90
     assert not differing(weights(tmp_path / "r", second["name"]), dict(net.state_dict()))
     assert json.loads((tmp_path / "r" / "results.json").read_text())["results"] == done.results
+
+
+def test_the_commands_take_the_weights_with_the_function_that_makes_the_network(
+    teacher: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"recipe": "digits", "run_dir": tmp_path / "r", "overrides": OVERRIDES, "console": quiet()}
+    done = lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
+    module = ModuleType("mine")
+    vars(module).update(net=lambda: Net(1), split=lambda: halves(Net(1)), data=bright_or_dark)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    file = tmp_path / "r" / done.results[1]["files"]["last"]
+    told = lit_fast_command("evaluate", "--checkpoint", file, "--model", "mine:net", "--dataset", "mine:data")
+    assert f"{done.results[1]['accuracy']['test_last']:.2f} % (" in told.stdout, told.output
+    assert "give the function that makes them" in refused("evaluate", "--checkpoint", file, "--model", "mine:net")
+    written = ["--checkpoint", file, "--to", "torch-export", "--out", tmp_path / "net.pt2"]
+    assert lit_fast_command("export", *written, "--model", "mine:split").exit_code == 0
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    assert "a network of your own: give the function that makes it, --model" in refused("export", *written)
 
 
 def test_a_resumed_call_gives_a_fresh_student_the_same_weights(teacher: Net, tmp_path: Path) -> None:

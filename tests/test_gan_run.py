@@ -340,7 +340,7 @@ def test_another_experiment_is_refused_by_the_keys_that_differ(whole: Path, fold
     [
         (
             ["student.models=[stargan4]"],
-            "student.models: unknown generator 'stargan4'; did you mean stargan6 or stargan2? Known: stargan2, stargan6",
+            "student.models: unknown generator 'stargan4'; did you mean stargan6 or stargan2[?]",
         ),
         (["teacher.model=resnet20"], "teacher.model: unknown generator 'resnet20'"),
         (["variants=[kd]"], "variants.0: Input should be 'scratch' or 'lit'"),

@@ -105,7 +105,7 @@ def test_wrong_settings_are_named():
         Generator(0)
     with pytest.raises(
         ValueError,
-        match=r"unknown generator 'stargan4'; did you mean stargan6 or stargan2[?] Known: stargan2, stargan6",
+        match=r"unknown generator 'stargan4'; did you mean stargan6 or stargan2[?]",
     ):
         models.create_generator("stargan4")
     with pytest.raises(ValueError, match=r"expected images .* got \(1, 3, 4, 4\) and \(2, 5\)"):

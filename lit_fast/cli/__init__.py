@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +68,7 @@ def _lit_fast(
         typer.echo(context.get_help())
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., Any]] = {
     "distill": distill,
     "train": train,
     "evaluate": evaluate,
@@ -80,7 +80,8 @@ for _name, _command in {
     "search": search,
     "recipes": list_recipes,
     "build-info": build_info,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(with_json(_command))
 
 

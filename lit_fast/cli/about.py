@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def build_info() -> dict[str, Any]:
+def build_info() -> Mapping[str, Any]:
     """Tell what was built, for which devices, and what is used."""
     import lit_fast
 
