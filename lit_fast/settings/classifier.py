@@ -28,6 +28,7 @@ from lit_fast.settings.base import (
 from lit_fast.settings.cuts import CutConfig, merged
 from lit_fast.settings.explained import explained
 from lit_fast.settings.gan import GanExperiment
+from lit_fast.settings.optimizer import OptimizerConfig
 from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import Variant
 from lit_fast.user_functions import function, is_function, label
@@ -152,20 +153,6 @@ class LossConfig(Strict):
     tau_squared: bool = True
     section_weights: tuple[float, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-
-
-class OptimizerConfig(Strict):
-    """SGD; the learning rate belongs to the phase."""
-
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> OptimizerConfig:
-        if self.nesterov and self.momentum == 0.0:
-            raise ValueError("nesterov needs momentum > 0")
-        return self
 
 
 class StepConfig(BaseStepConfig):
