@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from training_helpers import differing, quiet
 
@@ -19,6 +22,7 @@ import lit_fast as lf
 from lit_fast.errors import ConfigError
 from lit_fast.runs.results import RunResult
 from lit_fast.training.callbacks import Listeners, RunInfo, StepEnd
+from lit_fast.training.progress import EpochLines, ProgressBar, describe, wrapped
 
 OVERRIDES = ("epochs=2", "batch_size=8", "logging.tensorboard=false", "step.device=cpu", "logging.every=2")
 STEPS = 12  # two epochs of six
@@ -180,6 +184,32 @@ def test_what_ends_the_run_leaves_it_to_be_resumed_exactly(
 def test_what_is_no_callback_is_refused_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"derived from lf\.Callback, got <built-in function print>"):
         distill(tmp_path / "run", print)  # type: ignore[arg-type]
+
+
+# -- the console -------------------------------------------------------------------------------------------------------
+
+
+def test_on_80_columns_the_bar_keeps_its_time_and_no_line_breaks_within_a_number() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    values = {"epoch": 3, "phase": "lit", "lr": 0.02, "loss": 2.3021, "ce": 2.3021, "kl": 22.1234}
+    values |= {"ir": [0.01234, 0.02345, 0.03456], "images_per_second": 12345.0, "seconds": 12.0}
+    run = RunInfo("resnext20-c16-one_ir_teacher_input-seed0", Path(), {}, {}, steps=100_000)
+    bar, lines = ProgressBar(console, describe), EpochLines(console, 12, describe)
+    for callback in (bar, lines):
+        callback.on_train_begin(run)
+    bar.on_log(50_000, values)
+    bar.on_epoch_end(50_000, values)
+    bar._bar.refresh()
+    lines.on_epoch_end(50_000, values)
+    bar.on_train_end(None)
+    printed = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|\r", "\n", console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, printed)) <= 80
+    assert any("50000/100000 -:--:--" in line or "50000/100000 0:" in line for line in printed)
+    assert "    ce 2.3021  kl 22.1234  ir 0.0123 0.0234 0.0346  12 s" in printed
+
+
+def test_a_line_is_broken_between_its_parts_alone() -> None:
+    assert wrapped("name  loss 2.3  ce 1.25  val 10.00 %", 20) == "name  loss 2.3\n    ce 1.25\n    val 10.00 %"
 
 
 # -- trackers ------------------------------------------------------------------------------------------------------

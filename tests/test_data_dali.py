@@ -17,7 +17,7 @@ from small_data import coloured, make, texts
 from lit_fast.data import Augmentation, Data, DataError, Split, open_data
 from lit_fast.data.loaders import open_loader
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
 
 from lit_fast.data.loaders.dali import DaliLoader
 

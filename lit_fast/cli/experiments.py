@@ -224,6 +224,8 @@ def _print_table(rows: Sequence[Row]) -> None:
     console = Console()
     if console.is_terminal and console.width >= _WIDTH:
         console.print(_rich_table(rows))
+    elif console.is_terminal:
+        typer.echo(plain_table(rows, console.width))
     else:
         typer.echo(plain_table(rows))
 

@@ -154,7 +154,7 @@ def _require_onnx() -> None:
     if missing:
         raise ExportError(
             f"export to ONNX, with its check, needs {', '.join(_ONNX_PACKAGES)}; not installed: "
-            f"{', '.join(missing)}. Install them with: pip install 'lit_fast[export]'"
+            f"{', '.join(missing)}. Install them with: pip install '.[export]' in a checkout of lit_fast"
         )
 
 

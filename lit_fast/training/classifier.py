@@ -237,6 +237,14 @@ class ClassifierTask(Task):
     def _leaves_out_last(self) -> bool:
         return self._leave_out_last.get(self._phase, False)
 
+    @property
+    def engine_taken(self) -> str | None:
+        """In a word or two; ``None`` without a teacher, or where no step was built."""
+        step = self.step
+        if step is None or step.teacher is None:
+            return None
+        return f"{step.engine}, captured" if step.captured else step.engine
+
     def engine(self) -> str | None:
         step = self.step
         if step is None or step.teacher is None:

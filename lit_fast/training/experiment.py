@@ -270,6 +270,7 @@ class Session(BaseSession[Experiment]):
             **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
             "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, accuracies["last"], accuracies["best"]),
             **self._further(tests["last"]),
+            **({} if task.engine_taken is None else {"engine": task.engine_taken}),
             **cost(spec, outcome, files),
         }
         write_json(folder / "result.json", result)

@@ -7,12 +7,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from lit_fast.runs.results import RunResult
 from lit_fast.training.callbacks import Callback, RunInfo, StepEnd
 
-__all__ = ["EpochLines", "ProgressBar", "describe", "epoch_line"]
+__all__ = ["EpochLines", "ProgressBar", "describe", "epoch_line", "wrapped"]
 
+_BAR, _SHORTEST_BAR, _TIME = 24, 4, len("1:00:00")  # columns of a terminal
 Describe = Callable[[Mapping[str, Any]], str]
 
 
@@ -23,11 +25,16 @@ class ProgressBar(Callback):
         self._console, self._describe = console, describe
 
     def on_train_begin(self, run: RunInfo) -> None:
+        # What is always there: name, counts, the time left, and spaces between them.
+        left = self._console.width - len(run.name) - 2 * len(str(run.steps)) - _TIME - 5
+        bar = max(_SHORTEST_BAR, min(_BAR, left))
+        self._left = left - bar
+        one_line = [Column(no_wrap=True) for _ in range(4)]
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", table_column=one_line[0]),
+            BarColumn(bar_width=bar, table_column=one_line[1]),
+            MofNCompleteColumn(table_column=one_line[2]),
+            TimeRemainingColumn(compact=True, table_column=one_line[3]),
             TextColumn("{task.fields[status]}"),
             console=self._console,
             transient=True,
@@ -39,7 +46,9 @@ class ProgressBar(Callback):
         self._bar.update(self._task, completed=end.step)
 
     def on_log(self, step: int, values: Mapping[str, Any]) -> None:
-        status = f"{self._describe(values)}  {values['images_per_second']:,.0f} images/s"
+        speed = f"{values['images_per_second']:,.0f} images/s"
+        told = (f"{self._describe(values)}  {speed}", speed, "")
+        status = next(text for text in told if len(text) <= self._left or not text)
         self._bar.update(self._task, status=status)
 
     def on_epoch_end(self, step: int, values: Mapping[str, Any]) -> None:
@@ -64,6 +73,8 @@ class EpochLines(Callback):
 
     def on_epoch_end(self, step: int, values: Mapping[str, Any]) -> None:
         line = epoch_line(self._name, values, self._epochs, self._describe(values))
+        if self._console.is_terminal:
+            line = wrapped(line, self._console.width)
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -71,6 +82,18 @@ def epoch_line(name: str, entry: Mapping[str, Any], epochs: int, shown: str) -> 
     """One epoch on one line, with what is shown of its losses and scores."""
     where = f"{name}  epoch {entry['epoch']}/{epochs} ({entry['phase']})  lr {entry['lr']:.4g}"
     return f"{where}  {shown}  {entry['seconds']:.0f} s"
+
+
+def wrapped(line: str, width: int) -> str:
+    """On several lines where it is longer: broken only between its parts, which two spaces separate."""
+    first, *parts = line.split("  ")
+    lines = [first]
+    for part in parts:
+        if len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return "\n".join(lines)
 
 
 def describe(parts: Mapping[str, Any]) -> str:
