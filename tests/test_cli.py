@@ -26,8 +26,10 @@ from lit_fast.cli import app
 from lit_fast.cli.experiments import _rich_table
 from lit_fast.errors import Interrupted, NonFiniteLoss, NotCapturable, NotFinite, WorkerLost
 from lit_fast.gan import any_experiment
+from lit_fast.paper.search.run import Space
 from lit_fast.runs.results import table
 from lit_fast.runs.weights import WeightInfo, save_weights
+from lit_fast.settings.classifier import load_experiment
 from lit_fast.training import experiment as experiments
 
 COMMANDS = (
@@ -110,6 +112,20 @@ def test_every_command_has_help(command: str) -> None:
     result = lit_fast_command(command, "--help")
     assert result.exit_code == 0
     assert f"lit-fast {command}" in result.stdout
+
+
+def test_the_defaults_of_training_are_in_the_help_and_are_those_of_the_settings() -> None:
+    told = {name: " ".join(lit_fast_command(name, "--help").stdout.split()) for name in ("distill", "train", "search")}
+    for help_text in told.values():
+        assert "[default: (the file's, else digits)]" in help_text
+        assert "[default: (the recipe's)]" in help_text
+    fields = load_experiment("digits")
+    assert f"(step.precision). [default: ({fields.step.precision})]" in told["distill"]
+    assert f"(step.engine). [default: ({fields.step.engine})]" in told["distill"]
+    assert f"(seeds). [default: ({fields.seeds[0]})]" in told["distill"]
+    assert f"Of weights and data order. [default: ({fields.teacher.seed})]" in told["train"]
+    for values in Space():
+        assert f"[default: ({','.join(f'{value:g}' for value in values)})]" in told["search"]
 
 
 def test_the_module_runs_as_the_command_and_tells_its_version() -> None:

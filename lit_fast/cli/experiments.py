@@ -14,7 +14,6 @@ from lit_fast.cli.options import (
     Blocks,
     Config,
     DataDir,
-    Dataset,
     Engine,
     Epochs,
     LoaderName,
@@ -26,6 +25,7 @@ from lit_fast.cli.options import (
     Settings,
     Targets,
     Track,
+    TrainedOn,
     override,
 )
 from lit_fast.cli.output import Quiet
@@ -45,34 +45,51 @@ def distill(
     config: Config = None,
     run_dir: RunDir = None,
     resume: Resume = False,
-    dataset: Dataset = None,
+    dataset: TrainedOn = None,
     data_dir: DataDir = None,
     loader: LoaderName = None,
     teacher: Annotated[
         str | None,
         typer.Option(
-            "--teacher", metavar="MODEL", help="The teacher's network, or module:function of yours (teacher.model)."
+            "--teacher",
+            metavar="MODEL",
+            help="The teacher's network, or module:function of yours (teacher.model).",
+            show_default="the recipe's",
         ),
     ] = None,
     teacher_checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--teacher-checkpoint", metavar="FILE", help="Its weights. Without: it is trained first; yours is trained."
+            "--teacher-checkpoint",
+            metavar="FILE",
+            help="Its weights. Without: it is trained first; yours is trained.",
+            show_default="none",
         ),
     ] = None,
     student: Annotated[
         list[str] | None,
-        typer.Option("--student", metavar="MODEL", help="A student; resnext20-c16: of cardinality 16. Repeatable."),
+        typer.Option(
+            "--student",
+            metavar="MODEL",
+            help="A student; resnext20-c16: of cardinality 16. Repeatable.",
+            show_default="the recipe's",
+        ),
     ] = None,
     blocks: Blocks = None,
     sections: Sections = None,
     targets: Targets = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", metavar="NAME", help="scratch, kd, lit, hint ... Repeatable (variants)."),
+        typer.Option(
+            "--variant",
+            metavar="NAME",
+            help="scratch, kd, hint, one_ir_teacher_input, multi_ir, lit. Repeatable (variants).",
+            show_default="the recipe's, else lit",
+        ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", metavar="N", help="Seed of the students. Repeatable (seeds).")
+        list[int] | None,
+        typer.Option("--seed", metavar="N", help="Seed of the students. Repeatable (seeds).", show_default="0"),
     ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -120,19 +137,22 @@ def distill(
 
 def train(
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="The network. Default: the recipe's teacher.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The network.", show_default="the recipe's teacher"),
     ] = None,
     recipe: Recipe = None,
     config: Config = None,
     run_dir: RunDir = None,
     resume: Resume = False,
-    dataset: Dataset = None,
+    dataset: TrainedOn = None,
     data_dir: DataDir = None,
     loader: LoaderName = None,
     blocks: Blocks = None,
     sections: Sections = None,
     targets: Targets = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights and data order.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of weights and data order.", show_default="1000")
+    ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     precision: Precision = None,

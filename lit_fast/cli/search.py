@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lit_fast.cli.options import Config, DataDir, Dataset, Epochs, Recipe, Settings, numbers, override
+from lit_fast.cli.options import Config, DataDir, Epochs, Recipe, Settings, TrainedOn, numbers, override
 from lit_fast.cli.output import Quiet
 
 __all__ = ["search"]
@@ -24,17 +24,26 @@ class Mode(str, Enum):
 def search(
     recipe: Recipe = None,
     config: Config = None,
-    dataset: Dataset = None,
+    dataset: TrainedOn = None,
     data_dir: DataDir = None,
     student: Annotated[
-        str | None, typer.Option("--student", metavar="MODEL", help="The student to search with.")
+        str | None,
+        typer.Option("--student", metavar="MODEL", help="The student to search with.", show_default="the recipe's"),
     ] = None,
     mode: Annotated[
         Mode, typer.Option("--mode", help="The paper's, one after another, or all at once by Optuna.")
     ] = Mode.sequential,
-    tau: Annotated[str | None, typer.Option("--tau", metavar="T1,T2", help="Values; joint: their range.")] = None,
-    alpha: Annotated[str | None, typer.Option("--alpha", metavar="A1,A2", help="Likewise.")] = None,
-    beta: Annotated[str | None, typer.Option("--beta", metavar="B1,B2", help="Likewise.")] = None,
+    tau: Annotated[
+        str | None,
+        typer.Option("--tau", metavar="T1,T2", help="Values; joint: their range.", show_default="1,2,4,6,8,10"),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option("--alpha", metavar="A1,A2", help="Likewise.", show_default="0,0.25,0.5,0.75,0.9,0.95,0.98"),
+    ] = None,
+    beta: Annotated[
+        str | None, typer.Option("--beta", metavar="B1,B2", help="Likewise.", show_default="0.02,0.25,0.5,0.75")
+    ] = None,
     trials: Annotated[int, typer.Option("--trials", metavar="N", help="Of the joint search, in all.", min=1)] = 20,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each candidate.", min=1)] = 1,
     epochs: Epochs = None,
