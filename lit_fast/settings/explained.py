@@ -13,6 +13,8 @@ from lit_fast.errors import choose_from
 
 __all__ = ["explained"]
 
+_MOST = 2  # keys of one name in several places that are worth naming
+
 
 def explained(error: ValidationError, kind: type[BaseModel]) -> str:
     """All that keeps settings from being of this kind."""
@@ -54,7 +56,8 @@ def _likely(kind: type[BaseModel], place: tuple[int | str, ...]) -> str:
             beside = _model_of(beside.model_fields[part].annotation) or beside
     alike = difflib.get_close_matches(name, beside.model_fields, n=2)
     known = dict.fromkeys([f"{prefix}.{key}" if prefix else key for key in alike])
-    known |= dict.fromkeys(key for key in _keys(kind) if key.rpartition(".")[2] == name)
+    elsewhere = [key for key in _keys(kind) if key.rpartition(".")[2] == name]
+    known |= dict.fromkeys(elsewhere if len(elsewhere) <= _MOST else ())
     hint = f"; did you mean {' or '.join(known)}?" if known else ""
     return hint + ("; s" if not hint else " S") + "ee `lit-fast recipes --show NAME` for those there are"
 
