@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lit_fast.step.output import LITOutput
     from lit_fast.step.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
+    from lit_fast.training.callbacks import Callback
     from lit_fast.training.distill import Distilled, distill
 
 _HOME = {
@@ -75,6 +76,7 @@ _HOME = {
     "LITOutput": "step.output",
     "LITStep": "step.lit_step",
     "FrozenTeacher": "teacher.frozen",
+    "Callback": "training.callbacks",
     "Distilled": "training.distill",
     "distill": "training.distill",
 }
@@ -87,6 +89,7 @@ _SUBMODULES = {
 }
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DataError",

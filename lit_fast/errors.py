@@ -5,7 +5,8 @@ All are `LitFastError`; each is also what Python calls such an error, so that ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,14 @@ class LitFastError(Exception):
 
     exit_code: ClassVar[int] = 2
     in_every_process: ClassVar[bool] = False
+
+
+def choose_from(name: object, known: Iterable[str], end: str = "") -> str:
+    """The end of a message about a name that is not known: ``; did you mean lit? Known: scratch, lit``."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=2)
+    hint = f"; did you mean {' or '.join(close)}? Known: " if close else "; known: "
+    return hint + ", ".join(names) + end
 
 
 class UnavailableError(LitFastError, RuntimeError):

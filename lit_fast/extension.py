@@ -17,7 +17,7 @@ import torch
 
 _MARK = b"lit_fast-build;"
 # pip would take the wheel that it built last time, for another torch, from its cache.
-_MEND = "install lit_fast again: pip install --force-reinstall --no-deps --no-cache-dir ..."
+_MEND = "install lit_fast again: pip install --force-reinstall --no-deps --no-cache-dir . in its checkout"
 
 
 class Extension(NamedTuple):

@@ -107,13 +107,13 @@ def nothing(ax: Any, reason: str) -> None:
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=DARK)
 
 
-def legend(ax: Any, *, below: float = -0.16) -> None:
-    """One entry per label; a long legend goes below the panel, where it hides nothing."""
+def legend(ax: Any, *, below: float = -0.16, most: int = 4) -> None:
+    """One entry per label; one of more than ``most`` goes below the panel, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
     once: dict[str, Any] = {}
     for label, handle in zip(labels, handles):
         once.setdefault(label, handle)
     options: dict[str, Any] = {"framealpha": 0.85}
-    if len(once) > 4:
+    if len(once) > most:
         options = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 3, "frameon": False}
     ax.legend(once.values(), once.keys(), fontsize=8, **options)

@@ -6,6 +6,8 @@ import copy
 from importlib.resources import files
 from typing import Any
 
+from lit_fast.errors import choose_from
+
 __all__ = ["NamedYaml", "parse_yaml"]
 
 _MOST_BYTES = 256 << 10
@@ -87,7 +89,7 @@ class NamedYaml:
             KeyError: no such file; the message lists those there are.
         """
         if name not in self.names():
-            raise KeyError(f"unknown {self._kind} {name!r}; known: {', '.join(self.names())}")
+            raise KeyError(f"unknown {self._kind} {name!r}{choose_from(name, self.names())}")
         return (files(self._package) / f"{name}.yaml").read_text(encoding="utf-8")
 
     def load(self, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,8 +45,18 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def made(name: str) -> Any:
-    """What the function of that name returns, called without arguments; errors as `function`."""
+    """What the function of that name returns, called without arguments.
+
+    Raises:
+        ValueError: as `function`, or it needs arguments.
+    """
     call = function(name)
+    try:
+        inspect.signature(call).bind()
+    except TypeError as error:
+        raise ValueError(f"{name}: expected a function without arguments ({error})") from None
+    except ValueError:  # of a builtin, whose arguments are not known
+        pass
     with _here():
         return call()
 

@@ -27,8 +27,10 @@ from lit_fast.cli import app
 from lit_fast.cli.experiments import _rich_table
 from lit_fast.errors import Interrupted, NonFiniteLoss, NotCapturable, NotFinite, WorkerLost
 from lit_fast.gan import any_experiment
+from lit_fast.paper.search.run import Space
 from lit_fast.runs.results import table
 from lit_fast.runs.weights import WeightInfo, save_weights
+from lit_fast.settings.classifier import load_experiment
 from lit_fast.training import experiment as experiments
 
 COMMANDS = (
@@ -113,6 +115,20 @@ def test_every_command_has_help(command: str) -> None:
     assert f"lit-fast {command}" in result.stdout
 
 
+def test_the_defaults_of_training_are_in_the_help_and_are_those_of_the_settings() -> None:
+    told = {name: " ".join(lit_fast_command(name, "--help").stdout.split()) for name in ("distill", "train", "search")}
+    for help_text in told.values():
+        assert "[default: (the file's, else digits)]" in help_text
+        assert "[default: (the recipe's)]" in help_text
+    fields = load_experiment("digits")
+    assert f"(step.precision). [default: ({fields.step.precision})]" in told["distill"]
+    assert f"(step.engine). [default: ({fields.step.engine})]" in told["distill"]
+    assert f"(seeds). [default: ({fields.seeds[0]})]" in told["distill"]
+    assert f"Of weights and data order. [default: ({fields.teacher.seed})]" in told["train"]
+    for values in Space():
+        assert f"[default: ({','.join(f'{value:g}' for value in values)})]" in told["search"]
+
+
 def test_the_module_runs_as_the_command_and_tells_its_version() -> None:
     result = process("--version")
     assert (result.returncode, result.stdout) == (0, f"lit-fast {lit_fast.__version__}\n")
@@ -122,6 +138,32 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m lit_fast recipes --show digits | true"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lit-fast dis", ["distill"]),
+        ("lit-fast distill --batch", ["--batch-size"]),
+        ("lit-fast distill --recipe resnet-", ["resnet-cifar10", "resnet-cifar100"]),
+    ],
+)
+def test_bash_completes_commands_options_and_recipes(
+    words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_LIT_FAST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert lit_fast_command().stdout.split() == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_asks_for_completions(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_LIT_FAST_COMPLETE", f"source_{shell}")
+    script = lit_fast_command().stdout
+    assert f"_LIT_FAST_COMPLETE=complete_{shell}" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
 
 def test_build_info_tells_version_and_backend() -> None:
@@ -238,6 +280,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
         "--precision": "bf16",
         "--engine": "eager",
         "--loader": "torch",
+        "--track": "wandb",
         "--set": "loss.beta=0.5",
         "--run-dir": tmp_path / "run",
     }
@@ -252,6 +295,7 @@ def test_every_option_of_distill_sets_its_key(started: dict[str, Any], tmp_path:
     assert (ours.variants, ours.seeds) == (("kd", "lit"), (1, 2))
     assert (ours.epochs, ours.batch_size, ours.step.precision, ours.step.engine) == (8, 64, "bf16", "eager")
     assert ours.data.loader == "torch"
+    assert ours.logging.trackers == ("wandb",)
     assert (ours.loss.beta, ours.step.device) == (0.5, "cpu")
     assert started["run_dir"] == tmp_path / "run"
     assert started["resume"] is True
@@ -293,7 +337,13 @@ def test_the_default_run_folder_is_named_after_the_experiment(
         (["--set", "loss.beta"], "key=value"),
         (["--set", "loss.beta=3", "--precision", "fp8"], "step.precision"),
         (["--variant", "magic"], "variants"),
-        (["--student", "resnet21"], "unknown model 'resnet21'"),
+        (["--student", "resnet21"], "resnet21'; did you mean resnet32 or resnet20?"),
+        (["--recipe", "digit"], "unknown recipe 'digit'; did you mean digits?"),
+        (["--variant", "lits"], "did you mean lit? (got 'lits')"),
+        (["--set", "lose.beta=1"], "lose: unknown key; did you mean loss"),
+        (["--set", "beta=1"], "beta: unknown key; did you mean loss.beta?"),
+        (["--set", "phases.lit.lrr=1"], "phases.lit.lrr: unknown key; did you mean phases.lit.lr?"),
+        (["--student", f"resnext20-c{10**23}"], "cardinality"),
         (["--dataset", "cifar10"], "--data-dir"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
         (["--teacher-checkpoint", "none.pt"], "no such file: none.pt"),
@@ -305,7 +355,9 @@ def test_distill_refuses_what_cannot_run_before_any_work(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in refused("distill", *arguments)
+    message = refused("distill", *arguments)
+    assert says in message
+    assert "after validation" not in message  # what follows from the first mistake is none of the user's
     assert not list(tmp_path.glob("runs/*/runs"))
 
 
@@ -577,6 +629,8 @@ def test_inspect_tells_a_teacher_that_was_never_trained(weights: Path) -> None:
     ("arguments", "says"),
     [
         (["--teacher", "vgg", "--student", "resnet20"], "unknown model 'vgg'"),
+        (["--teacher", f"resnext20-c{10**23}", "--student", "resnet20"], "cardinality: expected at most"),
+        (["--teacher", "os:system", "--student", "resnet20"], "os:system: expected a function without arguments"),
         (["--teacher", "resnet56", "--student", "resnet20", "--teacher-checkpoint", "none.pt"], "none.pt"),
         (["--teacher", "resnet56", "--student", "resnet20", "--data-dir", "d"], "--dataset"),
         (["--teacher", "resnet56", "--student", "resnet20", "--image-size", "0"], "--image-size"),
@@ -613,6 +667,8 @@ def test_export_turns_a_published_file_into_safetensors_that_evaluate_understand
     [
         (["--checkpoint", "none.pt", "--out", "x.pt2"], "none.pt: there is no such file"),
         (["--checkpoint", "net.safetensors", "--out", "."], "is a folder"),
+        (["--checkpoint", "net.safetensors", "--out", "/proc/net.pt2"], "/proc/net.pt2 cannot be written"),
+        (["--checkpoint", "net.safetensors", "--out", "queue"], "queue is no regular file"),
         (["--checkpoint", "net.safetensors", "--out", "net.safetensors/x.pt2"], "net.safetensors"),
     ],
 )
@@ -621,6 +677,7 @@ def test_export_refuses_what_it_cannot_read_or_write(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(weights, "net.safetensors")
+    os.mkfifo("queue")
     assert says in refused("export", "--to", "safetensors", *arguments)
 
 

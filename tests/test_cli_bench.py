@@ -43,7 +43,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_pair_is_measured_in_every_way_and_written(tmp_path: Path) -> None:
     result = lit_fast_command("bench", *BUILT_IN, "--out", tmp_path / "step.json")
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
+    assert "plain: building and checking it" in result.stderr
+    assert "rounds (at least 5, at most 200)" in result.stderr
     assert lines[0].startswith("resnet32 to resnet20, batch 4 of 3 x 8 x 8, fp32, ")
     assert lines[2].split() == ["ms", "images/s", "memory", "x", "plain", "x", "eager", "x", "compile"]
     found = json.loads((tmp_path / "step.json").read_text())
@@ -52,6 +54,7 @@ def test_a_pair_is_measured_in_every_way_and_written(tmp_path: Path) -> None:
     for line in lines[3:6]:
         way, milliseconds, *_ = line.split()
         assert float(milliseconds) == pytest.approx(rows[way]["median_us"] / 1e3, abs=0.006)
+    assert "the median of the ratios of each round" in result.stdout
     assert "A step takes at least" in result.output
 
 

@@ -17,7 +17,7 @@ from small_data import coloured, make, texts
 from lit_fast.data import Augmentation, Data, DataError, Split, open_data
 from lit_fast.data.loaders import open_loader
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
 
 from lit_fast.data.loaders.dali import DaliLoader
 
@@ -359,7 +359,7 @@ def test_impossible_requests_are_refused_at_the_call():
 
 def test_without_dali_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match=r"loader 'dali': NVIDIA DALI.*pip install 'lit_fast\[dali\]'"):
+    with pytest.raises(DataError, match=r"loader 'dali': NVIDIA DALI.*pip install '.\[dali\]'"):
         DaliLoader(make())
 
 

@@ -12,7 +12,7 @@ from lit_fast.data import Data, DataError, open_data
 from lit_fast.data.loaders.own_pipeline import EpochRequest, PipelineLoader
 from lit_fast.training import experiment as experiment_module
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
 
 from nvidia.dali import fn, pipeline_def, types
 

@@ -60,7 +60,7 @@ def test_the_image_size_is_an_option():
 
 def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"scikit-learn.*pip install 'lit_fast\[demo\]'"):
+    with pytest.raises(DataError, match=r"scikit-learn.*pip install scikit-learn"):
         open_data("digits")
 
 

@@ -179,7 +179,7 @@ def test_what_a_folder_needs_is_said(root):
 
 def test_without_pillow_the_error_says_how_to_get_it(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match=r"Pillow.*pip install 'lit_fast\[demo\]'"):
+    with pytest.raises(DataError, match=r"Pillow.*pip install pillow"):
         open_folder(root)
 
 

@@ -6,19 +6,22 @@ import contextlib
 import copy
 import json
 import signal
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from test_cli import lit_fast_command, refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from training_helpers import differing, quiet, weights
+from training_helpers import before_step, differing, interrupt, quiet, weights
 
 import lit_fast as lf
-from lit_fast.errors import ConfigError, RunFolderError
+from lit_fast.errors import ConfigError, Interrupted, RunFolderError
+from lit_fast.settings.optimizer import OptimizerConfig
 from lit_fast.step.parallel import Workers
 from lit_fast.training import classifier
 
@@ -99,6 +102,52 @@ def test_the_given_student_is_trained_in_place(teacher: Net, tmp_path: Path) -> 
     assert second["accuracy"]["test_last"] > 90
     assert not differing(weights(tmp_path / "r", second["name"]), dict(net.state_dict()))
     assert json.loads((tmp_path / "r" / "results.json").read_text())["results"] == done.results
+
+
+def test_adamw_trains_and_resumes_exactly(teacher: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = ("phases.lit.lr=0.003", "phases.finetune.lr=0.001")
+    chosen = ("optimizer={name: adamw, betas: [0.8, 0.99], eps: 1e-6, weight_decay: 0.05}", *OVERRIDES, *rates)
+
+    def trained(folder: str, resume: bool = False) -> dict[str, Tensor]:
+        net = student()
+        options = {"recipe": "digits", "run_dir": tmp_path / folder, "overrides": chosen, "console": quiet()}
+        done = lf.distill(halves(teacher), halves(net), bright_or_dark(), resume=resume, **options)
+        assert done.results[1]["accuracy"]["test_last"] > 90
+        return dict(net.state_dict())
+
+    whole = trained("whole")
+    with monkeypatch.context() as patch:
+        before_step(patch, 9, interrupt)
+        with pytest.raises(Interrupted):
+            trained("stopped")
+    assert not differing(trained("stopped", resume=True), whole)
+    written = yaml.safe_load((tmp_path / "whole" / "experiment.yaml").read_text())["optimizer"]
+    assert written == {"name": "adamw", "weight_decay": 0.05, "betas": [0.8, 0.99], "eps": 1e-6}
+
+
+def test_sgd_is_written_as_before_and_built_of_its_settings() -> None:
+    config = OptimizerConfig(momentum=0.5)
+    assert config.model_dump() == {"momentum": 0.5, "weight_decay": 1e-4, "nesterov": False}
+    (group,) = OptimizerConfig(name="adamw").build([torch.ones(1)], torch.device("cpu")).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 1e-4)
+
+
+def test_the_commands_take_the_weights_with_the_function_that_makes_the_network(
+    teacher: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"recipe": "digits", "run_dir": tmp_path / "r", "overrides": OVERRIDES, "console": quiet()}
+    done = lf.distill(halves(teacher), halves(student()), bright_or_dark(), **options)
+    module = ModuleType("mine")
+    vars(module).update(net=lambda: Net(1), split=lambda: halves(Net(1)), data=bright_or_dark)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    file = tmp_path / "r" / done.results[1]["files"]["last"]
+    told = lit_fast_command("evaluate", "--checkpoint", file, "--model", "mine:net", "--dataset", "mine:data")
+    assert f"{done.results[1]['accuracy']['test_last']:.2f} % (" in told.stdout, told.output
+    assert "give the function that makes them" in refused("evaluate", "--checkpoint", file, "--model", "mine:net")
+    written = ["--checkpoint", file, "--to", "torch-export", "--out", tmp_path / "net.pt2"]
+    assert lit_fast_command("export", *written, "--model", "mine:split").exit_code == 0
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    assert "a network of your own: give the function that makes it, --model" in refused("export", *written)
 
 
 def test_a_resumed_call_gives_a_fresh_student_the_same_weights(teacher: Net, tmp_path: Path) -> None:

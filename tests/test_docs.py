@@ -357,7 +357,7 @@ def pages_to_run() -> list[Any]:
 @pytest.mark.parametrize("page", pages_to_run(), ids=page_name)
 def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "dali.md":
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
     for module in NEEDED.get(page.name, ()):
         pytest.importorskip(module, reason=f"{module} is not installed")
     run_page(page, PageRun(monkeypatch))

@@ -130,7 +130,7 @@ def test_missing_onnx_packages_are_named_with_the_extra_that_brings_them(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
-    with pytest.raises(ExportError, match=r"not installed: onnxruntime\..*lit_fast\[export\]"):
+    with pytest.raises(ExportError, match=r"not installed: onnxruntime\..*pip install .\.\[export\]"):
         export(network, SHAPE, "onnx", tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -338,7 +338,10 @@ def test_another_experiment_is_refused_by_the_keys_that_differ(whole: Path, fold
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["student.models=[stargan4]"], "student.models: unknown generator 'stargan4'; known: stargan2, stargan6"),
+        (
+            ["student.models=[stargan4]"],
+            "student.models: unknown generator 'stargan4'; did you mean stargan6 or stargan2[?]",
+        ),
         (["teacher.model=resnet20"], "teacher.model: unknown generator 'resnet20'"),
         (["variants=[kd]"], "variants.0: Input should be 'scratch' or 'lit'"),
         (["variants=[lit, lit]"], "variants repeats an entry"),

@@ -174,7 +174,12 @@ def test_a_network_of_ones_own_is_trained_alone(tmp_path: Path) -> None:
     sets = [part for key in (*SHORT, "epochs=1") for part in ("--set", key)]
     result = lit_fast_command("train", *own, *cut, *sets, "--run-dir", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "run" / "runs" / "teacher-toy_tasks.tagger_student" / "last.safetensors").is_file()
+    file = tmp_path / "run" / "runs" / "teacher-toy_tasks.tagger_student" / "last.safetensors"
+    (result,) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    told = lit_fast_command("evaluate", "--checkpoint", file, *own)
+    assert f"{result['accuracy']['test_last']:.2f} % (" in told.stdout, told.output
+    message = refused("evaluate", "--checkpoint", file, *own[2:])
+    assert "a network of your own: give the function that makes it, --model toy_tasks:tagger_student" in message
 
 
 def test_targets_of_ones_own_train_and_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

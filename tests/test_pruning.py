@@ -36,10 +36,10 @@ from lit_fast.paper.run import run_study
 from lit_fast.paper.search.run import Space, sequential
 from lit_fast.report.run import write_report
 from lit_fast.runs.results import plain_table, table
+from lit_fast.settings import optimizer
 from lit_fast.settings.classifier import load_experiment
 from lit_fast.step import capture
 from lit_fast.step.lit_step import LITStep
-from lit_fast.training import classifier
 from lit_fast.training import experiment as experiments
 from lit_fast.training.experiment import run_experiment
 from lit_fast.training.pruning import prune_smallest
@@ -232,7 +232,7 @@ def test_captured_steps_keep_the_zeros_and_equal_eager_ones(tmp_path: Path, monk
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
-    monkeypatch.setattr(classifier, "_FUSED_SGD", ("cpu",))
+    monkeypatch.setattr(optimizer, "_FUSED", ("cpu",))
     rates = [f"phases.{name}.{key}" for name in ("scratch", "lit", "finetune") for key in ("lr=0.015625", "gamma=0.5")]
     shared = (*rates, "pruning={sparsities: [0.9], finetune: {lr: 0.0625, epochs: 8}}", "epochs=2")
     run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from lit_fast.errors import ReportError
+from lit_fast.figure import panels
 from lit_fast.report import plots
 from lit_fast.report.run import load_results, table, write_report
 from lit_fast.report.section_plots import draw_sections
-from lit_fast.runs.results import Spread, legend, plain_table
+from lit_fast.runs.results import Spread, grouped, legend, plain_table
 
 SIZES = {"resnet20": (20, 269_722, 40.6), "resnet32": (32, 464_154, 68.9), "resnet56": (56, 853_018, 125.5)}
 
@@ -210,6 +211,35 @@ def test_any_set_of_results_can_be_drawn_without_a_warning(
     plots.draw(content(results), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert not [str(w.message) for w in recwarn]
+
+
+def sizes(*results: dict[str, Any]) -> Any:
+    """The panel of accuracy against size."""
+    figure, ((ax,),) = panels(1, 1, (6.0, 4.5))
+    plots._sizes(ax, grouped(results))
+    figure.draw_without_rendering()
+    return ax
+
+
+def test_equal_sizes_lie_together_in_the_figure() -> None:
+    ax = sizes(teacher() | {"parameters": 269_722}, *(result(way, 0, test=90) for way in ("scratch", "kd", "lit")))
+    places = [line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
+    left, right = ax.get_xlim()
+    assert math.log(max(places) / min(places)) < 0.1 * math.log(right / left)
+
+
+def test_networks_of_one_name_have_a_tick_for_each_size() -> None:
+    own = {"model": "net", "parameters": 900}, {"model": "net", "parameters": 2100}
+    ax = sizes(result("lit", 0, test=90) | own[0], teacher() | own[1])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["net\n900", "net\n2,100"]
+
+
+def test_a_narrow_terminal_gets_fewer_columns() -> None:
+    rows = table(SEEDS)
+    narrow = plain_table(rows, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "91.00±1.00" in narrow
+    assert plain_table(rows, 200) == plain_table(rows)
 
 
 def test_without_matplotlib_the_report_is_written_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,10 @@ def test_wrong_settings_are_named():
         Discriminator(100)
     with pytest.raises(ValueError, match="blocks: expected an integer above 0, got 0"):
         Generator(0)
-    with pytest.raises(ValueError, match=r"unknown generator 'stargan4'; known: stargan2, stargan6"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown generator 'stargan4'; did you mean stargan6 or stargan2[?]",
+    ):
         models.create_generator("stargan4")
     with pytest.raises(ValueError, match=r"expected images .* got \(1, 3, 4, 4\) and \(2, 5\)"):
         with_domain(torch.zeros(1, 3, 4, 4), torch.zeros(2, 5))

@@ -22,6 +22,7 @@ from lit_fast.errors import Interrupted, NonFiniteLoss, RunFolderError, StoreErr
 from lit_fast.extension import EXTENSION
 from lit_fast.runs import folder as folder_module
 from lit_fast.runs.checkpoint import CheckpointStore
+from lit_fast.settings import optimizer
 from lit_fast.step import capture
 from lit_fast.step.lit_step import LITStep
 from lit_fast.teacher import programs
@@ -473,14 +474,17 @@ def test_section_weights_go_with_their_sections(tmp_path: Path) -> None:
     assert len(hint["history"][0]["ir"]) == 1
 
 
-def test_captured_runs_resume_exactly_and_equal_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", ["sgd", pytest.param("adamw", marks=exhaustive)])
+def test_captured_runs_resume_exactly_and_equal_eager_ones(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On graphs recorded on the CPU; the rates are powers of two, which a float32 tensor holds exactly."""
     graphs = RecordedGraphs()
     monkeypatch.setattr(capture, "graphs_for", lambda device: graphs)
-    monkeypatch.setattr(classifier, "_FUSED_SGD", ("cpu",))
+    monkeypatch.setattr(optimizer, "_FUSED", ("cpu",))
     rates = {"scratch": 0.125, "lit": 0.015625, "finetune": 0.0078125}
     phases = [f"phases.{name}.{key}" for name, lr in rates.items() for key in (f"lr={lr}", "gamma=0.5")]
-    shared = (*phases, "data.train_size=80", "teacher.epochs=1")
+    shared = (*phases, "data.train_size=80", "teacher.epochs=1", f"optimizer.name={chosen}")
     run_experiment(tiny(*shared, "step.capture=false"), tmp_path / "eager", console=quiet())
     assert graphs.captures == 0
 

@@ -84,9 +84,14 @@ class Pairs:
             times.clear()
         return min(max(int(seconds / taken), FEWEST), MOST)
 
-    def run(self, seconds: float) -> None:
-        """As many rounds as fill the time, within bounds."""
-        for _ in range(self.rounds_in(seconds)):
+    def run(self, seconds: float, tell: Callable[[str], None] = lambda _: None) -> None:
+        """As many rounds as fill the time, within bounds; ``tell`` is given a line before what may take long."""
+        tell(f"a first round of {', '.join(self.steps)}, not counted")
+        start = time.monotonic()
+        count = self.rounds_in(seconds)
+        took = time.monotonic() - start
+        tell(f"{count} rounds (at least {FEWEST}, at most {MOST}) of about {took:.1f} s: {count * took:.0f} s")
+        for _ in range(count):
             self.round()
 
     def spread(self, name: str) -> Spread:

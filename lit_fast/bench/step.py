@@ -48,6 +48,7 @@ def measured(
     deadline: float = float("inf"),
     seconds: float = 20.0,
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """One row for each way.
 
@@ -58,6 +59,7 @@ def measured(
         deadline: of ``time.monotonic``; nothing is compiled later.
         seconds: of rounds; compiling comes on top.
         turn: entered around the rounds, once every way is built: for processes that measure one after the other.
+        tell: given a line before whatever may take long.
 
     Returns:
         rows with "variant", "mode", "status" ("measured", or what went wrong) and, where measured, "median_us",
@@ -71,6 +73,7 @@ def measured(
             failed[name] = "out of time"
             continue
         try:
+            tell(f"{name}: building and checking it" + (", compiling takes minutes" if ":" in name else ""))
             torch.compiler.reset()
             steps[name] = build()
             difference = ways.drift(steps[name], ways.eager_step(problem))
@@ -83,7 +86,7 @@ def measured(
     pairs = Pairs({name: ways.repeated(way, calls) for name, way in steps.items()}, problem.device)
     with turn():  # probes, too: what others time must not run beside them
         if steps:
-            pairs.run(seconds)
+            pairs.run(seconds, tell)
         rows = list(_rows(pairs, steps, problem, against))
     missing = {**failed, **pairs.failed}
     return [*rows, *({**_named(name), "status": why} for name, why in missing.items())]

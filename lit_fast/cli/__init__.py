@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from lit_fast.cli.bench import bench
 from lit_fast.cli.errors import explain
 from lit_fast.cli.experiments import distill, report, train
 from lit_fast.cli.networks import evaluate, export, inspect
+from lit_fast.cli.output import with_json
 from lit_fast.cli.reproduce import reproduce
 from lit_fast.cli.search import search
 from lit_fast.openmp import share_cores
@@ -46,7 +48,6 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,21 +70,29 @@ def _lit_fast(
         typer.echo(context.get_help())
 
 
-app.command("distill")(distill)
-app.command("train")(train)
-app.command("evaluate")(evaluate)
-app.command("inspect")(inspect)
-app.command("bench")(bench)
-app.command("export")(export)
-app.command("report")(report)
-app.command("reproduce")(reproduce)
-app.command("search")(search)
-app.command("recipes")(list_recipes)
-app.command("build-info")(build_info)
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "distill": distill,
+    "train": train,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "bench": bench,
+    "export": export,
+    "report": report,
+    "reproduce": reproduce,
+    "search": search,
+    "recipes": list_recipes,
+    "build-info": build_info,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(with_json(_command))
 
 
-def main() -> None:
-    """Console entry point."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Console entry point; ends with SystemExit.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+    """
     share_cores()
     stop_with_stdin()
     for stream in (sys.stdout, sys.stderr):
@@ -92,4 +101,4 @@ def main() -> None:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(
         printable_lines(f"warning: {message}"), file=sys.stderr
     )
-    app()
+    app(args=arguments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +19,7 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def build_info() -> None:
+def build_info() -> Mapping[str, Any]:
     """Tell what was built, for which devices, and what is used."""
     import lit_fast
 
@@ -27,11 +28,12 @@ def build_info() -> None:
     for key, value in info.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         typer.echo(f"{key:<{width}}  {text or '-'}")
+    return info
 
 
 def list_recipes(
     show: Annotated[str | None, typer.Option("--show", metavar="NAME", help="Print this recipe's YAML.")] = None,
-) -> None:
+) -> Any:
     """List the recipes, or show one."""
     from lit_fast import recipes
 
@@ -40,9 +42,15 @@ def list_recipes(
             typer.echo(recipes.text(show).rstrip())
         except KeyError as error:
             raise ValueError(error.args[0]) from None
-        return
-    names = recipes.names()
+        return recipes.load(show)
+    return listed(recipes)
+
+
+def listed(source: Any) -> dict[str, str]:
+    """Print the names of YAML files that come ready, each with the first line of its text; returns these."""
+    names = source.names()
+    abouts = {name: source.text(name).partition("\n")[0].removeprefix("#").strip() for name in names}
     width = max(map(len, names))
-    for name in names:
-        about = recipes.text(name).partition("\n")[0].removeprefix("#").strip()
+    for name, about in abouts.items():
         typer.echo(f"{name:<{width}}  {about}")
+    return abouts

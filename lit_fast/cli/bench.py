@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lit_fast.cli.options import Blocks, Device, Sections, Targets
+from lit_fast.cli.output import Quiet
 from lit_fast.cli.own import CutSettings, Example, batch_of, cut_settings, shapes, split_network
 from lit_fast.cli.subject import Domains, ImageSize, InChannels, Length, NumClasses, Sizes, Subject, Width
 
@@ -63,7 +65,8 @@ def bench(
         Path | None,
         typer.Option("--profile", metavar="FILE", help="Draw where the time of a step goes (.png) instead of timing."),
     ] = None,
-) -> None:
+    quiet: Quiet = False,
+) -> dict[str, Any]:
     """Measure one training step of two networks: plain PyTorch against lit_fast, on random images or texts.
 
     Every way is checked against the eager one, then all take turns, so that what drifts hits them alike. Run it with
@@ -72,8 +75,9 @@ def bench(
     import torch
 
     from lit_fast import models
+    from lit_fast.bench import step
     from lit_fast.bench.ways import Problem
-    from lit_fast.files import refuse_odd
+    from lit_fast.files import refuse_odd, write_json
     from lit_fast.runs.environment import describe_environment, resolve_device
     from lit_fast.runs.export import random_input
     from lit_fast.sections.inputs import replaced
@@ -134,9 +138,15 @@ def bench(
     heading = f"{problem.name}, {fed}, {precision}, {named}"
     typer.echo(heading)
     if profile is not None:
-        _draw(problem, profile, heading)
-        return
-    _time(problem, seconds, compiled, out, heading)
+        return {"heading": heading, **_draw(problem, profile, heading)}
+    tell = (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+    rows = step.measured(problem, step.builders(problem, compiled=compiled), seconds=seconds, tell=tell)
+    _print_rows(rows)
+    content = {"heading": heading, "rows": rows}
+    if out is not None:
+        write_json(out, content)
+        typer.echo(f"written to {out}")
+    return content
 
 
 def _random_labels(teacher: SplitModel, inputs: Any, targets: str) -> Tensor | None:
@@ -159,12 +169,9 @@ def _random_labels(teacher: SplitModel, inputs: Any, targets: str) -> Tensor | N
     return torch.randint(0, classes, shape, device=logits.device)
 
 
-def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, heading: str) -> None:
-    from lit_fast.bench import step
-    from lit_fast.files import write_json
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     from lit_fast.tables import aligned
 
-    rows = step.measured(problem, step.builders(problem, compiled=compiled), seconds=seconds)
     measured = [row for row in rows if row["status"] == "measured"]
     typer.echo("")
     lines = [["", "ms", "images/s", "memory", "x plain", "x eager", "x compile"]]
@@ -174,6 +181,8 @@ def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, he
         lines.append([row["variant"], f"{row['median_us'] / 1e3:.2f}", f"{row['images_s']:,.0f}", memory, *ratios])
     typer.echo(aligned(lines, left=1, least=(10, 7, 9, 9, 7, 7, 9)))
     typer.echo("")
+    if measured:
+        typer.echo("x ...: times as fast as that way, the median of the ratios of each round (ms: the median time)")
     for row in measured:
         typer.echo(f"{row['variant']:<9} {_WAYS[row['variant']]}")
     for row in rows:
@@ -185,12 +194,9 @@ def _time(problem: Problem, seconds: float, compiled: bool, out: Path | None, he
             f"A step takes at least {best['gflop']:.1f} GFLOP and {best['least_bytes'] / 1e6:.0f} MB: "
             f"{best['variant']} does {best['gflop_s']:,.0f} GFLOP/s."
         )
-    if out is not None:
-        write_json(out, {"heading": heading, "rows": rows})
-        typer.echo(f"written to {out}")
 
 
-def _draw(problem: Problem, path: Path, heading: str) -> None:
+def _draw(problem: Problem, path: Path, heading: str) -> dict[str, Any]:
     from lit_fast.bench import timeline, ways
 
     problem.mark = timeline.mark
@@ -211,3 +217,4 @@ def _draw(problem: Problem, path: Path, heading: str) -> None:
         typer.echo(f"  trace: {trace}")
     timeline.draw(found, path, heading)
     typer.echo(f"\n{path}")
+    return {"figure": path, "total_us": {recorded.title: recorded.total for recorded in found}}

@@ -77,7 +77,7 @@ def _message(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"the package {error.name!r} is not installed here: pip install 'lit_fast[all]'"
+        return f"the package {error.name!r} is not installed here: pip install '.[all]' in a checkout of lit_fast"
     return text
 
 

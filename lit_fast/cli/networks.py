@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,9 +23,12 @@ from lit_fast.cli.subject import (
     must_read,
     network_of,
 )
+from lit_fast.literals import TargetsKind
+from lit_fast.user_functions import function, is_function
 
 if TYPE_CHECKING:
     from lit_fast.models import Network
+    from lit_fast.runs.weights import WeightInfo
 
 __all__ = ["evaluate", "export", "inspect"]
 
@@ -34,7 +37,11 @@ Checkpoint = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="The network; not needed for files that lit-fast wrote."),
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The network, or module:function of yours; not needed for files that lit-fast wrote of built-in ones.",
+    ),
 ]
 Cardinality = Annotated[int | None, typer.Option("--cardinality", metavar="N", help="Of a ResNeXt. Default: 32.")]
 
@@ -70,14 +77,16 @@ def evaluate(
         str | None, typer.Option("--mean", metavar="M1,M2,M3", help="Normalisation, per channel, of values in 0..1.")
     ] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="S1,S2,S3", help="Its standard deviations.")] = None,
+    targets: Targets = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images at a time.", min=1)] = 128,
     device: Device = "auto",
-) -> None:
+) -> dict[str, Any]:
     """Measure a network's accuracy on a split of a dataset."""
     import torch
 
     from lit_fast import models
-    from lit_fast.data import open_data
+    from lit_fast.data import names, open_data
+    from lit_fast.loss.targets import resolve
     from lit_fast.runs.environment import resolve_device
     from lit_fast.runs.weights import normalization_of, read_info
     from lit_fast.training import evaluation
@@ -99,19 +108,22 @@ def evaluate(
     name = dataset or (info.dataset if info else None)
     if not name:
         raise ValueError(f"{checkpoint} does not tell its dataset: give --dataset (and --data-dir)")
-    network = _told(network, checkpoint)
+    if dataset is None and name not in names():
+        raise ValueError(
+            f"{checkpoint} was trained on {name}, data of your own: give the function that makes them, "
+            "--dataset module:function, or a dataset's name"
+        )
+    network = _told(network, checkpoint, info)
+    own, own_data = is_function(network.model), is_function(name)
     must_read(network, name)
-    data = open_data(
-        name,
-        data_dir=data_dir,
-        val_size=val_size,
-        val_seed=val_seed,
-        image_size=info.image_size if info else None,
-        length=info.length if info else None,
-        mean=means,
-        std=stds,
-    )
-    if info and info.num_classes != data.num_classes:
+    options: dict[str, Any] = {"data_dir": data_dir, "val_size": val_size}
+    if not own_data:
+        options |= {"val_seed": val_seed, "mean": means, "std": stds}
+        options |= {"image_size": info.image_size, "length": info.length} if info else {}
+    elif mean is not None:
+        raise ValueError(f"--mean, --std: leave them out, {name} decides")
+    data = open_data(name, **options)
+    if info and info.num_classes and data.num_classes and info.num_classes != data.num_classes:
         raise ValueError(
             f"{checkpoint} is a network for {info.num_classes} classes ({info.dataset}), dataset {name} has "
             f"{data.num_classes}: choose the dataset it was trained on"
@@ -119,20 +131,36 @@ def evaluate(
     built = Subject(network, data.num_classes, data.shape).build()
     models.load_checkpoint(built, checkpoint)
     where = resolve_device(device)
-    built.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
-    layout = torch.contiguous_format if data.is_text else torch.channels_last
+    built.to(where)
     if not len(data.split(split.value)):
         raise ValueError(f"{name} has no {split.value} split: choose another, --split val")
     batches = data.eval_batches(split.value, batch_size=batch_size, device=where)
-    scores = evaluation.evaluate(built, ((x.contiguous(memory_format=layout), y) for x, y in batches))
+    if not own and not own_data and not data.is_text:  # half as fast again on a CPU
+        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        batches = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches)
+    of = targets or "classification"
+    rows = resolve(function(of) if is_function(of) else cast(TargetsKind, of), -100, False)
+    scores = evaluation.evaluate(built, batches, rows)
     right = round(scores.accuracy * scores.images / 100.0)
     typer.echo(f"{network}  {checkpoint}")
     kind = f"texts of {data.shape[0]} tokens" if data.is_text else "images"
     typer.echo(f"  dataset        {name}, {split.value} split, {scores.images:,} {kind}")
-    if not data.is_text:
+    if data.mean:
         typer.echo(f"  normalisation  mean {_spaced(data.mean)}, std {_spaced(data.std)} ({source})")
     typer.echo(f"  {split.value + ' accuracy':<13}  {scores.accuracy:.2f} % ({right:,} of {scores.images:,})")
     typer.echo(f"  {split.value + ' loss':<13}  {scores.loss:.4f}")
+    return {
+        "network": str(network),
+        "checkpoint": checkpoint,
+        "dataset": name,
+        "split": split.value,
+        "mean": data.mean,
+        "std": data.std,
+        "accuracy": scores.accuracy,
+        "right": right,
+        "images": scores.images,
+        "loss": scores.loss,
+    }
 
 
 def inspect(
@@ -157,7 +185,7 @@ def inspect(
     sections: Sections = None,
     targets: Targets = None,
     settings: CutSettings = None,
-) -> None:
+) -> dict[str, Any]:
     """Look at a teacher and a student before training: shapes, sizes, what is copied, what cannot work.
 
     With --dataset, the teacher's accuracy is held against chance on the validation split, and the classes and the
@@ -210,6 +238,8 @@ def inspect(
     fed = f"{subject.fed} {shape}, {subject.num_classes} {what}" if batch is None else shapes(inputs)
     typer.echo(f"teacher {teacher}, student {student}, {fed}")
     typer.echo(str(report))
+    ratios = {"compression": report.compression, "speedup": report.speedup}
+    return {"teacher_network": teacher, "student_network": student, "fed": fed, **asdict(report), **ratios}
 
 
 def export(
@@ -224,7 +254,7 @@ def export(
     length: Length = 1014,
     domains: Domains = 5,
     width: Width = 64,
-) -> None:
+) -> dict[str, Any]:
     """Write a network as safetensors, ONNX or a torch.export program, and check it against PyTorch."""
     from lit_fast import models
     from lit_fast.runs import export as exporting
@@ -232,7 +262,7 @@ def export(
 
     _must_exist(checkpoint)
     info = read_info(checkpoint)
-    network = _told(network_of(model, cardinality, info), checkpoint)
+    network = _told(network_of(model, cardinality, info), checkpoint, info)
     subject = Subject.of(network, Sizes(num_classes, image_size, in_channels, length, domains, width), info)
     built = subject.build()
     models.load_checkpoint(built, checkpoint)
@@ -250,6 +280,7 @@ def export(
             f"  {runtime} against PyTorch on random {subject.fed}: largest difference {done.difference:.2e} "
             f"(tolerance {done.tolerance:.2e})"
         )
+    return {"network": str(network), "format": to.value, **asdict(done)}
 
 
 def _must_exist(checkpoint: Path) -> None:
@@ -260,10 +291,15 @@ def _must_exist(checkpoint: Path) -> None:
     check_beside(checkpoint)
 
 
-def _told(network: Network | None, checkpoint: Path) -> Network:
+def _told(network: Network | None, checkpoint: Path, info: WeightInfo | None) -> Network:
     if network is None:
         from lit_fast import models
 
+        if info is not None:
+            raise ValueError(
+                f"{checkpoint} is of {info.model}, a network of your own: give the function that makes it, --model "
+                + (info.model if is_function(info.model) else "module:function")
+            )
         known = ", ".join(models.names())
         raise ValueError(f"{checkpoint} does not tell its network: give --model, one of {known}")
     return network

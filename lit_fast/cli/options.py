@@ -24,18 +24,37 @@ __all__ = [
     "Sections",
     "Settings",
     "Targets",
+    "Track",
+    "TrainedOn",
     "numbers",
     "override",
 ]
 
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell completes."""
+    from lit_fast import recipes
+
+    return [name for name in recipes.names() if name.startswith(incomplete)]
+
+
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME", help="A recipe of `lit-fast recipes`. Default: digits.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="A recipe of `lit-fast recipes`.",
+        show_default="the file's, else digits",
+        autocompletion=_recipes,
+    ),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="A YAML file of settings, over the recipe's.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A YAML file of settings, over the recipe's.", show_default="none"),
 ]
 RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where everything is written. Default: under runs/.")
+    Path | None,
+    typer.Option("--run-dir", metavar="DIR", help="Where everything is written.", show_default="under runs/"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the experiment that the run folder holds.")]
 Settings = Annotated[
@@ -50,13 +69,25 @@ Dataset = Annotated[
         help="digits, cifar10, amazon-full ..., or module:function of yours (data.name; docs/data.md).",
     ),
 ]
+TrainedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="digits, cifar10, amazon-full ..., or module:function of yours (data.name; docs/data.md).",
+        show_default="the recipe's",
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the dataset's files lie (data.dir).")
 ]
 LoaderName = Annotated[
     str | None,
     typer.Option(
-        "--loader", metavar="NAME", help="Where batches come from: auto, resident, dali, torch (data.loader)."
+        "--loader",
+        metavar="NAME",
+        help="Where batches come from: auto, resident, dali, torch (data.loader).",
+        show_default="auto",
     ),
 ]
 # Of networks of one's own, both.
@@ -72,18 +103,43 @@ Targets = Annotated[
         "--targets",
         metavar="NAME",
         help="What the logits are of: classification, dense, tokens, causal_lm, or module:function (targets).",
+        show_default="classification",
     ),
 ]
 Epochs = Annotated[
-    int | None, typer.Option("--epochs", metavar="N", help="Shorten the schedules to N epochs, in proportion.")
+    int | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        help="Shorten the schedules to N epochs, in proportion.",
+        show_default="the recipe's",
+    ),
 ]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Images per step (batch_size).")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", help="Images per step (batch_size).", show_default="the recipe's"),
+]
 Precision = Annotated[
-    str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16 (step.precision).")
+    str | None,
+    typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16 (step.precision).", show_default="fp32"),
 ]
 Engine = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME", help="How steps are computed: auto, runner, eager (step.engine)."),
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="How steps are computed: auto, runner, eager (step.engine).",
+        show_default="auto",
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Also tell a tracker: tensorboard, wandb, mlflow. Repeatable (logging.trackers; docs/tracking.md).",
+        show_default="none",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...; auto: CUDA if there.")]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from lit_fast.cli.about import listed
 from lit_fast.cli.options import DataDir, Settings
+from lit_fast.cli.output import Quiet
 from lit_fast.tables import printable_lines
 
 __all__ = ["reproduce"]
@@ -45,7 +48,8 @@ def reproduce(
         bool, typer.Option("--overview", help="Run nothing: all studies with the results in --run-dir.")
     ] = False,
     settings: Settings = None,
-) -> None:
+    quiet: Quiet = False,
+) -> dict[str, Any]:
     """Run a study of the paper, or go on with it, and render its table beside the paper's numbers."""
     from rich.console import Console
 
@@ -56,15 +60,11 @@ def reproduce(
 
         if name is not None:
             raise ValueError(f"--overview shows all studies: leave out {name}")
-        found = overview_of(run_dir)
-        typer.echo(printable_lines("\n\n\n".join(f"{study}\n{tables}" for study, tables in found.items())))
-        return
+        everything = overview_of(run_dir)
+        typer.echo(printable_lines("\n\n\n".join(f"{study}\n{tables}" for study, tables in everything.items())))
+        return everything
     if name is None:
-        width = max(map(len, studies.names()))
-        for study_name in studies.names():
-            about = studies.text(study_name).partition("\n")[0].removeprefix("#").strip()
-            typer.echo(f"{study_name:<{width}}  {about}")
-        return
+        return listed(studies)
     from lit_fast.paper.budgets import BUDGETS, budgets
     from lit_fast.paper.plan import load_study, plan
 
@@ -81,7 +81,8 @@ def reproduce(
     from lit_fast.paper.run import run_study
 
     typer.echo(f"{study.title} ({study.source}): {len(runs)} runs, budget {budget}: {chosen.about}")
-    path = run_study(Path(name).stem, study, (budget, chosen), runs, run_dir, jobs=jobs, console=Console(stderr=True))
+    console = Console(stderr=True, quiet=quiet)
+    path = run_study(Path(name).stem, study, (budget, chosen), runs, run_dir, jobs=jobs, console=console)
     report = write_report(path)
     typer.echo("")
     typer.echo(printable_lines(report.text))
@@ -90,3 +91,5 @@ def reproduce(
         typer.echo(f"figure   {report.figure}")
     if report.note is not None:
         typer.echo(f"note: {report.note}", err=True)
+    files = {"results_file": path, "report": report.markdown, "figure": report.figure}
+    return {**files, **json.loads(path.read_text(encoding="utf-8"))}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lit_fast.user_functions import is_function
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -75,7 +77,7 @@ class Subject:
     @classmethod
     def of(cls, network: Network, sizes: Sizes, info: WeightInfo | None = None) -> Subject:
         """As its weight file tells, or else the options."""
-        if info is not None:
+        if info is not None and info.has_shape:
             return cls(network, info.num_classes, info.shape, info.width or sizes.width)
         if network.kind == "texts":
             return cls(network, sizes.num_classes, (sizes.length,), sizes.width)
@@ -94,23 +96,29 @@ class Subject:
         return "images" if len(self.shape) > 1 else "tokens"
 
     def build(self) -> nn.Module:
-        """The network, with fresh weights.
+        """The network, with fresh weights; or what a function of the user's returns.
 
         Raises:
             ValueError: it takes images and the data are texts, or the other way round; or as `lit_fast.models.create`.
         """
+        from lit_fast.models.own import own_network
+        from lit_fast.sections.model import SplitModel
+
+        if is_function(self.network.model):
+            own = own_network(self.network.model)
+            return own.model if isinstance(own, SplitModel) else own
         if not self.generates:
             _must_take(self.network, len(self.shape) == 1, "the data are")
         return self.network.build(self.num_classes, self.shape, width=self.width)
 
 
 def network_of(model: str | None, cardinality: int | None, info: WeightInfo | None) -> Network | None:
-    """The network that the options name, or else the weight file; None: neither does."""
+    """The network that the options name, or else the weight file, one that is built in; None: neither does."""
     from lit_fast.models import Network
 
     if model:
         named = Network.parse(model)
-    elif info is not None:
+    elif info is not None and Network(info.model).kind is not None:  # a file does not say what is imported
         named = Network(info.model)
     else:
         return None
@@ -122,7 +130,7 @@ def must_read(network: Network, dataset: str) -> None:
     """Before the dataset is opened with what the network's weights tell: that the network reads its kind."""
     from lit_fast import data
 
-    if dataset in data.names():
+    if dataset in data.names() and not is_function(network.model):
         _must_take(network, data.has_texts(dataset), f"dataset {dataset} has")
 
 

@@ -52,7 +52,7 @@ def check_inception(weights: Path) -> None:
         import torchmetrics  # noqa: F401
     except ImportError as error:
         raise MetricsError(
-            f"inception score and FID need the package {error.name}: pip install 'lit_fast[gan]'"
+            f"inception score and FID need the package {error.name}: pip install '.[gan]' in a checkout of lit_fast"
         ) from error
 
 
@@ -97,7 +97,9 @@ def distances(
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore
     except ImportError as error:
-        raise MetricsError("inception score and FID need torchmetrics: pip install 'lit_fast[gan]'") from error
+        raise MetricsError(
+            "inception score and FID need torchmetrics: pip install '.[gan]' in a checkout of lit_fast"
+        ) from error
     fid, score = FrechetInceptionDistance(feature=pool), InceptionScore(feature=logits, splits=splits)
     with torch.random.fork_rng(devices=[]):  # the inception score shuffles
         torch.manual_seed(0)

@@ -35,6 +35,7 @@ __all__ = ["GanTask", "Pair"]
 
 _COPIED = ("stem", "head")
 _EVAL_BATCH = 64
+_BESIDE = ("epoch", "phase", "lr", "seconds", "images", "images_per_second")  # the losses and scores
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class GanTask(Task):
         return {kind if part == "ir" else f"{kind}_{part}": value for part, value in zip(PARTS[kind], row, strict=True)}
 
     def describe(self, parts: Mapping[str, Any]) -> str:
-        return "  ".join(f"{name} {value:.3g}" for name, value in parts.items())
+        return "  ".join(f"{name} {value:.3g}" for name, value in parts.items() if name not in _BESIDE)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -144,8 +145,7 @@ class GanTask(Task):
         return {"val_ir": ir, "val_image_l1": difference}
 
     def describe_epoch(self, entry: Mapping[str, Any]) -> str:
-        skipped = ("epoch", "phase", "lr", "seconds", "images")
-        return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if name not in skipped)
+        return "  ".join(f"{name} {value:.4f}" for name, value in entry.items() if name not in _BESIDE)
 
     def draw(self, folder: Path, epoch: int) -> None:
         batch: Batch = next(self.loader.eval_batches("val", batch_size=self.settings.samples.images))

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 
 from torch import nn
 
+from lit_fast.errors import choose_from
 from lit_fast.models.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from lit_fast.models.resnext import resnext20, resnext32, resnext44, resnext56, resnext110
 from lit_fast.models.stargan import Generator, stargan2, stargan6
@@ -117,5 +118,5 @@ def create_generator(name: str, *, domains: int = 5, width: int = 64) -> Generat
     """
     builders = _BUILDERS["generator"]
     if name not in builders:
-        raise ValueError(f"unknown generator {name!r}; known: {', '.join(builders)}")
+        raise ValueError(f"unknown generator {name!r}{choose_from(name, builders)}")
     return cast(Generator, builders[name](domains=domains, width=width))

@@ -20,11 +20,16 @@ from lit_fast.models.fused_norm import norm_act
 STAGES = ((16, 1), (32, 2), (64, 2))
 
 
+LARGEST = 2**31 - 1  # of a tensor's size: beyond 64 bits torch fails with pages of its own code
+
+
 def positive(**numbers: int) -> None:
     """Raise ValueError naming the first argument that is not an integer above zero."""
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected an integer above 0, got {value!r}")
+        if value > LARGEST:
+            raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
 
 
 def blocks_per_section(depth: int, family: str, layers_per_block: int = 2) -> int:

@@ -16,6 +16,7 @@ from lit_fast.models.resnet import blocks_per_section, initialise, positive
 
 STEM = 64
 EXPANSION = 4
+MOST_GROUPS = 1024
 # (planes, stride of the section's first block)
 STAGES = ((64, 1), (128, 2), (256, 2))
 
@@ -63,7 +64,7 @@ class ResNeXt(nn.Module):
     [B, 512, H/2, W/2] and [B, 1024, H/4, W/4].
 
     Raises:
-        ValueError: a depth that is not 6n + 2, or a count that is not positive.
+        ValueError: a depth that is not 6n + 2, or a count that is not positive, or a cardinality above 1024.
 
     Example:
         >>> import torch
@@ -78,6 +79,8 @@ class ResNeXt(nn.Module):
     ) -> None:
         super().__init__()
         positive(num_classes=num_classes, in_channels=in_channels, cardinality=cardinality, base_width=base_width)
+        if cardinality > MOST_GROUPS:
+            raise ValueError(f"cardinality: expected at most {MOST_GROUPS}, got {cardinality}")
         n = blocks_per_section(depth, "ResNeXt")
         self.conv1 = nn.Conv2d(in_channels, STEM, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)

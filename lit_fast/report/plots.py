@@ -32,6 +32,7 @@ __all__ = ["draw"]
 Key = tuple[str, str, str]  # role, network, way of training
 
 
+_LEAST_FACTOR = 4.0  # that the axis of sizes shows at least: equal ones lie together
 _LEAST_SPAN = 2.0  # percentage points that the accuracy axis shows at least: a tenth is noise, and should look it
 
 
@@ -65,19 +66,27 @@ def _sizes(ax: Any, groups: Mapping[Key, Runs]) -> None:
     ways = list(dict.fromkeys(row.training for row in rows if row.role != "teacher"))
     for row in rows:
         _point(ax, row, ways)
-    whole = ((row.network, row.parameters) for row in rows if row.sparsity is None)
-    sizes = dict(sorted(whole, key=lambda item: item[1]))
-    ax.set_xticks(list(sizes.values()), [f"{name}\n{size / 1e6:.2f} M" for name, size in sizes.items()])
+    ticks: dict[int, list[str]] = {}  # networks of one size share a tick, and sizes may share a network's name
+    for row in sorted((row for row in rows if row.sparsity is None), key=lambda row: row.parameters):
+        ticks.setdefault(row.parameters, []).append(row.network)
+    ax.set_xticks(list(ticks), [f"{', '.join(dict.fromkeys(names))}\n{_size(size)}" for size, names in ticks.items()])
     ax.minorticks_off()
     ax.margins(x=0.15, y=0.12)
+    left, right = ax.get_xlim()
+    narrow = max(1.0, _LEAST_FACTOR / (right / left)) ** 0.5
+    ax.set_xlim(left / narrow, right * narrow)
     low, high = ax.get_ylim()
     short = max(0.0, _LEAST_SPAN - (high - low)) / 2
     ax.set_ylim(low - short, high + short)
-    span = math.log(max(sizes.values()) / min(sizes.values()))
-    nearest = min((math.log(b / a) for a, b in pairwise(sizes.values())), default=0.0)
+    span = math.log(max(ticks) / min(ticks))
+    nearest = min((math.log(b / a) for a, b in pairwise(ticks)), default=0.0)
     if span and nearest < 0.18 * span:  # their names would overlap
         ax.tick_params(axis="x", labelrotation=30)
-    legend(ax, below=-0.2)
+    legend(ax, below=-0.2, most=0)
+
+
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else f"{parameters:,}"
 
 
 def _point(ax: Any, row: Row, ways: Sequence[str]) -> None:

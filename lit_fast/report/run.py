@@ -78,7 +78,16 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
         *_sections(results, figure),
         "## Runs",
         markdown_table(
-            ("run", "val %, last", "val %, best (epoch)", "test %, last", "test %, best", "epochs", "weights"),
+            (
+                "run",
+                "val %, last",
+                "val %, best (epoch)",
+                "test %, last",
+                "test %, best",
+                "epochs",
+                "engine",
+                "weights",
+            ),
             [_run_cells(result) for result in results],
         ),
         *left_out_lines(content.get("left_out") or ()),
@@ -132,6 +141,7 @@ def _run_cells(result: RunResult) -> tuple[str, ...]:
         _percent(accuracy.get("test_last")),
         _percent(accuracy.get("test_best")),
         str(result.get("epochs") or "-"),
+        str(result.get("engine") or "-"),
         ", ".join(f"[{markdown_text(name)}]({quote(path)})" for name, path in files.items() if path) or "-",
     )
 

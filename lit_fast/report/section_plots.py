@@ -82,7 +82,7 @@ def _finish(ax: Any, runs: Runs) -> None:
     for start in sorted({start for run in runs for start in phase_starts(run)}):
         ax.axvline(start - 0.5, color=DARK, linewidth=1.0, linestyle=(0, (2, 3)))
     whole_epochs(ax)
-    legend(ax)
+    legend(ax, most=0)  # there is hardly a place where it would cover no line
 
 
 def _color(section: int) -> str:

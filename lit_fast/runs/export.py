@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_fast.data.formats.alphabet import SYMBOLS
@@ -66,7 +67,7 @@ def export(
     Raises:
         ExportError: packages are missing (named, with the extra that brings them), or the result is further than the
             tolerance from PyTorch.
-        ValueError: unknown format, or ``out`` is a folder.
+        ValueError: unknown format, or ``out`` is a folder or a device.
         OSError: the file cannot be written.
     """
     if to not in FORMATS:
@@ -77,8 +78,11 @@ def export(
     if to == "onnx":
         _require_onnx()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with untouched(model.cpu()):
-        return _export(model.eval(), shape, to, out, info, output)
+    try:
+        with untouched(model.cpu()):
+            return _export(model.eval(), shape, to, out, info, output)
+    except SafetensorError as error:  # which is no OSError, whatever the disk said
+        raise OSError(f"{out} cannot be written: {error}") from error
 
 
 def _export(
@@ -149,7 +153,7 @@ def _require_onnx() -> None:
     if missing:
         raise ExportError(
             f"export to ONNX, with its check, needs {', '.join(_ONNX_PACKAGES)}; not installed: "
-            f"{', '.join(missing)}. Install them with: pip install 'lit_fast[export]'"
+            f"{', '.join(missing)}. Install them with: pip install '.[export]' in a checkout of lit_fast"
         )
 
 

@@ -47,6 +47,7 @@ HEADERS = (
     ("", "seconds"),
     ("", "images/s"),
 )
+_LEFT_OUT = ("images/s", "MMACs", "layers", "best", "params", "seconds")  # of columns, in turn, where there is no room
 # What the accuracy is of, by targets: of an image, a pixel, a token, the next token, or rows as one's own targets make.
 _MEASURED = {"classification": "test %", "dense": "pixel %", "tokens": "token %", "causal_lm": "next %", "own": "row %"}
 _ACCURACY_OF = {
@@ -261,11 +262,18 @@ def legend(rows: Sequence[Row]) -> str:
     return text
 
 
-def plain_table(rows: Sequence[Row]) -> str:
-    """The table as aligned text, for a pipe or a file."""
+def plain_table(rows: Sequence[Row], width: int | None = None) -> str:
+    """The table as aligned text, for a pipe or a file; for a terminal of that ``width``, without some columns."""
     top = headers(rows)
     lines = [tuple(above for above, _ in top), tuple(name for _, name in top), *(row.cells() for row in rows)]
-    return aligned(lines, left=2, rule=2)
+    text = aligned(lines, left=2, rule=2)
+    for name in _LEFT_OUT:
+        if width is None or len(text.splitlines()[2]) <= width:
+            break
+        at = lines[1].index(name)
+        lines = [line[:at] + line[at + 1 :] for line in lines]
+        text = aligned(lines, left=2, rule=2)
+    return text
 
 
 def _text(value: Spread | None) -> str:

@@ -113,6 +113,7 @@ class RunResult(Size):
     history: NotRequired[list[Any]]
     files: NotRequired[dict[Text, Text]]
     accuracy: NotRequired[Accuracy]  # of a classifier
+    engine: NotRequired[Text]  # that computed the steps of a student, where the process that ended the run took some
     macs_ratio: NotRequired[Positive]  # of a generator: the teacher's over its own
     # Of anything but a classifier: what the accuracy is of.
     targets: NotRequired[Literal["classification", "dense", "tokens", "causal_lm", "own"]]

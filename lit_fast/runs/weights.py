@@ -59,6 +59,11 @@ class WeightInfo:
         )
 
     @property
+    def has_shape(self) -> bool:
+        """Whether it was trained on images or texts: other inputs have no shape that a file keeps."""
+        return self.length is not None or self.in_channels is not None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of an image, or (L,) of a text."""
         if self.length is not None:

@@ -97,6 +97,7 @@ class LoggingConfig(Strict):
 
     every: Annotated[int, Field(ge=1)] = 20
     tensorboard: bool = True
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 class CheckpointConfig(Strict):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, cast, get_args
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lit_fast import data, models, recipes
-from lit_fast.errors import ConfigError
+from lit_fast.errors import ConfigError, choose_from
 from lit_fast.files import must_be_regular
 from lit_fast.literals import BlockChoice, IRKind, StatsPolicy, Switch, TargetsKind
 from lit_fast.named_yaml import parse_yaml
@@ -27,7 +27,9 @@ from lit_fast.settings.base import (
     Strict,
 )
 from lit_fast.settings.cuts import CutConfig, merged
+from lit_fast.settings.explained import explained
 from lit_fast.settings.gan import GanExperiment
+from lit_fast.settings.optimizer import OptimizerConfig
 from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import Variant
 from lit_fast.user_functions import function, is_function, label
@@ -42,7 +44,7 @@ def _checked_name(name: str, what: str, known: Iterable[str], info: ValidationIn
     if name in known or _own(info):
         return name
     if not is_function(name):
-        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}, or module:function of your own")
+        raise ValueError(f"unknown {what} {name!r}{choose_from(name, known, ', or module:function of your own')}")
     function(name)
     return name
 
@@ -78,7 +80,7 @@ class ModelConfig(Strict):
     """A built-in network by name; ``cardinality`` is for ResNeXt only."""
 
     model: str
-    cardinality: Annotated[int, Field(ge=1)] | None = None
+    cardinality: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @field_validator("model")
     @classmethod
@@ -152,20 +154,6 @@ class LossConfig(Strict):
     tau_squared: bool = True
     section_weights: tuple[float, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-
-
-class OptimizerConfig(Strict):
-    """SGD; the learning rate belongs to the phase."""
-
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> OptimizerConfig:
-        if self.nesterov and self.momentum == 0.0:
-            raise ValueError("nesterov needs momentum > 0")
-        return self
 
 
 class StepConfig(BaseStepConfig):
@@ -380,7 +368,7 @@ def load_any_experiment(
         )  # another task is an unknown key of the latter
         return kind.model_validate(tree, context={"own_objects": own_objects})
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explained(error, kind)) from None
 
 
 def kind_of(tree: Mapping[str, Any]) -> type[Experiment] | type[GanExperiment]:
@@ -399,16 +387,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(tree).__name__}")
     return tree
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "experiment"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; see `lit-fast recipes --show NAME` for those there are")
-        else:
-            got = problem.get("input")
-            shown = "" if isinstance(got, dict) or problem["type"] == "missing" else f" (got {got!r})"
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "impossible config:\n  " + "\n  ".join(lines)

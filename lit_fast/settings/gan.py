@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lit_fast import models
+from lit_fast.errors import choose_from
 from lit_fast.literals import IRKind
 from lit_fast.runs.manifest import hashes
 from lit_fast.settings.base import (
@@ -26,7 +27,7 @@ GanVariant = Literal["scratch", "lit"]
 
 def _known(name: str) -> str:
     if name not in models.names("generator"):
-        raise ValueError(f"unknown generator {name!r}; known: {', '.join(models.names('generator'))}")
+        raise ValueError(f"unknown generator {name!r}{choose_from(name, models.names('generator'))}")
     return name
 
 

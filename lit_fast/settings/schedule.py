@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Phase(BaseModel):
     """``epochs`` at learning rate ``lr``, multiplied by ``gamma`` at each milestone (in epochs, fractions allowed).
 
-    Step by step, it also rises from 0 in a straight line over the first ``warmup`` epochs, and falls towards 0 in one over
-    the last ``linear`` epochs.
+    Step by step, it also rises from 0 in a straight line over the first ``warmup`` epochs, and falls in one towards 0
+    over the last ``linear`` epochs.
 
     Source: paper, appendix A ("milestones ... decaying the learning rate by a factor of 10"; of StarGAN: "decayed to 0
     over the last 10 epochs").

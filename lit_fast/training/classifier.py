@@ -42,7 +42,6 @@ __all__ = ["ClassifierTask", "LITPhase"]
 _LOG = logging.getLogger(__name__)
 _EVAL_BATCH = 256
 _LEAST_ROWS = 2  # that BatchNorm can train on
-_FUSED_SGD = ("cuda",)  # devices where SGD is one kernel, which a captured step needs
 
 
 @dataclass(frozen=True)
@@ -196,15 +195,7 @@ class ClassifierTask(Task):
             parameters += self.projector.parameters()
         sections = switches.ir_sections(self.student.num_sections)
         criterion = self._criterion(sections, in_lit).to(self.device)
-        chosen = self.settings.optimizer
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=1.0,  # set before every step
-            momentum=chosen.momentum,
-            weight_decay=chosen.weight_decay,
-            nesterov=chosen.nesterov,
-            fused=self.device.type in _FUSED_SGD,
-        )
+        optimizer = self.settings.optimizer.build(parameters, self.device)
         return LITStep(
             None if self.teacher is None else self.teacher.split,
             self.student,
@@ -247,6 +238,14 @@ class ClassifierTask(Task):
     @property
     def _leaves_out_last(self) -> bool:
         return self._leave_out_last.get(self._phase, False)
+
+    @property
+    def engine_taken(self) -> str | None:
+        """In a word or two; ``None`` without a teacher, or where no step was built."""
+        step = self.step
+        if step is None or step.teacher is None:
+            return None
+        return f"{step.engine}, captured" if step.captured else step.engine
 
     def engine(self) -> str | None:
         step = self.step

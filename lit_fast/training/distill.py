@@ -27,6 +27,7 @@ from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
+from lit_fast.training.callbacks import Callback
 from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
 
@@ -57,6 +58,7 @@ def distill(
     resume: bool = False,
     overrides: Iterable[str | Mapping[str, Any]] = (),
     console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Distilled:
     """Train ``student`` to stand in for ``teacher``: LIT phase, then fine-tune phase, as the recipe says.
 
@@ -77,12 +79,14 @@ def distill(
         resume: continue an interrupted call with the same arguments.
         overrides: ``"key=value"`` strings or mappings on top of the recipe, for example ``"epochs=20"``.
         console: a `rich.console.Console` for progress; default: standard output.
+        callbacks: told of the run, and of those that follow by pruning; see `lit_fast.Callback`.
 
     Returns:
         The student with its last weights; both weight files lie under ``run_dir/runs/<name>``, a report in ``run_dir``.
 
     Raises:
         PairError: the two do not fit together (see `lit_fast.inspect`).
+        TypeError: a callback that is none.
         ValueError, OSError, NonFiniteLoss, Interrupted: see `lit_fast.training`.
 
     Source: paper, section 3 and appendix A.
@@ -101,6 +105,9 @@ def distill(
     expect("variant", variant, str, "the name of a variant")
     expect_integer("seed", seed, "an integer")
     expect_switches(resume=resume, skip_padding=skip_padding)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks: expected objects of classes derived from lf.Callback, got {callback!r}")
     if not isinstance(data, Loader):
         data = as_data(data, "datasets")
     whole: Data = data.data if isinstance(data, Loader) else data
@@ -145,6 +152,7 @@ def distill(
         open_session(experiment, data, Path(run_dir), identity, resume=resume, console=console) as session,
     ):
         session.own_targets = None if isinstance(targets, str) else targets
+        session.callbacks = callbacks
         session.place(teacher_split).eval().requires_grad_(False)
         session.place(student_split)
         session.workers.equalise(teacher_split.model)

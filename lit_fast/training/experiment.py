@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from lit_fast.sections.projector import Projectors, make_projectors
 from lit_fast.settings.classifier import Experiment, ModelConfig
 from lit_fast.settings.given import known_weights, open_experiment_data
 from lit_fast.settings.variants import VARIANTS
+from lit_fast.training.callbacks import Callback
 from lit_fast.training.classifier import ClassifierTask, Teacher, perplexity
 from lit_fast.training.evaluation import Scores, evaluate, refuse_chance
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
@@ -272,6 +273,7 @@ class Session(BaseSession[Experiment]):
             **self._size(student.model, None if teacher is None else teacher.parameters, spec.sparsity),
             "accuracy": _accuracies(vals[-1], max(vals), outcome.best_epoch, accuracies["last"], accuracies["best"]),
             **self._further(tests["last"]),
+            **({} if task.engine_taken is None else {"engine": task.engine_taken}),
             **cost(spec, outcome, files),
         }
         return cast(RunResult, result)
@@ -328,6 +330,7 @@ def run_experiment(
     resume: bool = False,
     console: Console | None = None,
     score_test: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> list[RunResult]:
     """Train (or load) the teacher, then every student; what has ended before is not done again.
 
@@ -337,6 +340,7 @@ def run_experiment(
         resume: continue what an earlier call with the same experiment left there.
         console: where progress goes; default: standard output.
         score_test: False leaves the test split alone; the results then have no test accuracy.
+        callbacks: told of every run; see `lit_fast.Callback`.
 
     Returns:
         One result per run, the teacher's first, as in ``run_dir/results.json``.
@@ -346,7 +350,7 @@ def run_experiment(
     """
     data, known = partial(open_experiment_data, experiment), known_weights(experiment)
     with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
-        session.score_test = score_test
+        session.score_test, session.callbacks = score_test, callbacks
         session.workers.first(session.check)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from lit_fast.errors import DataError, NonFiniteLoss, NotFinite
 from lit_fast.runs.environment import tf32
-from lit_fast.runs.logs import RunLog
 from lit_fast.settings.schedule import Phase
+from lit_fast.training.callbacks import Listeners, RunInfo
 from lit_fast.training.interrupt import SignalWatch, stopped
-from lit_fast.training.progress import RunProgress, epoch_line
 from lit_fast.training.run_state import Position, RunState, Step, load_into
 from lit_fast.training.tally import LossTally
 from lit_fast.training.task import Task
@@ -47,21 +46,23 @@ class Run:
         task: what is trained, and by what.
         folder: of the run; a checkpoint found there is continued, if it is of this run.
         of: the run, as its checkpoints say (`RunFolder.of`).
-        console, signals: where progress goes; who may ask to stop.
+        console, signals: where the engine is told; who may ask to stop.
+        listeners: who is told of the run, in rank 0; its beginning and all but its end.
 
     Raises:
         NonFiniteLoss, Interrupted, StoreError: see there; ``--resume`` then goes on from the last checkpoint.
     """
 
-    def __init__(self, task: Task, folder: Path, of: str, *, console: Console, signals: SignalWatch) -> None:
+    def __init__(
+        self, task: Task, folder: Path, of: str, *, console: Console, signals: SignalWatch, listeners: Listeners
+    ) -> None:
         self.task, self.folder = task, folder
         self.spec, self.settings, self.workers = task.spec, task.settings, task.workers
-        self.console, self.signals = console, signals
+        self.console, self.signals, self.listeners = console, signals, listeners
         self.steps_per_epoch = task.data.steps_per_epoch(self.settings.batch_size)
         self.state = RunState(folder, task.networks, self.workers, of)
         self.position = self.state.position
         self.step: Step | None = None
-        self.log: RunLog | None = None
         self._told_engine = False
 
     # -- the whole run -----------------------------------------------------------------------------------------------
@@ -76,24 +77,19 @@ class Run:
         """Train what is left to train."""
         self.task.prepare()
         owed, at = self.state.restore(), self.position
-        if self.workers.leads:
-            board = self.settings.logging.tensorboard
-            self.log = RunLog(self.folder, resume_step=at.total_steps, tensorboard=board)
+        self.listeners.on_train_begin(self._info())
         self.task.begin()
-        total = self.spec.epochs * self.steps_per_epoch
-        try:
-            with (
-                tf32(self.settings.step.tf32),
-                RunProgress(self.console, self.spec.name, total, at.total_steps) as self.progress,
-            ):
-                while at.phase < len(self.spec.phases):
-                    self._enter(self.spec.phases[at.phase], owed)
-                    owed = None
-                    self._train_phase(self.spec.phases[at.phase])
-        finally:
-            if self.log is not None:
-                self.log.close()
+        with tf32(self.settings.step.tf32):
+            while at.phase < len(self.spec.phases):
+                self._enter(self.spec.phases[at.phase], owed)
+                owed = None
+                self._train_phase(self.spec.phases[at.phase])
         return Outcome(self.state.best, at.best_epoch, at.history, at.seconds, at.images)
+
+    def _info(self) -> RunInfo:
+        steps, done = self.spec.epochs * self.steps_per_epoch, self.position.total_steps
+        settings = self.settings.model_dump(mode="json")
+        return RunInfo(self.spec.name, self.folder, settings, self.task.networks, steps, done)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
@@ -130,14 +126,13 @@ class Run:
                 images = self._batch_images(at.step)
                 if train is None:
                     at.step, at.total_steps = at.step + 1, at.total_steps + 1
-                    self.progress.step(at.total_steps)
                     continue
                 rows = train()
                 at.step += 1
                 at.total_steps += 1
                 at.images += images
                 self.state.tally.add(rows, images, at.total_steps)
-                self.progress.step(at.total_steps)
+                self.listeners.on_step_end(at.total_steps, rows, self.task.named)
                 if at.total_steps % every == 0:
                     parts, now = self._read(phase), time.perf_counter()
                     self._log_step(phase, parts, (at.images - logged_images) / (now - logged_at))
@@ -202,8 +197,8 @@ class Run:
             torch.cuda.synchronize(self.task.device)  # steps that are still under way are training
         began, at = time.perf_counter(), self.position
         seen = self.task.look() or {}
-        if self.log is not None:
-            self.log.write("sections", at.total_steps, epoch=at.total_epochs + 1, phase=phase.name, **seen)
+        where = {"epoch": at.total_epochs + 1, "phase": phase.name}
+        self.listeners.on_sections(at.total_steps, {**where, **seen})
         return time.perf_counter() - began
 
     def _record_epoch(self, phase: Phase, lr: float, sections: dict[str, Any] | None) -> None:
@@ -224,17 +219,13 @@ class Run:
         if score is not None and score > at.best_score:
             at.best_score, at.best_epoch = score, at.total_epochs
             self.state.keep_best()
-        if self.log is not None:
-            self.log.write("epoch", at.total_steps, **entry)
-        self.progress.say(epoch_line(self.spec.name, entry, self.spec.epochs, self.task.describe_epoch(entry)))
+        self.listeners.on_epoch_end(at.total_steps, entry)
         self.task.draw(self.folder, at.total_epochs)
 
     def _log_step(self, phase: Phase, parts: Mapping[str, Any], speed: float) -> None:
         at = self.position
-        if self.log is not None:
-            where = {"epoch": at.total_epochs + 1, "phase": phase.name, "lr": self._last_rate(phase)}
-            self.log.write("step", at.total_steps, **where, **parts, images_per_second=speed)
-        self.progress.status(self.task.describe(parts), speed)
+        where = {"epoch": at.total_epochs + 1, "phase": phase.name, "lr": self._last_rate(phase)}
+        self.listeners.on_log(at.total_steps, {**where, **parts, "images_per_second": speed})
 
     def _read(self, phase: Phase) -> dict[str, Any]:
         """The parts of the last updates, with all steps since the last reading checked and added up."""

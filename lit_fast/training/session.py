@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -25,7 +25,11 @@ from lit_fast.step.lit_model import PRECISIONS
 from lit_fast.step.parallel import ALONE, Workers, check_batches, join
 from lit_fast.tables import printable
 from lit_fast.teacher.frozen import FrozenTeacher
+from lit_fast.training.callbacks import Callback, Listeners
+from lit_fast.training.callbacks.logs import JsonLog
+from lit_fast.training.callbacks.trackers import trackers
 from lit_fast.training.interrupt import SignalWatch
+from lit_fast.training.progress import EpochLines, ProgressBar
 from lit_fast.training.run import Outcome, Run
 from lit_fast.training.task import RunSpec, Task
 
@@ -46,7 +50,12 @@ class BaseSession(Generic[E]):
         console: where progress goes.
         signals: who may ask to stop.
         workers: the processes that do this together.
+
+    Attributes:
+        callbacks: the caller's own, told of every run.
     """
+
+    callbacks: Sequence[Callback] = ()
 
     def __init__(
         self,
@@ -82,8 +91,25 @@ class BaseSession(Generic[E]):
     def __exit__(self, *_: object) -> None:
         self.loader.close()
 
-    def run(self, task: Task, folder: Path) -> Run:
-        return Run(task, folder, self.folder.of(task.spec.name), console=self.console, signals=self.signals)
+    def run(self, task: Task, folder: Path, listeners: Listeners | None = None) -> Run:
+        return Run(
+            task,
+            folder,
+            self.folder.of(task.spec.name),
+            console=self.console,
+            signals=self.signals,
+            listeners=listeners or Listeners(),
+        )
+
+    def listeners(self, task: Task) -> Listeners:
+        """Who is told of a run: files, trackers, the console, and the caller's callbacks; in rank 0 alone."""
+        if not self.workers.leads:
+            return Listeners()
+        logging = self.experiment.logging
+        bar = [ProgressBar(self.console, task.describe)] if self.console.is_terminal else []
+        lines = EpochLines(self.console, task.spec.epochs, task.describe_epoch)
+        tracked = trackers(logging.trackers, tensorboard=logging.tensorboard)
+        return Listeners([JsonLog(), *tracked, *bar, lines, *self.callbacks])
 
     def train_task(
         self,
@@ -100,9 +126,8 @@ class BaseSession(Generic[E]):
         name = task.spec.name
         done, folder = self.workers.first(lambda: (self.folder.finished(name), self.folder.run(name)))
         if done is None:
-            outcome = self.run(task, folder).run()
 
-            def end() -> RunResult:
+            def end(outcome: Outcome) -> RunResult:
                 try:
                     result = finish(task, folder, outcome)
                     self.folder.finish(name, result)
@@ -115,7 +140,9 @@ class BaseSession(Generic[E]):
                     ) from error
                 return result
 
-            done = self.workers.first(end)
+            with self.listeners(task) as listeners:
+                outcome = self.run(task, folder, listeners).run()
+                done = listeners.result = self.workers.first(lambda: end(outcome))
         else:
             self.workers.first(lambda: load(done))
         for network in task.networks.values():
@@ -192,6 +219,7 @@ def opened(
         ValueError: what cannot work, before anything is written or read at length.
     """
     with SignalWatch() as signals, join(experiment.step.device) as workers, RunLock() as lock:
+        trackers(experiment.logging.trackers, tensorboard=False)  # told now, not after the teacher was trained
         source = source() if callable(source) else source
         data = source.data if isinstance(source, Loader) else source
         check_batches(workers, experiment.batch_size, len(data.train), sync_batchnorm=sync_batchnorm)

@@ -11,7 +11,7 @@ from lit_fast.data import open_data
 from lit_fast.data.loaders import open_loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'lit_fast[dali]'")
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
 
 
 @pytest.mark.parametrize("make", [coloured, texts])

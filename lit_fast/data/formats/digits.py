@@ -52,7 +52,7 @@ def _read() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("digits: needs scikit-learn, which is not installed; pip install 'lit_fast[demo]'") from error
+        raise DataError("digits: needs scikit-learn, which is not installed; pip install scikit-learn") from error
     bunch = load_digits()
     images = torch.as_tensor(bunch.images, dtype=torch.float32)  # [1797, 8, 8], values 0..16
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)

@@ -29,9 +29,7 @@ def pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(
-            "reading image files needs Pillow, which is not installed; pip install 'lit_fast[demo]'"
-        ) from error
+        raise DataError("reading image files needs Pillow, which is not installed; pip install pillow") from error
     return Image
 
 

@@ -35,7 +35,7 @@ def missing() -> str | None:
     try:
         from nvidia.dali import fn  # noqa: F401
     except ImportError as error:
-        return f"NVIDIA DALI cannot be imported ({error}); pip install 'lit_fast[dali]'"
+        return f"NVIDIA DALI cannot be imported ({error}); pip install '.[dali]' in a checkout of lit_fast"
     return None
 
 
