@@ -46,7 +46,7 @@ from lit_fast.bench.step import Row
 from lit_fast.bench.ways import Problem, Way
 from lit_fast.loss.modules import LITLoss
 from lit_fast.step.lit_step import LITStep
-from lit_fast.step.passes import StudentPasses
+from lit_fast.step.passes.student import StudentPasses
 
 LADDER = ("plain", "eager", "channels-last", "lowered", "runner", "capture")
 # Whether the passes run side by side, and whether norms are fused.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from lit_fast.step.lit_model import LITModel
     from lit_fast.step.lit_step import LITStep
     from lit_fast.step.output import LITOutput
-    from lit_fast.step.running_stats import recalibrate
+    from lit_fast.step.passes.running_stats import recalibrate
     from lit_fast.teacher.frozen import FrozenTeacher
     from lit_fast.training.callbacks import Callback
     from lit_fast.training.distill import Distilled, distill
@@ -67,7 +67,7 @@ _HOME = {
     "IRLoss": "loss.modules",
     "Projectors": "sections.projector",
     "make_projectors": "sections.projector",
-    "recalibrate": "step.running_stats",
+    "recalibrate": "step.passes.running_stats",
     "SplitModel": "sections.model",
     "copy_blocks": "sections.copying",
     "copy_parts": "sections.copying",

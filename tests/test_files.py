@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from everyday import but_first, exhaustive
+from lit_fast.runs.logs import RunLog
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -39,7 +40,6 @@ from lit_fast.runs.checkpoint import Checkpoint, CheckpointStore
 from lit_fast.runs.export import export
 from lit_fast.runs.folder import RunFolder
 from lit_fast.runs.lock import RunLock
-from lit_fast.runs.logs import RunLog
 from lit_fast.training import session
 
 MINE = "a file of the user's\n"

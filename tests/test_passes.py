@@ -12,7 +12,7 @@ from tiny_networks import Net, split
 from torch import Tensor, nn
 
 import lit_fast as lf
-from lit_fast.step.passes import StudentPasses
+from lit_fast.step.passes.student import StudentPasses
 from lit_fast.teacher.frozen import After
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from everyday import exhaustive
+from lit_fast.runs.logs import RunLog
 from safetensors.torch import save_file
 from test_report import BASIC, content, run_folder, with_looks
 from training_helpers import tiny
@@ -23,7 +24,6 @@ from lit_fast.gan import report as gan_report
 from lit_fast.paper.report import plain_tables, read_results, view_of
 from lit_fast.report import run as report
 from lit_fast.runs.folder import RunFolder
-from lit_fast.runs.logs import RunLog
 from lit_fast.runs.results import trains_generators
 from lit_fast.runs.schema import RunResult
 from lit_fast.runs.stored import read_json

@@ -22,7 +22,7 @@ from lit_fast.sections.dryrun import untouched
 from lit_fast.sections.inputs import Inputs, without_labels
 from lit_fast.sections.parts import Part
 from lit_fast.step.lit_step import LITStep
-from lit_fast.step.passes import PassOutputs, StudentPasses
+from lit_fast.step.passes.student import PassOutputs, StudentPasses
 
 __all__ = ["SectionDiagnostics", "section_diagnostics"]
 

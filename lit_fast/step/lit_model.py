@@ -27,7 +27,7 @@ from lit_fast.sections.tracing import set_mode
 from lit_fast.step.arguments import check_parts, section_numbers
 from lit_fast.step.linear_heads import HeadSearch
 from lit_fast.step.output import LITOutput
-from lit_fast.step.passes import PassOutputs, StudentPasses
+from lit_fast.step.passes.student import PassOutputs, StudentPasses
 from lit_fast.step.rows import LossRows, OutputShapes
 from lit_fast.teacher.frozen import After, FrozenTeacher, frozen_for
 

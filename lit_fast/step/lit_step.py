@@ -22,7 +22,7 @@ from lit_fast.step.batches import Batch, FedBatch, Feed, GivenBatch
 from lit_fast.step.capture import CapturedSteps
 from lit_fast.step.lit_model import LITModel, Normalizer
 from lit_fast.step.parallel import SharedGradients, Workers
-from lit_fast.step.running_stats import refused_in_backward
+from lit_fast.step.passes.running_stats import refused_in_backward
 from lit_fast.step.state import prepare_momentum
 
 if TYPE_CHECKING:

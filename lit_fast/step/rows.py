@@ -12,7 +12,7 @@ from lit_fast.literals import TargetsKind
 from lit_fast.loss.targets import TargetsOf, padding_of, resolve
 from lit_fast.sections.inputs import Inputs, replaced
 from lit_fast.step.batches import signature
-from lit_fast.step.passes import PassOutputs
+from lit_fast.step.passes.student import PassOutputs
 
 __all__ = ["LossRows", "OutputShapes"]
 

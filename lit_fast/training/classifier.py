@@ -28,7 +28,7 @@ from lit_fast.settings.schedule import Phase
 from lit_fast.settings.variants import VARIANTS
 from lit_fast.step.lit_step import LITStep
 from lit_fast.step.parallel import ALONE, Workers
-from lit_fast.step.running_stats import recalibrate
+from lit_fast.step.passes.running_stats import recalibrate
 from lit_fast.teacher.frozen import FrozenTeacher
 from lit_fast.training.evaluation import Scores, evaluate
 from lit_fast.training.progress import describe

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fast.errors import ConfigError
+from lit_fast.files import atomic_write, must_be_regular
 from lit_fast.runs.schema import RunResult
 from lit_fast.training.callbacks import Callback, RunInfo
 from lit_fast.training.callbacks.logs import ScalarCallback, TensorBoard, scalars
@@ -132,8 +133,10 @@ def trackers(names: Sequence[str], *, tensorboard: bool) -> list[Callback]:
 
 def _kept(file: Path, make: Callable[[], str]) -> str:
     """The id in the file; where there is none, a new one that is written there."""
-    if not file.exists():
-        file.write_text(make() + "\n", encoding="utf-8")
+    if not os.path.lexists(file):
+        made = make() + "\n"
+        atomic_write(file, lambda path: path.write_text(made, encoding="utf-8"))
+    must_be_regular(file)
     return file.read_text(encoding="utf-8").strip()
 
 

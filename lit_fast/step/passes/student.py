@@ -18,8 +18,8 @@ from lit_fast.models.norm_pattern import FusedForwards
 from lit_fast.sections.inputs import Inputs
 from lit_fast.sections.model import SplitModel
 from lit_fast.step.batches import laid_out
-from lit_fast.step.pass_weights import PassWeights
-from lit_fast.step.running_stats import RunningStats
+from lit_fast.step.passes.running_stats import RunningStats
+from lit_fast.step.passes.weights import PassWeights
 from lit_fast.streams import SideStreams
 from lit_fast.teacher.frozen import After, Outputs
 
