@@ -67,6 +67,14 @@ class RecordedStreams(TorchDispatchMode):
         monkeypatch.setattr(torch.cuda, "Stream", self.new)
         monkeypatch.setattr(torch.cuda, "stream", self.on)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _device=None: self.current)
+        backward = torch.autograd.backward
+
+        def from_roots(tensors: Any, *args: Any, **kwargs: Any) -> None:
+            for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
+                self._look_from(tensor.grad_fn)  # its first nodes may launch nothing
+            backward(tensors, *args, **kwargs)
+
+        monkeypatch.setattr(torch.autograd, "backward", from_roots)
 
     def new(self, _device: Any = None) -> Stream:
         self.made.append(Stream(self, len(self.made)))
@@ -133,9 +141,7 @@ class RecordedStreams(TorchDispatchMode):
     def _begin(self, node: Any) -> int:
         """The stream of a node of autograd, which has waited for those whose gradients it takes."""
         key = _key(node)
-        if key not in self._givers:
-            self._givers[key] = set()
-            self._look_behind(node)
+        self._look_from(node)
         if isinstance(key, int):
             stream = self._streams_from[bisect.bisect_right(self._starts, key) - 1]
         else:  # gradients of a leaf: on any stream, so on one that gave them
@@ -145,6 +151,11 @@ class RecordedStreams(TorchDispatchMode):
             for other in self._givers[key]:
                 self._learn(stream, other)
         return stream
+
+    def _look_from(self, node: Any) -> None:
+        if _key(node) not in self._givers:
+            self._givers[_key(node)] = set()
+            self._look_behind(node)
 
     def _look_behind(self, node: Any) -> None:
         """Note who gives gradients to whom, from this node on."""

@@ -95,7 +95,7 @@ def test_the_recipe_cannot_be_overridden() -> None:
     [
         ("betta=1", "betta: unknown key"),
         ("loss.betta=1", "loss.betta: unknown key"),
-        ("phases.lit.warmup=3", "phases.lit.warmup: unknown key"),
+        ("phases.lit.rampup=3", "phases.lit.rampup: unknown key"),
         ("loss.beta=1.5", "loss.beta: .*less than or equal to 1.*1.5"),
         ("loss.alpha=-0.1", "loss.alpha: .*greater than or equal to 0"),
         ("loss.alpha=.nan", "loss.alpha"),

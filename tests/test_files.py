@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from everyday import but_first, exhaustive
-from lit_fast.runs.logs import RunLog
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -41,6 +40,8 @@ from lit_fast.runs.export import export
 from lit_fast.runs.folder import RunFolder
 from lit_fast.runs.lock import RunLock
 from lit_fast.training import session
+from lit_fast.training.callbacks import RunInfo
+from lit_fast.training.callbacks.logs import JsonLog, TensorBoard
 
 MINE = "a file of the user's\n"
 
@@ -181,12 +182,17 @@ def test_a_full_disk_at_the_end_of_a_run_names_the_file_and_the_way_out(
         module.run_experiment(tiny("epochs=1"), tmp_path / "run", console=quiet())
 
 
+def run_info(folder: Path) -> RunInfo:
+    return RunInfo("one", folder, {}, {}, steps=4)
+
+
 def test_a_log_on_a_full_disk_names_itself(full: Path) -> None:
-    log = RunLog(full, tensorboard=False)
+    log = JsonLog()
+    log.on_train_begin(run_info(full))
     with pytest.raises(OSError, match="No space left on device") as caught:
-        log.write("step", 1, text="x" * 400_000)
+        log.on_log(1, {"text": "x" * 400_000})
     assert caught.value.filename == str(full / "log.jsonl")
-    log.close()
+    log.on_train_end(None)
 
 
 # -- planted links ---------------------------------------------------------------------------------------------------
@@ -238,11 +244,11 @@ def test_a_run_follows_no_link(tmp_path: Path, mine: Path) -> None:
     for name in ("log.jsonl", "tensorboard", "checkpoints"):
         planted(one, mine if name == "log.jsonl" else elsewhere, (name,))
     with pytest.raises(OSError, match="is a symbolic link"):
-        RunLog(one)
+        JsonLog().on_train_begin(run_info(one))
     (one / "log.jsonl").unlink()
     if importlib.util.find_spec("tensorboard") is not None:
         with pytest.raises(OSError, match="is a symbolic link"):
-            RunLog(one, tensorboard=True)
+            TensorBoard().on_train_begin(run_info(one))
     with pytest.raises(StoreError, match="is a symbolic link, not a folder"):
         CheckpointStore(one / "checkpoints").save(Checkpoint(1, {"w": torch.zeros(1)}, None, {}))
     assert not list(elsewhere.iterdir())

@@ -61,6 +61,7 @@ class Launches(TorchDispatchMode):
 def step_of(student: nn.Module, shared: bool, precision: str = "bf16", **options: Any) -> lf.LITStep:
     torch.manual_seed(0)
     teacher, student = split(copy.deepcopy(student)), split(copy.deepcopy(student)).train()
+    student.to(memory_format=torch.channels_last)  # as in runs: else convolutions convert their weights
     optimizer = torch.optim.SGD(student.parameters(), lr=0.125, momentum=0.5, fused=True)
     step = lf.LITStep(teacher, student, lf.LITLoss(beta=0.5), optimizer, precision=precision, **options)
     step.passes.weights.on = shared

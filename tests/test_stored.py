@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from everyday import exhaustive
-from lit_fast.runs.logs import RunLog
 from safetensors.torch import save_file
 from test_report import BASIC, content, run_folder, with_looks
 from training_helpers import tiny
@@ -28,6 +27,8 @@ from lit_fast.runs.results import trains_generators
 from lit_fast.runs.schema import RunResult
 from lit_fast.runs.stored import read_json
 from lit_fast.runs.weights import read_info
+from lit_fast.training.callbacks import RunInfo
+from lit_fast.training.callbacks.logs import JsonLog
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**70, 10**400, 1e308, -1e308, float("nan"), float("inf"), 1e-320, 3.5),
@@ -178,7 +179,9 @@ def test_a_damaged_line_of_a_log_ends_what_is_kept_of_it(
 ) -> None:
     lines = ['{"event": "step", "step": 1}', line, '{"event": "step", "step": 2}']
     (tmp_path / "log.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
-    RunLog(tmp_path, resume_step=2, tensorboard=False).close()
+    log = JsonLog()
+    log.on_train_begin(RunInfo("one", tmp_path, {}, {}, steps=4, step=2))
+    log.on_train_end(None)
     assert (tmp_path / "log.jsonl").read_text() == lines[0] + "\n"
     assert "log.jsonl: line 2 is damaged" in caplog.text
 

@@ -318,7 +318,7 @@ def test_a_part_that_fails_its_check_raises_or_runs_as_its_module(monkeypatch, w
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("engine", ["auto", "runner"])
 def test_a_first_batch_that_is_not_finite_gives_what_the_modules_give(engine, value):
-    teacher, student = network("resnet20")[0], network("resnet20")[0]
+    teacher, student = network("resnet8")[0], network("resnet8")[0]
     step = lf.LITStep(teacher, student, lf.LITLoss(), torch.optim.SGD(student.parameters(), lr=0.1), engine=engine)
     images = torch.randn(4, 3, 32, 32)
     images[:, 0, 0, 0] = value
@@ -327,7 +327,7 @@ def test_a_first_batch_that_is_not_finite_gives_what_the_modules_give(engine, va
 
 
 def test_programs_are_checked_on_finite_numbers_where_the_first_batch_has_none(monkeypatch):
-    model, images = network("resnet20")
+    model, images = network("resnet8")
     broken(monkeypatch, lambda steps, dtype, out: out + 1)
     with pytest.raises(LoweringError, match="stem: lowered, it differs from the module"):
         FrozenTeacher(model).run(images * torch.nan)

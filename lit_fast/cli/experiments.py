@@ -211,7 +211,7 @@ def _conclude(folder: Path) -> dict[str, Any]:
 
     if trains_generators(folder):
         typer.echo(printable_lines(gan_report.conclude(folder)))
-        return _found(folder, read_results(folder)["results"], folder / "report.png")
+        return _found(folder, read_results(folder, generators=True)["results"], folder / "report.png")
 
     results = load_results(folder)["results"]
     rows = table(results)

@@ -283,7 +283,9 @@ def _are_usual(inputs: Inputs, options: LossOptions) -> bool:
     To check them in Python as well takes as long as the loss of small tensors.
     """
     irs, teacher_irs, z, teacher_z, labels, _, scale, rows, _, ir_rows = inputs
-    if rows is not None or ir_rows or not (0 < options.beta < 1 and 0 < options.alpha < 1):
+    if rows is not None or not (ir_rows is None or (type(ir_rows) is tuple and not ir_rows)):
+        return False
+    if options.reduction != "mean" or not (0 < options.beta < 1 and 0 < options.alpha < 1):
         return False
     if type(irs) not in (list, tuple) or type(teacher_irs) not in (list, tuple):
         return False

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_fast.data.formats.alphabet import SYMBOLS
@@ -67,8 +66,8 @@ def export(
     Raises:
         ExportError: packages are missing (named, with the extra that brings them), or the result is further than the
             tolerance from PyTorch.
-        ValueError: unknown format, or ``out`` is a folder or a device.
-        OSError: the file cannot be written.
+        ValueError: unknown format, or ``out`` is a folder.
+        OSError: the file cannot be written, or is a link, a pipe or a device.
     """
     if to not in FORMATS:
         raise ValueError(f"export format: expected one of {', '.join(FORMATS)}, got {to!r}")
@@ -78,11 +77,8 @@ def export(
     if to == "onnx":
         _require_onnx()
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with untouched(model.cpu()):
-            return _export(model.eval(), shape, to, out, info, output)
-    except SafetensorError as error:  # which is no OSError, whatever the disk said
-        raise OSError(f"{out} cannot be written: {error}") from error
+    with untouched(model.cpu()):
+        return _export(model.eval(), shape, to, out, info, output)
 
 
 def _export(
