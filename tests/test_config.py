@@ -62,6 +62,7 @@ def test_the_recipe_given_by_name_beats_the_one_in_the_file(tmp_path: Path) -> N
             ["resnext20-c16"],
         ),
         ("optimizer.weight_decay=5e-4", lambda e: e.optimizer.weight_decay, 5e-4),
+        ("optimizer.clip_grad_norm=2", lambda e: e.optimizer.clip_grad_norm, 2.0),
         ("phases.lit.milestones=[2, 3.5]", lambda e: e.phases.lit.milestones, (2.0, 3.5)),
         ("data.dir=/a=b", lambda e: e.data.dir, Path("/a=b")),
         ("epochs=null", lambda e: e.epochs, None),

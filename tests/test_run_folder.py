@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from training_helpers import tiny
+from training_helpers import quiet, tiny
 
 from lit_fast.data import Augmentation, Data, from_arrays
 from lit_fast.errors import RunFolderError
 from lit_fast.runs.folder import DALI, RunFolder
+from lit_fast.training import session
+from lit_fast.training.experiment import run_experiment
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:
@@ -92,3 +94,23 @@ def test_a_run_goes_on_with_or_without_dali_as_it_began(tmp_path, there, now, me
     RunFolder(tmp_path, tiny(), opened(), resume=False, extra=there).claim()
     with pytest.raises(RunFolderError, match=message):
         RunFolder(tmp_path, tiny(), opened(), resume=True, extra=now)
+
+
+def test_what_may_change_the_last_bits_is_told(tmp_path):
+    RunFolder(tmp_path, tiny(), opened(), resume=False, environment={"threads": 2, "torch": "2.13.0"}).claim()
+    here = {"threads": 1, "torch": "2.13.0", "instructions": "AVX512"}
+    again = RunFolder(tmp_path, tiny(), opened(), resume=True, environment=here)
+    assert again.changes == ["threads 2, now 1"]
+    again.claim()
+    assert RunFolder(tmp_path, tiny(), opened(), resume=True, environment=here).changes == []
+    (tmp_path / "environment.json").write_text("[]")
+    assert RunFolder(tmp_path, tiny(), opened(), resume=True, environment=here).changes == []
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    run_experiment(tiny("epochs=1", "variants=[scratch]"), tmp_path / "run", console=quiet())
+    real = session.rounding_environment
+    monkeypatch.setattr(session, "rounding_environment", lambda *given: {**real(*given), "threads": 99})
+    console = quiet()
+    run_experiment(tiny("epochs=1", "variants=[scratch]"), tmp_path / "run", resume=True, console=console)
+    assert "now 99: what follows may differ in its last bits from a run without a stop" in console.file.getvalue()

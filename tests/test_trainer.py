@@ -474,6 +474,19 @@ def test_section_weights_go_with_their_sections(tmp_path: Path) -> None:
     assert len(hint["history"][0]["ir"]) == 1
 
 
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    def last(*overrides: str) -> dict[str, torch.Tensor]:
+        path = tmp_path / "-".join(overrides)
+        options = ("variants=[kd]", "data.train_size=40", "teacher.epochs=1", "optimizer.weight_decay=0", *overrides)
+        run_experiment(tiny(*options), path, console=quiet())
+        found = weights(path, "resnet20-kd-seed0")
+        return {name: value for name, value in found.items() if "running" not in name and "num_b" not in name}
+
+    clipped = last("optimizer.clip_grad_norm=1e-20", "epochs=1"), last("optimizer.clip_grad_norm=1e-20", "epochs=2")
+    assert all(torch.equal(value, clipped[1][name]) for name, value in clipped[0].items())
+    assert not torch.equal(clipped[0]["linear.weight"], last("epochs=1")["linear.weight"])
+
+
 @pytest.mark.parametrize("chosen", ["sgd", pytest.param("adamw", marks=exhaustive)])
 def test_captured_runs_resume_exactly_and_equal_eager_ones(
     chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

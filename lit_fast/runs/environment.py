@@ -13,7 +13,7 @@ import torch
 from lit_fast.float32 import tf32
 from lit_fast.version import __version__
 
-__all__ = ["cudnn_benchmark", "describe_environment", "processor", "resolve_device", "tf32"]
+__all__ = ["cudnn_benchmark", "describe_environment", "processor", "resolve_device", "rounding_environment", "tf32"]
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -56,6 +56,13 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
         "threads": torch.get_num_threads(),
         "processes": processes,
     }
+
+
+def rounding_environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """What decides in which order sums are made, so that results depend on it in their last bits."""
+    named = describe_environment(device, processes)
+    kept = {key: named[key] for key in ("torch", "processor", "device", "threads", "processes")}
+    return {**kept, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def processor() -> str:

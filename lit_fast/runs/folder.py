@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,7 @@ from lit_fast.runs.stored import read_json
 _FINGERPRINT = "data.fingerprint"
 _ID = "folder"  # key of the identity: drawn when a folder is begun; all that its runs write is bound to it
 _RESULT = "result.json"
+_ENVIRONMENT = "environment.json"
 _BAD_FILES = "bad_files.json"  # those that stopped a run, and the fingerprint of all others
 DALI = "data.dali"  # key of `extra`: True for the loader "dali"; absent for the others, which agree bit by bit
 
@@ -55,6 +57,10 @@ class RunFolder:
         extra: further identity (the structure of a user's own models).
         resume: continue what is there.
         lock: taken, so that no other process works in this folder.
+        environment: what results depend on in their last bits; saved as ``environment.json``.
+
+    Attributes:
+        changes: of the environment since the experiment was begun or last gone on with, in words.
 
     Raises:
         RunFolderError: it holds another experiment (the differing keys are named), or one on data that have changed
@@ -71,12 +77,14 @@ class RunFolder:
         resume: bool,
         extra: dict[str, Any] | None = None,
         lock: RunLock | None = None,
+        environment: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self._identity = {**experiment.identity(), _FINGERPRINT: data.fingerprint, **(extra or {})}
         self._contents, self._settings = data.contents(), experiment.to_yaml()
         self._id = secrets.token_hex(8)
         self._claimed = self._repaired = False
+        self._environment, self.changes = dict(environment or {}), list[str]()
         try:
             path.mkdir(parents=True, exist_ok=True)
             if lock is not None:
@@ -85,6 +93,7 @@ class RunFolder:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if (path / "identity.json").exists():
                 self._check(data, resume)
+                self.changes = self._changes()
             elif any(path.iterdir()):
                 raise RunFolderError(f"{path} is not empty and holds no experiment; choose an empty or new folder")
         except OSError as error:
@@ -101,12 +110,22 @@ class RunFolder:
         try:
             write_json(self.path / "identity.json", {**self._identity, _ID: self._id})
             write_json(self.path / "data.json", self._contents)
+            if self._environment:
+                write_json(self.path / _ENVIRONMENT, self._environment)
             atomic_write(self.path / "experiment.yaml", lambda p: p.write_text(self._settings, encoding="utf-8"))
             if self._repaired:
                 (self.path / _BAD_FILES).unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(self._unwritable(error)) from error
         self._claimed = True
+
+    def _changes(self) -> list[str]:
+        try:
+            there = read_json(self.path / _ENVIRONMENT, dict[str, Any], RunFolderError)
+        except (OSError, RunFolderError):  # it is for a note alone
+            return []
+        here = self._environment
+        return [f"{key} {there[key]}, now {here[key]}" for key in here if key in there and there[key] != here[key]]
 
     def _unwritable(self, error: OSError) -> str:
         reason = error.strerror or str(error)

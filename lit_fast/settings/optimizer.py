@@ -28,6 +28,7 @@ class OptimizerConfig(Strict):
     nesterov: bool = False
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
+    clip_grad_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _of_the_one(self) -> OptimizerConfig:
@@ -44,7 +45,8 @@ class OptimizerConfig(Strict):
     @model_serializer(mode="wrap")
     def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = handler(self)
-        return {key: value for key, value in tree.items() if key == "weight_decay" or key in self.OF[self.name]}
+        written = ("weight_decay", *self.OF[self.name], *(() if self.clip_grad_norm is None else ("clip_grad_norm",)))
+        return {key: value for key, value in tree.items() if key in written}
 
     def build(self, parameters: Iterable[Tensor], device: torch.device) -> torch.optim.Optimizer:
         """With a learning rate that is set before every step; on CUDA such that it can be captured."""

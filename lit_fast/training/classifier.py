@@ -207,6 +207,7 @@ class ClassifierTask(Task):
             precision=options.precision,
             projector=self.projector if in_lit else None,
             engine=options.engine,
+            clip_grad_norm=self.settings.optimizer.clip_grad_norm,
             capture=options.capture and self.workers.size == 1,  # the sum over processes is not captured
             side_by_side=options.side_by_side if in_lit else False,
             fused_norm=options.fused_norm,

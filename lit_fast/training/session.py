@@ -14,7 +14,7 @@ from lit_fast.data import Data
 from lit_fast.data.loaders import Loader, choose_loader, open_loader
 from lit_fast.errors import ConfigError, DataError, StoreError
 from lit_fast.files import OF_THE_DISK
-from lit_fast.runs.environment import describe_environment, resolve_device
+from lit_fast.runs.environment import describe_environment, resolve_device, rounding_environment
 from lit_fast.runs.folder import DALI, RunFolder
 from lit_fast.runs.lock import RunLock
 from lit_fast.runs.results import write_results
@@ -228,7 +228,12 @@ def opened(
 
         def claim(**further: Any) -> RunFolder:
             identity = {**extra, **further}
-            return workers.first(lambda: RunFolder(run_dir, experiment, data, resume=resume, extra=identity, lock=lock))
+            about = rounding_environment(device, workers.size)
+            return workers.first(
+                lambda: RunFolder(
+                    run_dir, experiment, data, resume=resume, extra=identity, lock=lock, environment=about
+                )
+            )
 
         if isinstance(source, Loader):
             loader = source
@@ -247,6 +252,9 @@ def opened(
             _remembered(folder, data),
             kind(experiment, loader, folder, console or Console(), signals, workers) as session,
         ):
+            for change in folder.changes:
+                told = f"note: begun with {change}: what follows may differ in its last bits from a run without a stop"
+                session.console.print(told, highlight=False, markup=False)
             yield session
 
 
