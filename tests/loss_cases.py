@@ -379,7 +379,8 @@ def check(lit_loss: LitLoss, case: Case, device: str = "cpu") -> None:
         if case.dtype in (F16, BF16):
             tolerance = max(tolerance, IR_TOLERANCE[case.dtype])
         if not is_ir:
-            floor += PROBABILITY_ROUNDING[loss_dtype] * _logits_gradient_scale(case)
+            roundings = 2 if case.options.label_smoothing else 1  # of the probability, and of the smoothed label
+            floor += roundings * PROBABILITY_ROUNDING[loss_dtype] * _logits_gradient_scale(case)
         assert_accurate(name, mine, eagers, right, tolerance, floor)
 
 
