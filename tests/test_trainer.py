@@ -474,6 +474,7 @@ def test_section_weights_go_with_their_sections(tmp_path: Path) -> None:
     assert len(hint["history"][0]["ir"]) == 1
 
 
+@exhaustive
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     def last(*overrides: str) -> dict[str, torch.Tensor]:
         path = tmp_path / "-".join(overrides)
