@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_fast.errors import UnavailableError
 from lit_fast.loss import modules as losses
+from lit_fast.loss.backends import native
 from lit_fast.loss.functional import ir_loss, kd_loss, lit_loss
 from lit_fast.loss.modules import IRLoss, KDLoss, LITLoss
 
@@ -379,6 +380,7 @@ def test_a_compiled_transform_has_the_gradient():
     torch.testing.assert_close(compiled(student), (student - teacher) / 6)
 
 
+@pytest.mark.skipif(not native.available()[0], reason=f"native: {native.available()[1]}")
 def test_a_fused_backend_is_refused_under_torch_func():
     with pytest.raises(UnavailableError, match=r"'native' is not available under torch.func.*backend='auto'"):
         torch.func.grad(lambda z: IRLoss(backend="native")([z], [torch.zeros(3)]))(torch.ones(3))
