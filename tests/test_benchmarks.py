@@ -384,7 +384,7 @@ def test_the_benchmarks_run_under_pytest_and_leave_a_results_file(results_file: 
 
 @exhaustive
 def test_the_plot_draws_a_results_file_and_prints_its_table(
-    results_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    results_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawn: None
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["plot.py", str(results_file), "--out", str(tmp_path / "figure.svg")])
     plot.main()

@@ -146,7 +146,9 @@ def page_folder(given: Path, small_cifar: None, tmp_path: Path, monkeypatch: pyt
     real = load_experiment
 
     def shortened(recipe: Any, config: Any, overrides: Any, **options: Any) -> Experiment:
-        return real(recipe, config, [*overrides, *SHORT], **options)
+        # Of lf.distill, whose dataset and teacher are given.
+        of_distill = [setting for setting in SHORT if not setting.startswith(("data.", "teacher."))]
+        return real(recipe, config, [*overrides, *of_distill], **options)
 
     monkeypatch.setattr(distilling, "load_experiment", shortened)
     monkeypatch.setattr(pairing, "FEWEST", 1)
