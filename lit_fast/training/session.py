@@ -126,29 +126,31 @@ class BaseSession(Generic[E]):
         name = task.spec.name
         done, folder = self.workers.first(lambda: (self.folder.finished(name), self.folder.run(name)))
         if done is None:
-
-            def end(outcome: Outcome) -> RunResult:
-                try:
-                    result = finish(task, folder, outcome)
-                    self.folder.finish(name, result)
-                except OSError as error:
-                    if error.errno not in OF_THE_DISK:
-                        raise
-                    raise StoreError(
-                        f"cannot write {error.filename or folder}: {error.strerror}; the last checkpoint of {name} is "
-                        "intact. Make room or mend the folder, then --resume"
-                    ) from error
-                return result
-
             with self.listeners(task) as listeners:
                 outcome = self.run(task, folder, listeners).run()
-                done = listeners.result = self.workers.first(lambda: end(outcome))
+                done = listeners.result = self.workers.first(
+                    lambda: self._finished(name, folder, lambda: finish(task, folder, outcome))
+                )
         else:
             self.workers.first(lambda: load(done))
         for network in task.networks.values():
             self.workers.equalise(network)
         self.record(done)
         return done
+
+    def _finished(self, name: str, folder: Path, finish: Callable[[], RunResult]) -> RunResult:
+        """The result of a run that has been trained, once all of it is written."""
+        try:
+            result = finish()
+            self.folder.finish(name, result)
+        except OSError as error:
+            if error.errno not in OF_THE_DISK:
+                raise
+            raise StoreError(
+                f"cannot write {error.filename or folder}: {error.strerror}; the last checkpoint of {name} is intact. "
+                "Make room or mend the folder, then --resume"
+            ) from error
+        return result
 
     def record(self, result: RunResult) -> None:
         """Add the result of a run to those of the experiment."""
