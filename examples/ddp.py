@@ -1,7 +1,7 @@
 """LIT in several processes: LITModel in DistributedDataParallel, or sharded by FSDP2.
 
-    torchrun --nproc-per-node 4 examples/ddp.py
-    torchrun --nproc-per-node 2 examples/ddp.py --tiny --fsdp
+    torchrun --standalone --nproc-per-node 4 examples/ddp.py
+    torchrun --standalone --nproc-per-node 2 examples/ddp.py --tiny --fsdp
 
 Each process has rows of its own. With ``over_processes=True`` the gradient is that of all rows together, also where
 processes have unequal numbers of rows, ignored labels or padding.

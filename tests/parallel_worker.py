@@ -1,6 +1,6 @@
 """A whole `lit_fast.distill` that takes a second, alone or as one of the processes that torchrun starts.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/parallel_worker.py RUN_DIR [key=value ...]
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/parallel_worker.py RUN_DIR [key=value ...]
 
 With FAIL="<rank> <step> <signal>" in the environment, that process sends itself the signal before that step of the
 student. With SAVE=1, there is a checkpoint after every step. In float64 and without BatchNorm, so that the number of

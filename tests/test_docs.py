@@ -409,7 +409,7 @@ def test_no_block_is_skipped(text: str, tmp_path: Path, monkeypatch: pytest.Monk
         "pip install .[no]",
         "pip install torch",
         "lit-fast distil",
-        "torchrun --nproc-per-node 2 x.py",
+        "torchrun --standalone --nproc-per-node 2 x.py",
         "curl x",
         "ruff-x .",
     ],

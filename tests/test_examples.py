@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from everyday import exhaustive
+from processes import torchrun
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # Of these timm is not in the test extra: it brings torchvision.
@@ -144,12 +143,7 @@ def test_a_process_alone_trains_by_ddp(
 
 def in_two_processes(name: str, folder: Path, *options: str) -> list[float]:
     """The losses that the example prints, run by torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [str(EXAMPLES / f"{name}.py"), "--tiny", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = torchrun(2, str(EXAMPLES / f"{name}.py"), "--tiny", *options, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return numbers("loss", done.stdout)
 

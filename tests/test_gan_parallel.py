@@ -11,7 +11,8 @@ import pytest
 import torch
 from everyday import exhaustive
 from gan_helpers import TINY, networks, tiny_gan
-from test_parallel import together, torchrun
+from processes import torchrun
+from test_parallel import together
 from torch import Tensor
 from training_helpers import interrupt, quiet
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from everyday import exhaustive
+from processes import torchrun
 from recorded_graphs import RecordedGraphs
 from safetensors.torch import save_file, save_model
 from test_capture import adamw, assert_same, sgd, state
@@ -319,9 +320,7 @@ def test_a_normalizer_is_refused_where_the_step_is_captured() -> None:
 @exhaustive
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp_teacher"])
 def test_wrapped_for_two_processes_gradients_are_those_of_all_rows(kind: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(WORKER), kind]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = torchrun(2, str(WORKER), kind)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

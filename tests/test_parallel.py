@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from copy import deepcopy
@@ -19,6 +16,7 @@ import pytest
 import small_reviews
 import torch
 from everyday import exhaustive
+from processes import torchrun
 from torch import Tensor, nn
 from training_helpers import TINY, checkpoint, tiny, weights
 
@@ -275,12 +273,6 @@ def test_variables_without_torchrun_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # -- whole runs, in processes ------------------------------------------------------------------------------------------
-
-
-def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")

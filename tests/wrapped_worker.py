@@ -1,6 +1,6 @@
 """Gradients of a LITModel wrapped by torch for several processes, against those of one process with all rows.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/wrapped_worker.py ddp|fsdp|fsdp_teacher
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/wrapped_worker.py ddp|fsdp|fsdp_teacher
 
 Each process has other rows: of other numbers and lengths, with ignored labels, classes weighted.
 """

@@ -164,7 +164,7 @@ def _own_device(wanted: str) -> str:
     if here > gpus:
         raise SharingError(
             f"step.device: {here} processes on this machine need as many GPUs, found {gpus}; start "
-            f"torchrun --nproc-per-node {max(gpus, 1)}, or set step.device=cpu"
+            f"torchrun --standalone --nproc-per-node {max(gpus, 1)}, or set step.device=cpu"
         )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
