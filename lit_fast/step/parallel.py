@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 # The others wait while the first process evaluates and writes; a process that ended is noticed at once, not by this.
 _TIMEOUT = timedelta(hours=2)
+_LET_GO = 0.2  # seconds
 _ALIGNED = 4  # elements: gradients start at multiples of 16 bytes, as kernels with wide loads like it
 
 
@@ -151,6 +153,10 @@ def join(device: str = "auto") -> Iterator[Workers]:
     yield workers
     # Only where all went well: with an error about, the others may never come.
     workers.first(lambda: None)
+    if dist.get_backend() == "gloo":
+        # Its threads let go of the last tensors, for which they need the GIL. A group that is destroyed while they do
+        # waits for them with the GIL held, for ever (pytorch#190489).
+        time.sleep(_LET_GO)
     dist.destroy_process_group()
 
 
