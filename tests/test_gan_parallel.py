@@ -37,24 +37,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the steps ---------------------------------------------------------------------------------------------------------
 
 
-def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+def batches(*sizes: int, dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
     own = torch.Generator().manual_seed(1)  # workers are threads, and the generator of all is none of theirs
     return [
         (
-            torch.rand(size, 3, 16, 16, generator=own, dtype=torch.float64) * 2 - 1,
-            torch.randint(0, 2, (size, 5), generator=own).double(),
+            torch.rand(size, 3, 16, 16, generator=own, dtype=dtype) * 2 - 1,
+            torch.randint(0, 2, (size, 5), generator=own).to(dtype),
         )
         for size in sizes
     ]
 
 
-def pairs(count: int) -> list[tuple[lf.SplitModel, lf.SplitModel, Discriminator]]:
+def pairs(count: int, dtype: torch.dtype = torch.float64) -> list[tuple[lf.SplitModel, lf.SplitModel, Discriminator]]:
     """Equal copies of a teacher, a student, and a discriminator; made beforehand, since tracing is not for threads."""
     made = []
     for _ in range(count):
         torch.manual_seed(0)
         teacher, student, discriminator = (
-            net.double() for net in (Generator(2, 5, 2), Generator(1, 5, 2), Discriminator(16, 5, 2))
+            net.to(dtype) for net in (Generator(2, 5, 2), Generator(1, 5, 2), Discriminator(16, 5, 2))
         )
         made.append((lf.split(teacher), lf.split(student), discriminator))
         made[-1][1].freeze("stem", "head")
@@ -104,8 +104,8 @@ def test_steps_on_shares_are_steps_on_the_whole_batch(folder: Path, size: int, k
 
 def test_all_workers_skip_the_update_in_which_one_overflows(folder: Path) -> None:
     settings = tiny_gan(folder, "n_critic=1", "step.precision=fp16")
-    copies = pairs(2)
-    ((images, labels),) = batches(4)
+    copies = pairs(2, torch.float32)
+    ((images, labels),) = batches(4, dtype=torch.float32)
     images[0] = torch.inf  # a row of rank 0
     draws = draw(labels, 0, 0, 0)
     before = {name: tensor.clone() for name, tensor in copies[0][2].state_dict().items()}
