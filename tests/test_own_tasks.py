@@ -477,14 +477,23 @@ def test_what_a_network_cannot_be_cut_by_names_the_network(tmp_path: Path) -> No
         )
 
 
-def test_blocks_start_as_the_teachers(tmp_path: Path) -> None:
-    still = ("student.copy_blocks=spread", "phases.lit.lr=1e-12", "optimizer.weight_decay=0.0", "epochs=1")
-    run_experiment(experiment("texts", *still), tmp_path / "run", console=quiet())
-    trained = weights(tmp_path / "run", "toy_tasks.bert_student-lit-seed0")
+@pytest.mark.parametrize("variant", ["lit", "kd", "scratch"])
+@pytest.mark.parametrize("copied_to", ["ir", "all"])
+def test_blocks_start_as_the_teachers(variant: str, copied_to: str, tmp_path: Path) -> None:
+    rates = [f"phases.{phase}.lr=1e-12" for phase in ("lit", "kd", "scratch", "finetune")]
+    still = ("student.copy_blocks=spread", f"student.copied_to={copied_to}", *rates, "optimizer.weight_decay=0.0")
+    run_experiment(experiment("texts", *still, f"variants=[{variant}]", "epochs=1"), tmp_path / "run", console=quiet())
+    trained = weights(tmp_path / "run", f"toy_tasks.bert_student-{variant}-seed0")
     teacher = toy_tasks.bert_teacher().state_dict()
-    for ours, theirs in ((0, 0), (1, 2)):
-        name = "encoder.layer.{}.query.weight"
-        torch.testing.assert_close(trained[name.format(ours)], teacher[name.format(theirs)])
+    equal = [
+        torch.allclose(trained[ours], teacher[theirs], rtol=1e-5, atol=1e-8)
+        for ours, theirs in (
+            ("encoder.layer.0.query.weight", "encoder.layer.0.query.weight"),
+            ("encoder.layer.1.query.weight", "encoder.layer.2.query.weight"),
+            ("head.weight", "head.weight"),
+        )
+    ]
+    assert equal == [variant == "lit" or copied_to == "all"] * 3
 
 
 def test_copying_blocks_is_one_of_three_ways_or_a_list() -> None:

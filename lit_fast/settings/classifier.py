@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -123,6 +123,7 @@ class StudentConfig(BaseStudentConfig, CutConfig):
     frozen_in_finetune: tuple[str, ...] = Field(default=(), description="copied parts that stay frozen to the end")
     projector: bool = False
     copy_blocks: BlockChoice | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    copied_to: Literal["ir", "all"] = Field(default="ir", description="whose: variants with an IR loss, or all")
 
     FOR_OWN: ClassVar = (*CutConfig.FOR_OWN, "copy_blocks")
 

@@ -77,6 +77,7 @@ class ClassifierTask(Task):
         spec, settings, loader, workers: as of `Task`.
         student: the split student, on its device, freshly initialised; of a spec with a sparsity the trained one.
         teacher: ``None`` for the variant ``scratch``.
+        copied_from: the network whose parts and blocks the student starts with; ``None``: it starts as it is.
         projector: where the widths differ.
         targets: as for `LITStep`.
     """
@@ -91,6 +92,7 @@ class ClassifierTask(Task):
         student: SplitModel,
         teacher: Teacher | None,
         *,
+        copied_from: SplitModel | None = None,
         projector: Projectors | None = None,
         targets: TargetsKind | TargetsOf = "classification",
         workers: Workers = ALONE,
@@ -100,6 +102,7 @@ class ClassifierTask(Task):
         self.student, self.teacher, self.projector = student, teacher, projector
         self.switches = VARIANTS[spec.variant]
         self.targets = targets
+        self.copied_from = copied_from
         self.copied: tuple[str, ...] = settings.student.copied
         self.pruning = None if spec.sparsity is None else Pruning(spec, settings, student)
         self.step: LITStep | None = None
@@ -112,8 +115,8 @@ class ClassifierTask(Task):
     def prepare(self) -> None:
         if self.pruning is not None:
             self.pruning.prune()
-        elif self.teacher is not None and self.switches.ir != "none":
-            self.copied = copy_fitting(self.teacher.split, self.student, self.settings)
+        elif self.copied_from is not None:
+            self.copied = copy_fitting(self.copied_from, self.student, self.settings)
 
     def begin(self) -> None:
         self._begin_looks()

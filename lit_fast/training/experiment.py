@@ -199,12 +199,14 @@ class Session(BaseSession[Experiment]):
             refuse_others(self.folder.path / "runs" / pruned.name, pruned)
 
     def _task(self, spec: RunSpec, student: SplitModel, teacher: Teacher | None) -> ClassifierTask:
+        copies = VARIANTS[spec.variant].ir != "none" or self.experiment.student.copied_to == "all"
         return ClassifierTask(
             spec,
             self.experiment,
             self.loader,
             student,
             teacher if VARIANTS[spec.variant].needs_teacher else None,
+            copied_from=teacher.split if copies and teacher is not None else None,
             projector=self._projector(spec, student, teacher),
             targets=self.targets,
             workers=self.workers,
