@@ -27,11 +27,11 @@ WIDTHS = (8, 256)
 class Transformer(nn.Module):
     """Blocks in a loop, each with a mask that forward makes."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, blocks: int = BLOCKS) -> None:
         super().__init__()
         self.embed = nn.Embedding(1000, width)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True) for _ in range(BLOCKS)
+            nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True) for _ in range(blocks)
         )
         self.last = nn.Linear(width, 4)
 

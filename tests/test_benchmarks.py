@@ -29,6 +29,7 @@ from benchmarks import (  # noqa: E402
     overhead,
     peers,
     plot,
+    precisions,
     recording,
     settings,
     step,
@@ -393,3 +394,16 @@ def test_the_plot_draws_a_results_file_and_prints_its_table(
     assert lines.index("") == 2 + len(TINY)
     assert "| resnet32-resnet20, batch 4, fp32 | runner |" in "\n".join(lines)
     assert "torch.compile, best mode" in (tmp_path / "figure.svg").read_text()
+
+
+def test_precisions_are_compared_in_every_part_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["precisions", "--tiny", "--threads", "1", "--seconds", "0.05", "--out", str(tmp_path)]
+    )
+    precisions.main()
+    (path,) = tmp_path.glob("*-precisions.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [(row["part"], row["variant"]) for row in rows] == [
+        (part, variant) for part in ("teacher", "student", "step") * 2 for variant in ("fp32", "bf16")
+    ]
+    assert all(0 < row["error"] < 0.05 for row in rows)  # bf16 has 8 bits of mantissa, and is not fp32
