@@ -16,7 +16,7 @@ from lit_fast.figure import panels
 from lit_fast.report import plots
 from lit_fast.report.run import load_results, table, write_report
 from lit_fast.report.section_plots import draw_sections
-from lit_fast.runs.results import Spread, grouped, legend, plain_table
+from lit_fast.runs.results import Spread, behind_labels, grouped, legend, plain_table
 
 SIZES = {"resnet20": (20, 269_722, 40.6), "resnet32": (32, 464_154, 68.9), "resnet56": (56, 853_018, 125.5)}
 
@@ -342,3 +342,15 @@ def test_a_folder_without_readable_results_is_refused_by_name(text: str | None, 
     with pytest.raises(ReportError, match=says) as caught:
         load_results(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_it_is_said_where_labels_alone_end_ahead(tmp_path: Path) -> None:
+    ahead = [result("scratch", seed, test=80.0 + seed) for seed in (0, 1)]
+    runs = [*ahead, result("lit", 0, test=79.0), result("lit", 1, test=81.0), result("kd", 0, test=80.5)]
+    (sentence,) = behind_labels(runs)  # validation has two points more
+    assert sentence.startswith("resnet20: labels alone end ahead on validation, 82.50 % against lit 82.00 %; ")
+    assert behind_labels([*ahead, result("lit", 0, test=80.1), result("lit", 0, "resnet32", test=10.0)]) == []
+    pruned = {**result("lit", 0, test=10.0), "sparsity": 0.5}
+    assert behind_labels([*ahead, pruned, {**result("scratch", 0, test=10.0), "role": "teacher"}]) == []
+    (tmp_path / "results.json").write_text(json.dumps({"results": runs, "experiment": {}, "environment": {}}))
+    assert sentence in write_report(tmp_path).markdown.read_text()

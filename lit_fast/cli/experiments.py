@@ -206,7 +206,7 @@ def _conclude(folder: Path) -> dict[str, Any]:
     """Write the report; print the table and where everything lies. Returns the results without their histories."""
     from lit_fast.gan import report as gan_report
     from lit_fast.report.run import load_results, table, write_report
-    from lit_fast.runs.results import legend, read_results, trains_generators
+    from lit_fast.runs.results import behind_labels, legend, read_results, trains_generators
     from lit_fast.tables import printable, printable_lines
 
     if trains_generators(folder):
@@ -218,6 +218,8 @@ def _conclude(folder: Path) -> dict[str, Any]:
     paths = write_report(folder)
     _print_table(rows)
     typer.echo(legend(rows))
+    for sentence in behind_labels(results):
+        typer.echo(f"note: {printable(sentence)}", err=True)
     typer.echo("")
     typer.echo(f"report   {paths.markdown}")
     if paths.figure is not None:

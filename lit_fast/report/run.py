@@ -15,7 +15,7 @@ from lit_fast.files import atomic_write
 from lit_fast.report import plots
 from lit_fast.report.section_plots import draw_sections
 from lit_fast.report.section_table import SECTION_COLUMNS, looked_at, section_rows
-from lit_fast.runs.results import Row, Runs, headers, left_out_lines, legend, load_results, table
+from lit_fast.runs.results import Row, Runs, behind_labels, headers, left_out_lines, legend, load_results, table
 from lit_fast.runs.schema import Results, RunResult
 from lit_fast.tables import fenced, markdown_table, markdown_text
 
@@ -73,6 +73,7 @@ def _markdown(content: Results, figure: Path | None, note: str | None) -> str:
         markdown_table(_columns(rows), [_cells(row) for row in rows]),
         legend(rows) + " Compression: the first teacher's parameters over the network's own. MMACs: millions of "
         "multiply-accumulates for one image. Seconds and images/s: training alone, without evaluation.",
+        *(f"**Note:** {markdown_text(sentence)}." for sentence in behind_labels(results)),
         "## Curves",
         f"![accuracy against size, losses, IR losses, accuracy against time]({figure.name})" if figure else f"({note})",
         *_sections(results, figure),

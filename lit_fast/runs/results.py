@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = [
     "Row",
     "Runs",
     "Spread",
+    "behind_labels",
     "grouped",
     "headers",
     "left_out_lines",
@@ -56,6 +58,8 @@ _ACCURACY_OF = {
     "causal_lm": "next %: next tokens that are the likeliest; perplexity: exp of their mean cross-entropy, last epoch.",
     "own": "row %: right classes, of the rows that your targets give.",
 }
+
+_AHEAD = 0.5  # points of validation accuracy: less says nothing
 
 Runs = Sequence[RunResult]
 _FILE = "results.json"
@@ -289,3 +293,23 @@ def left_out_lines(files: Sequence[str]) -> list[str]:
         "They cannot be decoded (`data.on_bad_image: skip`) and took part in nothing.",
         "\n".join(f"- {markdown_text(file)}" for file in files),
     ]
+
+
+def behind_labels(results: Sequence[RunResult]) -> list[str]:
+    """Sentences on students with whom labels alone ended ahead of other ways, by the means over seeds on validation."""
+    students = [result for result in results if result["role"] == "student" and result.get("sparsity") is None]
+    sentences = []
+    for model in dict.fromkeys(result["model"] for result in students):
+        accuracies: dict[str, list[float]] = {}
+        for result in students:
+            if result["model"] == model:
+                accuracies.setdefault(result["variant"], []).append(result["accuracy"]["val_best"])
+        means = {variant: statistics.mean(values) for variant, values in accuracies.items()}
+        alone = means.get("scratch", -math.inf)
+        behind = [f"{variant} {mean:.2f} %" for variant, mean in means.items() if mean <= alone - _AHEAD]
+        if behind:
+            sentences.append(
+                f"{model}: labels alone end ahead on validation, {alone:.2f} % against {', '.join(behind)}; "
+                "docs/choosing.md says when LIT helps"
+            )
+    return sentences

@@ -29,6 +29,7 @@ from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
 from lit_fast.training.callbacks import Callback
 from lit_fast.training.experiment import open_session
+from lit_fast.training.notes import notes
 from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]
@@ -161,6 +162,8 @@ def distill(
         check_pair(teacher_split, student_split, example, projector=projector)
         given = session.as_teacher(f"teacher-{labels['teacher']}", labels["teacher"], teacher_split)
         session.record_given_teacher(given)
+        for text in notes(experiment, session.data.steps_per_epoch(experiment.batch_size)):
+            session.note(text)
         spec = RunSpec(
             f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0])
         )

@@ -34,6 +34,7 @@ from lit_fast.settings.variants import VARIANTS
 from lit_fast.training.callbacks import Callback
 from lit_fast.training.classifier import ClassifierTask, Teacher, perplexity
 from lit_fast.training.evaluation import Scores, evaluate, refuse_chance
+from lit_fast.training.notes import notes
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
@@ -354,6 +355,8 @@ def run_experiment(
     with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test, session.callbacks = score_test, callbacks
         session.workers.first(session.check)
+        for text in notes(experiment, session.data.steps_per_epoch(experiment.batch_size)):
+            session.note(text)
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
         for spec, config in specs(experiment):

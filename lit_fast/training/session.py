@@ -91,6 +91,10 @@ class BaseSession(Generic[E]):
     def __exit__(self, *_: object) -> None:
         self.loader.close()
 
+    def note(self, text: str) -> None:
+        """Tell what the user should know, and go on."""
+        self.console.print(f"note: {printable(text)}", highlight=False, markup=False)
+
     def run(self, task: Task, folder: Path, listeners: Listeners | None = None) -> Run:
         return Run(
             task,
@@ -255,8 +259,8 @@ def opened(
             kind(experiment, loader, folder, console or Console(), signals, workers) as session,
         ):
             for change in folder.changes:
-                told = f"note: begun with {change}: what follows may differ in its last bits from a run without a stop"
-                session.console.print(told, highlight=False, markup=False)
+                told = f"begun with {change}: what follows may differ in its last bits from a run without a stop"
+                session.note(told)
             yield session
 
 
