@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lit_fast.settings.classifier import load_experiment
-from lit_fast.training.notes import notes
+from lit_fast.settings.notes import notes
 
 
 @pytest.mark.parametrize(

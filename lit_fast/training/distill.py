@@ -27,9 +27,9 @@ from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
+from lit_fast.settings.notes import notes
 from lit_fast.training.callbacks import Callback
 from lit_fast.training.experiment import open_session
-from lit_fast.training.notes import notes
 from lit_fast.training.task import RunSpec
 
 __all__ = ["Distilled", "distill"]

@@ -30,11 +30,11 @@ from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import Projectors, make_projectors
 from lit_fast.settings.classifier import Experiment, ModelConfig
 from lit_fast.settings.given import known_weights, open_experiment_data
+from lit_fast.settings.notes import notes
 from lit_fast.settings.variants import VARIANTS
 from lit_fast.training.callbacks import Callback
 from lit_fast.training.classifier import ClassifierTask, Teacher, perplexity
 from lit_fast.training.evaluation import Scores, evaluate, refuse_chance
-from lit_fast.training.notes import notes
 from lit_fast.training.pruning import claim, prunable, pruned_specs, refuse_others
 from lit_fast.training.run import Outcome
 from lit_fast.training.run_state import weights_of
