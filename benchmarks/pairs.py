@@ -35,4 +35,4 @@ PAIRS = (
     Pair("resnet56-resnet20", lf.models.resnet56, lf.models.resnet20),
     Pair("resnext110-resnext20", lambda: lf.models.ResNeXt(110), lambda: lf.models.ResNeXt(20)),
 )
-TINY = Pair("resnet32-resnet20", lf.models.resnet32, lf.models.resnet20, (3, 8, 8))
+TINY = Pair("resnet14-resnet8", lambda: lf.models.ResNet(14), lambda: lf.models.ResNet(8), (3, 8, 8))

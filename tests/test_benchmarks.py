@@ -392,7 +392,7 @@ def test_the_plot_draws_a_results_file_and_prints_its_table(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| shapes | batch | precision | eager, ms |")
     assert lines.index("") == 2 + len(TINY)
-    assert "| resnet32-resnet20, batch 4, fp32 | runner |" in "\n".join(lines)
+    assert "| resnet14-resnet8, batch 4, fp32 | runner |" in "\n".join(lines)
     assert "torch.compile, best mode" in (tmp_path / "figure.svg").read_text()
 
 

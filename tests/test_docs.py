@@ -54,7 +54,7 @@ from lit_fast.bench import pairing
 from lit_fast.cli import app
 from lit_fast.data import IMAGENET_MEAN, IMAGENET_STD
 from lit_fast.data.augment import normalise, resize
-from lit_fast.data.formats import cifar
+from lit_fast.data.formats import cifar, digits
 from lit_fast.gan.report import table as gan_table
 from lit_fast.paper.overview import overview
 from lit_fast.paper.plan import load_study
@@ -273,7 +273,8 @@ def run_lit_fast(arguments: list[str]) -> str:
     if arguments[0] == "search":
         arguments = [*arguments, *(word for setting in SHORT_SEARCH for word in ("--set", setting))]
     if arguments[0] == "bench":
-        arguments = [*arguments, *SHORT_BENCH]
+        shallow = ["resnet32" if argument == "resnet110" else argument for argument in arguments]
+        arguments = [*shallow, *SHORT_BENCH]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, f"lit-fast {shlex.join(arguments)}: {result.output}"
     return result.stdout
@@ -362,6 +363,9 @@ def test_every_block_of_a_page_runs(page: Path, page_folder: Path, monkeypatch: 
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install '.[dali]'")
     for module in NEEDED.get(page.name, ()):
         pytest.importorskip(module, reason=f"{module} is not installed")
+    if page.name in LONG_PAGES:
+        monkeypatch.setattr(digits, "IMAGE_SIZE", 8)
+        monkeypatch.setattr(digits, "TEST_SIZE", 40)
     run_page(page, PageRun(monkeypatch))
 
 

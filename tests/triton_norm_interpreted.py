@@ -29,9 +29,9 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 rows of 8 channels, 16 programs with partial results: several tiles for each, many programs."""
+    """32 rows of 8 channels, 12 programs with partial results: several tiles for each, many programs."""
     monkeypatch.setattr(batch_norm, "TILE", 256)
-    monkeypatch.setattr(batch_norm, "PROGRAMS", 16)
+    monkeypatch.setattr(batch_norm, "PROGRAMS", 12)
 
 
 @pytest.mark.parametrize("case", in_turn(norm_cases.matrix(), norm_cases.without_dtype), ids=str)
@@ -41,7 +41,7 @@ def test_every_result_is_torchs(case: Case) -> None:
 
 @exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 16, 9, 7), (5, 3, 11, 10), (2, 70, 5, 5), (3, 64, 5, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 16, 6, 5), (5, 3, 11, 8), (2, 70, 6, 3), (3, 64, 6, 3)], ids=str)
 @pytest.mark.usefixtures("small_tiles")
 def test_many_programs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     norm_cases.check(Case("many", shape, dtype))
@@ -51,12 +51,12 @@ def test_many_programs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_many_programs_in_float32() -> None:
-    norm_cases.check(Case("many", (2, 70, 5, 5)))
+    norm_cases.check(Case("many", (2, 70, 6, 3)))
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_the_launches_in_between_are_among_those_tested() -> None:
-    shapes = ((189, 16), (550, 3), (50, 70), (75, 64))
+    shapes = ((90, 16), (440, 3), (36, 70), (54, 64))
     plans = [batch_norm.plan_for(torch.empty(rows, channels)) for rows, channels in shapes]
     assert [plan.few for plan in plans] == [True, True, False, False]
     assert [plan.blocks for plan in plans] == [1, 1, 2, 1]
@@ -110,7 +110,7 @@ def test_repeats_are_equal_bit_for_bit() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck(residual: bool, relu: bool) -> None:
-    problem = norm_cases.build(Case("double", (2, 2, 1, 3), torch.float64, residual, relu, options={"momentum": 0.0}))
+    problem = norm_cases.build(Case("double", (2, 2, 1, 2), torch.float64, residual, relu, options={"momentum": 0.0}))
     leaves = problem.leaves()
 
     def call(*_: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def compiled(session: Session, limit: float) -> Fields:
 
 def _step_settings(session: Session) -> list[str]:
     if session.dry_run:
-        return ["resnet32-resnet20, batch 4, fp32"]
+        return ["resnet14-resnet8, batch 4, fp32"]
     half = "bf16" if float(session.facts().get("capability") or 8) >= 8 else "fp16"
     return [f"{PAIR}, batch {batch}, {half}" for batch in (32, 128, 1024)]
 
