@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import lit_fast as lf
 from benchmarks import machine, run
+from benchmarks.pairs import PAIRS, TINY
 from benchmarks.recording import Transformer
 from lit_fast.bench.pairing import Pairs
 
@@ -46,14 +47,13 @@ class Subject(NamedTuple):
 
 def images(size: int, device: str, *, tiny: bool) -> Subject:
     torch.manual_seed(0)
-    deep = lf.models.resnet32() if tiny else lf.models.resnet110()
+    pair = TINY if tiny else PAIRS[0]
     teacher, student = (
-        lf.split(net.to(device, memory_format=torch.channels_last)) for net in (deep, lf.models.resnet20())
+        lf.split(build().to(device, memory_format=torch.channels_last)) for build in (pair.teacher, pair.student)
     )
-    side = 8 if tiny else 32
-    pixels = torch.randn(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    name = f"{'resnet32' if tiny else 'resnet110'}-resnet20, batch {size}"
-    return Subject(name, teacher, student, Batch(pixels, torch.randint(0, 10, (size,), device=device)))
+    pixels = torch.randn(size, *pair.image, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, pair.classes, (size,), device=device)
+    return Subject(f"{pair.name}, batch {size}", teacher, student, Batch(pixels, labels))
 
 
 def texts(size: int, device: str, *, tiny: bool) -> Subject:

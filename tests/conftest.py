@@ -74,4 +74,3 @@ def pytest_configure() -> None:
     """SIGINT as in a terminal: where a shell ignores it (background jobs), so would every program under test."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     drawing.figure.atomic_write = drawing.pixel
-    torch.fx.config.do_not_emit_stack_traces = True  # nobody reads them, and they take a third of a trace's time

@@ -27,7 +27,6 @@ from lit_fast.runs.schema import RunResult
 from lit_fast.sections.model import SplitModel
 from lit_fast.sections.projector import make_projectors
 from lit_fast.settings.classifier import DataConfig, Experiment, ModelConfig, TeacherConfig, load_experiment
-from lit_fast.settings.notes import notes
 from lit_fast.training.callbacks import Callback
 from lit_fast.training.experiment import open_session
 from lit_fast.training.task import RunSpec
@@ -162,8 +161,7 @@ def distill(
         check_pair(teacher_split, student_split, example, projector=projector)
         given = session.as_teacher(f"teacher-{labels['teacher']}", labels["teacher"], teacher_split)
         session.record_given_teacher(given)
-        for text in notes(experiment, session.data.steps_per_epoch(experiment.batch_size)):
-            session.note(text)
+        session.tell_notes()
         spec = RunSpec(
             f"{labels['student']}-{variant}-seed{seed}", variant, seed, experiment.plan(experiment.variants[0])
         )

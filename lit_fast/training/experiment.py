@@ -74,6 +74,11 @@ class Session(BaseSession[Experiment]):
         if not len(data.val):
             raise ConfigError(f"dataset {data.name}: the validation split is empty; set data.val_size to at least 1")
 
+    def tell_notes(self) -> None:
+        """Tell which settings are known to be worse."""
+        for text in notes(self.experiment, self.data.steps_per_epoch(self.experiment.batch_size)):
+            self.note(text)
+
     # -- models ------------------------------------------------------------------------------------------------------
 
     def build(self, config: ModelConfig, seed: int) -> SplitModel:
@@ -355,8 +360,7 @@ def run_experiment(
     with open_session(experiment, data, run_dir, known, resume=resume, console=console) as session:
         session.score_test, session.callbacks = score_test, callbacks
         session.workers.first(session.check)
-        for text in notes(experiment, session.data.steps_per_epoch(experiment.batch_size)):
-            session.note(text)
+        session.tell_notes()
         teacher = session.teacher()
         teachers = dict.fromkeys(experiment.seeds, teacher)  # a sequence moves on seed by seed
         for spec, config in specs(experiment):
